@@ -1,0 +1,1 @@
+"""The engine: plain functions over a SQLAlchemy connection. Imports no Dagster."""

@@ -1,0 +1,237 @@
+"""What PostgreSQL's catalogs say of a schema: read-only, rights-independent, one statement a fact."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+    not_null: bool
+    generated: bool
+    send_function: str | None
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    name: str
+    table_schema: str
+    table: str
+    columns: tuple[str, ...]
+    target_schema: str
+    target: str
+    target_columns: tuple[str, ...]
+    on_update: str
+    on_delete: str
+    deferrable: bool
+    validated: bool
+
+
+@dataclass(frozen=True)
+class Trigger:
+    name: str
+    table_schema: str
+    table: str
+    enabled: str  # O origin, D disabled, R replica, A always
+    definition: str
+    function: str
+    on_update: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A relation; ``kind`` is pg_class.relkind (r table, p partitioned, v view, m materialized view, f foreign)."""
+
+    schema: str
+    name: str
+    oid: int
+    kind: str
+    owner: str
+    row_security: bool
+    hides_rows: bool
+    is_partition: bool
+    inherits: bool
+    has_rules: bool
+    estimated_rows: int
+    bytes: int
+    columns: dict[str, Column]
+    primary_key: tuple[str, ...]
+    unique_keys: tuple[tuple[str, ...], ...]
+    indexed_first: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    schema: str
+    tables: dict[tuple[str, str], Table]
+    foreign_keys: tuple[ForeignKey, ...]
+    triggers: tuple[Trigger, ...]
+    server_version: int
+
+    def table(self, name: str) -> Table | None:
+        return self.tables.get((self.schema, name))
+
+    def names(self) -> list[str]:
+        """The names of the schema's own relations."""
+        return sorted(name for schema, name in self.tables if schema == self.schema)
+
+
+# Tables of the schema, and those elsewhere that a foreign key ties to them.
+_TABLES = """
+SELECT n.nspname, c.relname, c.oid, c.relkind::text, pg_get_userbyid(c.relowner) AS owner,
+       c.relrowsecurity, c.relrowsecurity AND row_security_active(c.oid) AS hides_rows,
+       c.relispartition, EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) AS inherits,
+       c.relkind IN ('r', 'p') AND c.relhasrules AND EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid)
+           AS has_rules,
+       greatest(c.reltuples, 0)::bigint AS estimated, CASE WHEN c.relkind IN ('r', 'm', 'p')
+           THEN pg_total_relation_size(c.oid) ELSE 0 END AS bytes
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (n.nspname = %(schema)s OR c.oid IN (
+    SELECT f.conrelid FROM pg_constraint f JOIN pg_class t ON t.oid = f.confrelid
+    JOIN pg_namespace tn ON tn.oid = t.relnamespace WHERE f.contype = 'f' AND tn.nspname = %(schema)s))
+ORDER BY 1, 2
+"""
+
+# A type's send function may live in any schema, so its name is taken qualified.
+_COLUMNS = """
+SELECT a.attrelid AS oid, a.attname, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull, a.attgenerated <> '',
+       CASE WHEN t.typsend <> 0 THEN (SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname)
+           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = t.typsend) END AS send
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = ANY(%(oids)s) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum
+"""
+
+_KEYS = """
+SELECT i.indrelid AS oid, i.indisprimary, i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AS is_key,
+       array(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, position)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.position <= i.indnkeyatts ORDER BY k.position) AS columns
+FROM pg_index i WHERE i.indrelid = ANY(%(oids)s) AND i.indisvalid ORDER BY i.indexrelid
+"""
+
+_FOREIGN_KEYS = """
+SELECT f.conname, sn.nspname, s.relname,
+       array(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY k(n, p)
+             JOIN pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = k.n ORDER BY k.p) AS columns,
+       tn.nspname AS target_schema, t.relname AS target,
+       array(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY k(n, p)
+             JOIN pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.n ORDER BY k.p) AS target_columns,
+       f.confupdtype::text, f.confdeltype::text, f.condeferrable, f.convalidated
+FROM pg_constraint f JOIN pg_class s ON s.oid = f.conrelid JOIN pg_namespace sn ON sn.oid = s.relnamespace
+JOIN pg_class t ON t.oid = f.confrelid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+WHERE f.contype = 'f' AND f.confrelid = ANY(%(oids)s) ORDER BY sn.nspname, s.relname, f.conname
+"""
+
+_TRIGGERS = """
+SELECT g.tgname, n.nspname, c.relname, g.tgenabled::text, pg_get_triggerdef(g.oid), p.proname,
+       (g.tgtype & 16) <> 0 AS on_update
+FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_proc p ON p.oid = g.tgfoid
+WHERE g.tgrelid = ANY(%(oids)s) AND NOT g.tgisinternal ORDER BY n.nspname, c.relname, g.tgname
+"""
+
+
+def read_catalog(connection: Connection, schema: str) -> Catalog:
+    """The catalog of one schema and of every table elsewhere that refers into it."""
+    # With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role.
+    sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+    found = sql.rows(connection, _TABLES, {"schema": schema})
+    oids = {"oids": [row.oid for row in found]}
+    columns: dict[int, dict[str, Column]] = {oid: {} for oid in oids["oids"]}
+    for oid, *column in sql.rows(connection, _COLUMNS, oids):
+        columns[oid][column[0]] = Column(*column)
+    keys = sql.rows(connection, _KEYS, oids)
+    return Catalog(
+        schema=schema,
+        tables={(row.nspname, row.relname): _table(row, columns[row.oid], keys) for row in found},
+        foreign_keys=tuple(
+            ForeignKey(*[tuple(part) if isinstance(part, list) else part for part in row])
+            for row in sql.rows(connection, _FOREIGN_KEYS, oids)
+        ),
+        triggers=tuple(Trigger(*row) for row in sql.rows(connection, _TRIGGERS, oids)),
+        server_version=int(sql.scalar(connection, "SELECT current_setting('server_version_num')")),
+    )
+
+
+def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:
+    own = [key for key in keys if key.oid == row.oid and key.columns]
+    return Table(
+        schema=row.nspname, name=row.relname, oid=row.oid, kind=row.relkind, owner=row.owner,
+        row_security=row.relrowsecurity, hides_rows=row.hides_rows, is_partition=row.relispartition,
+        inherits=row.inherits, has_rules=row.has_rules, estimated_rows=row.estimated, bytes=row.bytes,
+        columns=columns,
+        primary_key=next((tuple(key.columns) for key in own if key.indisprimary), ()),
+        unique_keys=tuple(tuple(key.columns) for key in own if key.is_key),
+        indexed_first=frozenset(key.columns[0] for key in own),
+    )  # fmt: skip
+
+
+# Everything of the schema that is not a row: what must be the same after a migration as before.
+_SNAPSHOT = """
+WITH rel AS (SELECT c.*, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.oid = ANY(%(oids)s))
+SELECT 'table ' || nspname || '.' || relname AS object,
+       concat_ws(' ', relkind, pg_get_userbyid(relowner), relpersistence, relrowsecurity, relforcerowsecurity,
+                 relreplident, reloptions::text, coalesce(relacl, acldefault('r', relowner))::text,
+                 obj_description(oid, 'pg_class')) AS definition FROM rel
+UNION ALL
+SELECT 'column ' || nspname || '.' || relname || '.' || attname,
+       concat_ws(' ', attnum, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, attstorage,
+                 attacl::text, pg_get_expr(adbin, adrelid))
+FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid AND attnum > 0 AND NOT attisdropped
+LEFT JOIN pg_attrdef d ON d.adrelid = rel.oid AND d.adnum = attnum
+UNION ALL
+SELECT 'constraint ' || nspname || '.' || relname || '.' || conname, pg_get_constraintdef(c.oid)
+FROM rel JOIN pg_constraint c ON c.conrelid = rel.oid
+UNION ALL
+SELECT 'index ' || nspname || '.' || relname || '.' || i.indexrelid::regclass, concat_ws(' ',
+       pg_get_indexdef(i.indexrelid), i.indisvalid, i.indisready, i.indisreplident, i.indisclustered)
+FROM rel JOIN pg_index i ON i.indrelid = rel.oid
+UNION ALL
+SELECT 'trigger ' || nspname || '.' || relname || '.' || tgname, concat_ws(' ', tgenabled, pg_get_triggerdef(t.oid),
+       md5(pg_get_functiondef(tgfoid)))
+FROM rel JOIN pg_trigger t ON t.tgrelid = rel.oid AND NOT tgisinternal
+UNION ALL
+SELECT 'policy ' || nspname || '.' || relname || '.' || polname, concat_ws(' ', polcmd, polpermissive,
+       array(SELECT pg_get_userbyid(r) FROM unnest(polroles) r)::text, pg_get_expr(polqual, polrelid),
+       pg_get_expr(polwithcheck, polrelid))
+FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
+UNION ALL
+SELECT 'view ' || nspname || '.' || relname, md5(pg_get_viewdef(oid)) FROM rel WHERE relkind IN ('v', 'm')
+UNION ALL
+SELECT 'publication ' || pubname || ' of ' || nspname || '.' || relname, 'published'
+FROM rel JOIN pg_publication_rel r ON r.prrelid = rel.oid JOIN pg_publication ON pg_publication.oid = r.prpubid
+ORDER BY 1
+"""
+
+
+def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
+    """Every object of the catalog's tables with its definition."""
+    sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+    oids = [table.oid for table in catalog.tables.values()]
+    return {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
+
+
+def digest(objects: dict[str, str]) -> str:
+    """SHA-256 of a snapshot."""
+    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+
+
+def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Objects that came, went or changed, one sentence each."""
+    gone = [f"{name} is gone" for name in before.keys() - after.keys()]
+    new = [f"{name} is new" for name in after.keys() - before.keys()]
+    changed = [
+        f"{name} changed from [{before[name]}] to [{after[name]}]"
+        for name in before.keys() & after.keys()
+        if before[name] != after[name]
+    ]
+    return sorted(gone + new + changed)

@@ -1,0 +1,87 @@
+"""Connections to the store, with every setting that could change what a statement means pinned."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.settings import without_secrets
+
+CONNECT_TIMEOUT_SECONDS = 10
+
+# Set per transaction, not per session, so that a pooler in transaction mode cannot lose or leak them.
+# row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
+_PINNED = """
+SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),
+       set_config('IntervalStyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
+       set_config('bytea_output', 'hex', true), set_config('row_security', 'off', true),
+       set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)
+"""
+
+
+def store_url(text: str) -> URL:
+    """A SQLAlchemy URL with our driver. Raises UsageError when ``text`` is no PostgreSQL URL."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError(
+            "UUID_PIPELINE_DATABASE_URL is not a database URL. "
+            "Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+        ) from error
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise UsageError(
+            f"UUID_PIPELINE_DATABASE_URL names {url.get_backend_name()!r}; the store must be PostgreSQL "
+            "(postgresql://USER:PASSWORD@HOST:PORT/DATABASE)."
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def open_store(text: str) -> Engine:
+    """An engine for the store, tried once. Raises UsageError when it cannot be reached."""
+    url = store_url(text)
+    engine = sa.create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": "uuid_pipeline",
+            "prepare_threshold": None,
+        },
+    )
+    event.listen(engine, "begin", _pin_settings)
+    try:
+        with engine.connect() as connection:
+            version = connection.exec_driver_sql("SELECT current_setting('server_version_num')::int").scalar_one()
+    except (DBAPIError, UnicodeError) as error:
+        engine.dispose()
+        raise UsageError(_unreachable(url, text, error)) from error
+    if version < 140000:
+        engine.dispose()
+        raise UsageError(f"The store runs PostgreSQL {version // 10000}; uuid-pipeline needs 14 or newer.")
+    return engine
+
+
+def _pin_settings(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(_PINNED)
+
+
+def _unreachable(url: URL, text: str, error: Exception) -> str:
+    reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+    detail = without_secrets(reason[0] if reason else type(error).__name__, text)
+    place = url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
+    return without_secrets(
+        f"The store {place} cannot be reached: {detail}. Check UUID_PIPELINE_DATABASE_URL and that the server is up.",
+        text,
+    )
+
+
+def copy_rows(connection: sa.Connection, statement: str, records: list[tuple[Any, ...]]) -> None:
+    """COPY records into a table inside the connection's own transaction; ``statement`` is the COPY … FROM STDIN."""
+    driver = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
+        for record in records:
+            copy.write_row(record)

@@ -1,0 +1,137 @@
+"""Gates: checks that must have passed, in this very attempt, before the next stage may write."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.errors import RefusedError
+
+# Every stage with its gates, in the order in which the stages run. What stands here is what binds.
+GATES: dict[str, tuple[str, ...]] = {
+    "store_profile": ("every_row_visible", "references_known", "nothing_unsupported"),
+    "document_inventory": ("natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"),
+    "duplicate_clusters": ("each_cluster_decided", "never_across_users", "conflicts_resolvable"),
+    "id_mapping": ("witnesses_agree", "one_target_per_natural_key", "no_collision", "recomputed_independently"),
+    "migration_plan": ("waves_cover_each_document_once",),
+    "migrated_documents": ("conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"),
+    "validation_report": (
+        "whole_conservation",
+        "whole_no_dangling_reference",
+        "whole_ids_exact",
+        "whole_schema_unchanged",
+        "timestamps_untouched",
+        "next_step_safe",
+    ),
+}
+PLANNING_STAGES = ("store_profile", "document_inventory", "duplicate_clusters", "id_mapping", "migration_plan")
+WAVE_STAGE = "migrated_documents"
+VALIDATION_STAGE = "validation_report"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate found; ``remedy`` is said only when it did not pass."""
+
+    gate: str
+    passed: bool
+    finding: str
+    remedy: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, gate: str, passed: bool, finding: str, remedy: str, figures: Mapping[str, float] | None = None
+    ) -> Self:
+        return cls(gate, bool(passed), finding, "" if passed else remedy, figures or {})
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Whose gates: those of an assessment (before approval) or of an execution (after it), maybe of one wave."""
+
+    assessment: int | None = None
+    execution: str | None = None
+    wave: str | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {"assessment": self.assessment, "execution": self.execution, "wave": self.wave}
+
+    def __str__(self) -> str:
+        if self.execution is None:
+            return f"assessment {self.assessment}"
+        return f"execution {self.execution}" + (f", wave {self.wave}" if self.wave else "")
+
+
+def record(connection: Connection, scope: Scope, stage: str, result: GateResult, run_id: str) -> None:
+    """Write a gate's result to the ledger; the newest one of a scope counts."""
+    sql.execute(
+        connection,
+        """INSERT INTO uuid_pipeline.gates
+               (assessment_no, execution_id, wave, stage, gate, passed, finding, remedy, figures, run_id)
+           VALUES (%(assessment)s, %(execution)s, %(wave)s, %(stage)s, %(gate)s, %(passed)s, %(finding)s, %(remedy)s,
+                   %(figures)s::jsonb, %(run_id)s)""",
+        {
+            **scope.values,
+            "stage": stage,
+            "gate": result.gate,
+            "passed": result.passed,
+            "finding": result.finding,
+            "remedy": result.remedy,
+            "figures": json.dumps(dict(result.figures)),
+            "run_id": run_id,
+        },
+    )
+
+
+_LATEST = """
+SELECT DISTINCT ON (stage, gate) stage, gate, passed, finding, remedy, figures, evaluated_at
+FROM uuid_pipeline.gates
+WHERE assessment_no IS NOT DISTINCT FROM %(assessment)s AND execution_id IS NOT DISTINCT FROM %(execution)s
+  AND wave IS NOT DISTINCT FROM %(wave)s
+ORDER BY stage, gate, gate_no DESC
+"""
+
+
+def latest(connection: Connection, scope: Scope) -> dict[tuple[str, str], GateResult]:
+    """The newest result of each (stage, gate) in exactly this scope."""
+    return {
+        (row.stage, row.gate): GateResult(row.gate, row.passed, row.finding, row.remedy, row.figures)
+        for row in sql.rows(connection, _LATEST, scope.values)
+    }
+
+
+def open_gates(connection: Connection, scope: Scope, stages: Iterable[str]) -> list[str]:
+    """Each gate of ``stages`` that has not passed in this scope, in a sentence with its remedy."""
+    found = latest(connection, scope)
+    missing = []
+    for stage in stages:
+        for gate in GATES[stage]:
+            result = found.get((stage, gate))
+            if result is None:
+                missing.append(f"{stage}.{gate} was not evaluated in {scope}: run the stage with its checks")
+            elif not result.passed:
+                missing.append(f"{stage}.{gate} did not pass in {scope}: {result.finding}. Remedy: {result.remedy}")
+    return missing
+
+
+def require(connection: Connection, scope: Scope, stages: Iterable[str], before: str) -> None:
+    """Raise RefusedError unless every gate of ``stages`` has passed in this scope."""
+    missing = open_gates(connection, scope, stages)
+    if missing:
+        raise RefusedError("\n".join([f"Refused: {before} needs gates that have not passed.", *missing]))
+
+
+def inherit(connection: Connection, assessment: int, execution: str) -> None:
+    """At approval, make the plan's own gates those of the execution."""
+    sql.execute(
+        connection,
+        """INSERT INTO uuid_pipeline.gates (execution_id, stage, gate, passed, finding, remedy, figures, run_id)
+           SELECT DISTINCT ON (stage, gate) %(execution)s, stage, gate, passed, finding, remedy, figures, run_id
+           FROM uuid_pipeline.gates WHERE assessment_no = %(assessment)s ORDER BY stage, gate, gate_no DESC""",
+        {"assessment": assessment, "execution": execution},
+    )

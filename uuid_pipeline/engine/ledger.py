@@ -1,0 +1,307 @@
+"""The ledger: our schema in the store, its parts typed by entity, and what it says of plans and executions."""
+
+import getpass
+import json
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.errors import RefusedError
+
+SCHEMA = "uuid_pipeline"
+VERSION = 1
+
+# The legal moves of an execution. A status not named as a key is final.
+#   approved            a plan was approved; nothing has moved
+#   running             a wave has begun
+#   completed           every planned id accounted for, every gate green
+#   superseded          stale, a newer plan was approved instead; what it moved can still be rolled back
+#   rolling_back        a rollback has begun and must finish
+#   partly_rolled_back  some waves are back under their old ids
+#   rolled_back         all of them are
+TRANSITIONS: dict[str, frozenset[str]] = {
+    "approved": frozenset({"running", "superseded", "rolling_back"}),
+    "running": frozenset({"completed", "superseded", "rolling_back"}),
+    "completed": frozenset({"rolling_back"}),
+    "superseded": frozenset({"rolling_back"}),
+    "rolling_back": frozenset({"rolled_back", "partly_rolled_back"}),
+    "partly_rolled_back": frozenset({"rolling_back"}),
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    execution_id: str
+    assessment_no: int
+    plan_id: str
+    status: str
+    approved_by: str
+    approved_at: datetime
+    expires_at: datetime
+    expired: bool
+
+
+@dataclass(frozen=True)
+class Wave:
+    execution_id: str
+    position: int
+    wave: str
+    kind: str
+    first_ordinal: int
+    last_ordinal: int
+    documents: int
+    status: str
+
+
+@dataclass(frozen=True)
+class Assessment:
+    assessment_no: int
+    spec_digest: str
+    catalog_digest: str
+    profile: dict[str, Any]
+
+
+def exists(connection: Connection) -> bool:
+    """Whether this store has a ledger."""
+    return bool(sql.scalar(connection, "SELECT to_regclass('uuid_pipeline.ledger') IS NOT NULL"))
+
+
+def create(connection: Connection, store: Store) -> None:
+    """Make what is missing of the ledger. Raises RefusedError when a newer version made it."""
+    # Two first runs at once would collide on CREATE SCHEMA; this lock ends with the transaction.
+    sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.ledger', 0))")
+    ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()
+    if not exists(connection):
+        connection.exec_driver_sql(ddl)
+    version = sql.scalar(connection, "SELECT version FROM uuid_pipeline.ledger")
+    if version != VERSION:
+        raise RefusedError(f"The ledger in this store has version {version}; this program writes {VERSION}. Upgrade it.")
+    for entity in store.entities:
+        _create_typed(connection, entity)
+
+
+def _create_typed(connection: Connection, entity: Entity) -> None:
+    """The id map and inventory of one entity, partitioned by assessment so that an old one is dropped at once."""
+    id_map, inventory = map_table(entity), inventory_table(entity)
+    key_type = sql.Text("uuid" if entity.key_type == "uuid" else "text")
+    sql.execute(
+        connection,
+        sql.compose(
+            """CREATE TABLE IF NOT EXISTS {table} (
+                   assessment_no integer NOT NULL, ordinal bigint NOT NULL, wave text NOT NULL, role text NOT NULL,
+                   natural_key text NOT NULL, old_id {type} NOT NULL, new_id {type} NOT NULL
+               ) PARTITION BY LIST (assessment_no)""",
+            table=id_map,
+            type=key_type,
+        ),
+    )
+    sql.execute(
+        connection,
+        sql.compose(
+            """CREATE TABLE IF NOT EXISTS {table} (
+                   assessment_no integer NOT NULL, position bigint NOT NULL, key {type} NOT NULL, parent_key text,
+                   natural_key text, target_id {type}, id_class text NOT NULL, quarantined text,
+                   owner text, created_at timestamptz, status text, size bigint, title text, children bigint
+               ) PARTITION BY LIST (assessment_no)""",
+            table=inventory,
+            type=key_type,
+        ),
+    )
+    for table in (id_map, inventory):
+        actual = sql.scalar(
+            connection,
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = %(table)s::regclass "
+            "AND attname IN ('old_id', 'key') LIMIT 1",
+            {"table": table.as_string(None)},
+        )
+        if actual != entity.key_type:
+            raise RefusedError(
+                f"The ledger holds {entity.name} ids as {actual}, but {entity.table.name}.{entity.key} is "
+                f"{entity.key_type}. Name the entity otherwise in the spec."
+            )
+
+
+def map_table(entity: Entity) -> sql.Composable:
+    return sql.table(SCHEMA, f"id_map_{entity.name}")
+
+
+def inventory_table(entity: Entity) -> sql.Composable:
+    return sql.table(SCHEMA, f"inventory_{entity.name}")
+
+
+def _part(kind: str, entity: Entity, assessment: int) -> sql.Composable:
+    return sql.table(SCHEMA, f"{kind}_{entity.name}_{assessment}")
+
+
+def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: int) -> sql.Composable:
+    """An empty table for one assessment's rows, to be filled and then attached with :func:`attach_part`."""
+    part = _part(kind, entity, assessment)
+    parent = sql.table(SCHEMA, f"{kind}_{entity.name}")
+    sql.execute(connection, sql.compose("DROP TABLE IF EXISTS {part}", part=part))
+    sql.execute(connection, sql.compose("CREATE TABLE {part} (LIKE {parent})", part=part, parent=parent))
+    return part
+
+
+def attach_part(connection: Connection, kind: str, entity: Entity, assessment: int, indexes: list[str]) -> None:
+    """Index a filled part (after loading: one sort instead of a look-up a row) and make it visible."""
+    part = _part(kind, entity, assessment)
+    for columns in indexes:
+        unique, _, names = columns.rpartition(" ")
+        statement = sql.compose(
+            "CREATE {unique} INDEX ON {part} ({columns})",
+            unique=sql.Text("UNIQUE" if unique else ""),
+            part=part,
+            columns=sql.join(", ", [sql.name(name) for name in names.split(",")]),
+        )
+        sql.execute(connection, statement)
+    sql.execute(connection, sql.compose("ANALYZE {part}", part=part))
+    sql.execute(
+        connection,
+        sql.compose(
+            "ALTER TABLE {parent} ATTACH PARTITION {part} FOR VALUES IN ({number})",
+            parent=sql.table(SCHEMA, f"{kind}_{entity.name}"),
+            part=part,
+            number=sql.literal(assessment),
+        ),
+    )
+
+
+def begin_assessment(
+    connection: Connection, run_id: str, spec_digest: str, catalog_digest: str, profile: dict[str, Any]
+) -> int:
+    """A new assessment; parts of earlier ones that no execution holds on to are dropped."""
+    number = sql.scalar(
+        connection,
+        """INSERT INTO uuid_pipeline.assessments (run_id, spec_digest, catalog_digest, profile)
+           VALUES (%(run_id)s, %(spec)s, %(catalog)s, %(profile)s::jsonb) RETURNING assessment_no""",
+        {"run_id": run_id, "spec": spec_digest, "catalog": catalog_digest, "profile": json.dumps(profile)},
+    )
+    _drop_old_parts(connection)
+    return int(number)
+
+
+def _drop_old_parts(connection: Connection) -> None:
+    """Keep the newest plan's and every execution's id map; keep the newest three inventories (runs may overlap)."""
+    old = sql.rows(
+        connection,
+        r"""SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            CROSS JOIN LATERAL (SELECT substring(c.relname FROM '_(\d+)$')::integer AS no,
+                                       c.relname LIKE 'id\_map\_%%' AS is_map) p
+            WHERE n.nspname = 'uuid_pipeline' AND c.relkind = 'r' AND c.relname ~ '^(id_map|inventory)_.*_\d+$'
+              AND p.no < (SELECT max(assessment_no) - 3 FROM uuid_pipeline.assessments)
+              AND NOT (p.is_map AND (p.no IN (SELECT assessment_no FROM uuid_pipeline.executions)
+                                     OR p.no = (SELECT max(assessment_no) FROM uuid_pipeline.plans)))""",
+    )
+    for row in old:
+        sql.execute(connection, sql.compose("DROP TABLE {part}", part=sql.table(SCHEMA, row.relname)))
+
+
+def newest_assessment(connection: Connection) -> Assessment:
+    """The assessment that stages attach to. Raises RefusedError when there is none."""
+    found = sql.rows(
+        connection,
+        """SELECT assessment_no, spec_digest, catalog_digest, profile FROM uuid_pipeline.assessments
+           ORDER BY assessment_no DESC LIMIT 1""",
+    )
+    if not found:
+        raise RefusedError("Nothing has been assessed yet. Run: uuid-pipeline plan")
+    return Assessment(*found[0])
+
+
+_EXECUTION = """
+SELECT execution_id, assessment_no, plan_id, status, approved_by, approved_at, expires_at,
+       status = 'approved' AND expires_at < now() AS expired
+FROM uuid_pipeline.executions
+"""
+
+
+def execution(connection: Connection, execution_id: str) -> Execution:
+    """One execution. Raises RefusedError when the ledger has none of that id."""
+    found = sql.rows(connection, _EXECUTION + " WHERE execution_id = %(id)s", {"id": execution_id})
+    if not found:
+        raise RefusedError(f"The ledger knows no execution {execution_id}. See: uuid-pipeline status")
+    return Execution(*found[0])
+
+
+def executions(connection: Connection) -> list[Execution]:
+    """All executions, newest first."""
+    return [Execution(*row) for row in sql.rows(connection, _EXECUTION + " ORDER BY approved_at DESC, execution_id DESC")]
+
+
+def unfinished(connection: Connection) -> Execution | None:
+    """The one execution that is approved, running or rolling back, if any."""
+    open_ones = " WHERE status IN ('approved', 'running', 'rolling_back')"
+    found = sql.rows(connection, _EXECUTION + open_ones)
+    return Execution(*found[0]) if found else None
+
+
+def waves(connection: Connection, execution_id: str) -> list[Wave]:
+    """The waves of an execution, in their order."""
+    return [
+        Wave(*row)
+        for row in sql.rows(
+            connection,
+            """SELECT execution_id, position, wave, kind, first_ordinal, last_ordinal, documents, status
+               FROM uuid_pipeline.waves WHERE execution_id = %(id)s ORDER BY position""",
+            {"id": execution_id},
+        )
+    ]
+
+
+def wave(connection: Connection, name: str) -> Wave:
+    """One wave by its full name. Raises RefusedError when the ledger has none."""
+    owner = sql.scalar(connection, "SELECT execution_id FROM uuid_pipeline.waves WHERE wave = %(wave)s", {"wave": name})
+    if owner is None:
+        raise RefusedError(
+            f"The ledger knows no wave {name}: no execution with it was approved. Run: uuid-pipeline plan, then approve."
+        )
+    return next(wave for wave in waves(connection, owner) if wave.wave == name)
+
+
+def change_status(connection: Connection, execution_id: str, status: str) -> None:
+    """Move an execution along TRANSITIONS. Raises RefusedError for any other move."""
+    sources = [source for source, targets in TRANSITIONS.items() if status in targets]
+    changed = sql.execute(
+        connection,
+        """UPDATE uuid_pipeline.executions SET status = %(status)s,
+               finished_at = CASE WHEN %(final)s THEN clock_timestamp() ELSE finished_at END
+           WHERE execution_id = %(id)s AND status = ANY(%(sources)s)""",
+        {
+            "id": execution_id,
+            "status": status,
+            "sources": sources,
+            "final": status not in ("running", "rolling_back"),
+        },
+    ).rowcount
+    if changed != 1:
+        now = execution(connection, execution_id).status
+        raise RefusedError(f"Execution {execution_id} is {now}; it cannot become {status}.")
+    audit(connection, status, {"execution": execution_id})
+
+
+def set_wave_status(connection: Connection, wave_name: str, status: str) -> None:
+    sql.execute(
+        connection,
+        "UPDATE uuid_pipeline.waves SET status = %(status)s WHERE wave = %(wave)s",
+        {"status": status, "wave": wave_name},
+    )
+
+
+def audit(connection: Connection, action: str, detail: dict[str, Any]) -> None:
+    """Who did what, when; written in the transaction of the deed."""
+    sql.execute(
+        connection,
+        "INSERT INTO uuid_pipeline.audit (actor, action, detail) VALUES (%(actor)s, %(action)s, %(detail)s::jsonb)",
+        {"actor": actor(), "action": action, "detail": json.dumps(detail)},
+    )
+
+
+def actor() -> str:
+    """The person behind this process: OS user and machine."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

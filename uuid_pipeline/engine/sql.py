@@ -1,0 +1,53 @@
+"""SQL text: identifiers quoted by the driver, values always bound."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
+
+from psycopg import sql
+from sqlalchemy import Connection, CursorResult, Row
+
+Composable = sql.Composable
+Text = sql.SQL
+name = sql.Identifier
+
+
+def compose(template: LiteralString, **parts: Composable) -> sql.Composed:
+    """A statement from a template with ``{parts}``; values stay ``%(placeholders)s``."""
+    return sql.SQL(template).format(**parts)
+
+
+def table(schema: str, relation: str) -> Composable:
+    """A qualified, quoted table name."""
+    return sql.Identifier(schema, relation)
+
+
+def join(separator: LiteralString, parts: Sequence[Composable]) -> sql.Composed:
+    """The parts, separated."""
+    return sql.SQL(separator).join(parts)
+
+
+def literal(value: str | int) -> Composable:
+    """A constant of the statement's own text (a label, a version), never a user's value."""
+    return sql.Literal(value)
+
+
+def execute(
+    connection: Connection, statement: Composable | LiteralString, values: Mapping[str, Any] | None = None
+) -> CursorResult[Any]:
+    """Run one statement with bound values."""
+    text = statement if isinstance(statement, str) else statement.as_string(None)
+    return connection.exec_driver_sql(text, dict(values or {}))
+
+
+def rows(
+    connection: Connection, statement: Composable | LiteralString, values: Mapping[str, Any] | None = None
+) -> list[Row[Any]]:
+    """All rows of a small result."""
+    return list(execute(connection, statement, values).all())
+
+
+def scalar(
+    connection: Connection, statement: Composable | LiteralString, values: Mapping[str, Any] | None = None
+) -> Any:
+    """The first column of the first row, or None."""
+    return execute(connection, statement, values).scalar()

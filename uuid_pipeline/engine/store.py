@@ -1,0 +1,233 @@
+"""The spec bound to the catalogs: entities with their tables, and every reference to them."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from uuid_pipeline.engine.catalog import Catalog, Table
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.spec import EntitySpec, Spec
+
+KEY_TYPES = ("uuid", "text", "character varying")
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A table whose key is derived; ``parent_column`` holds the parent's key in this table."""
+
+    name: str
+    spec: EntitySpec
+    table: Table
+    parent: str | None
+    parent_column: str | None
+    level: int
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @property
+    def key_type(self) -> str:
+        """``uuid`` or ``text``: the type that the ledger stores the entity's ids in."""
+        return "uuid" if self.table.columns[self.key].type == "uuid" else "text"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A column that holds an entity's key; ``foreign_key`` is None for a soft reference."""
+
+    table: Table
+    column: str
+    entity: str
+    foreign_key: str | None
+
+
+@dataclass(frozen=True)
+class MovedTable:
+    """A table that the migration writes to, with each column that holds an id, and of which entity."""
+
+    table: Table
+    columns: tuple[tuple[str, str], ...]
+    entity: Entity | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """Everything the engine needs to know of one store. ``entities`` are ordered parents first."""
+
+    spec: Spec
+    catalog: Catalog
+    entities: tuple[Entity, ...]
+    references: tuple[Reference, ...]
+    tables: tuple[MovedTable, ...]
+    skipped: tuple[str, ...]
+
+    def entity(self, name: str) -> Entity:
+        return next(entity for entity in self.entities if entity.name == name)
+
+    @property
+    def roots(self) -> tuple[Entity, ...]:
+        return tuple(entity for entity in self.entities if entity.parent is None)
+
+    @property
+    def main(self) -> Entity:
+        """The entity that waves and reports count: the first root of the spec."""
+        return self.roots[0]
+
+    def children(self, parent: Entity) -> tuple[Entity, ...]:
+        return tuple(entity for entity in self.entities if entity.parent == parent.name)
+
+
+def bind(spec: Spec, catalog: Catalog) -> Store:
+    """Bind a spec to a catalog.
+
+    Raises UsageError naming each table or column that the store lacks, with the nearest that it has.
+    """
+    faults, skipped = _missing_names(spec, catalog)
+    if faults:
+        raise UsageError("\n".join(["The spec does not fit the store:", *[f"  {fault}" for fault in faults]]))
+    entities = _entities(spec, catalog)
+    references = _references(spec, catalog, entities)
+    return Store(spec, catalog, entities, references, _moved_tables(entities, references), tuple(skipped))
+
+
+def nearest(wanted: str, names: Iterable[str]) -> str:
+    """A clause naming what the store has that is most like ``wanted``."""
+    found = difflib.get_close_matches(wanted, list(names), n=1, cutoff=0.0)
+    return f"; the nearest it has is {found[0]}" if found else ""
+
+
+def _missing_names(spec: Spec, catalog: Catalog) -> tuple[list[str], list[str]]:
+    if not catalog.tables:
+        return [f"schema {spec.schema_name}: the store has none of that name that holds a table"], []
+    faults: list[str] = []
+    skipped: list[str] = []
+    for name, entity in spec.entities.items():
+        described = entity.describe.columns().values()
+        columns = [entity.key, *entity.template.fields, *described, *entity.merge_as_set]
+        faults += _missing(catalog, entity.table, columns, f"entity {name}")
+    for part, declared in (("soft reference", spec.soft_references), ("ignored reference", spec.ignore_references)):
+        for reference in declared:
+            missing = _missing(catalog, reference.table, [reference.column], part)
+            (skipped if reference.optional else faults).extend(missing)
+    return faults, skipped
+
+
+def _missing(catalog: Catalog, table_name: str, columns: Iterable[str], part: str) -> list[str]:
+    table = catalog.table(table_name)
+    if table is None:
+        near = nearest(table_name, catalog.names())
+        return [f"{part}: schema {catalog.schema} has no table {table_name}{near}"]
+    return [
+        f"{part}: table {table_name} has no column {column}{nearest(column, table.columns)}"
+        for column in dict.fromkeys(columns)
+        if column not in table.columns
+    ]
+
+
+def _entities(spec: Spec, catalog: Catalog) -> tuple[Entity, ...]:
+    made: dict[str, Entity] = {}
+
+    def make(name: str) -> Entity:
+        if name in made:
+            return made[name]
+        entity = spec.entities[name]
+        table = catalog.tables[spec.schema_name, entity.table]
+        _require_key(name, entity, table)
+        parent = make(entity.parent) if entity.parent else None
+        column = _parent_column(spec, catalog, name, parent) if parent else None
+        made[name] = Entity(
+            name, entity, table, entity.parent, column, parent.level + 1 if parent else 0
+        )  # fmt: skip
+        return made[name]
+
+    for name in spec.entities:
+        make(name)
+    return tuple(sorted(made.values(), key=lambda entity: entity.level))
+
+
+def _require_key(name: str, entity: EntitySpec, table: Table) -> None:
+    type_name = table.columns[entity.key].type
+    if table.kind not in ("r", "p"):
+        raise UsageError(f"Entity {name}: {table.schema}.{table.name} is a view or foreign table; name the table itself.")
+    if type_name.split("(")[0] not in KEY_TYPES:
+        raise UsageError(f"Entity {name}: the key {table.name}.{entity.key} is {type_name}; it must be uuid or text.")
+    if "(" in type_name and int(type_name.split("(")[1].rstrip(")")) < 36:
+        raise UsageError(f"Entity {name}: {table.name}.{entity.key} is {type_name}; a UUID's text takes 36 characters.")
+    if (entity.key,) not in table.unique_keys:
+        raise UsageError(f"Entity {name}: {table.name}.{entity.key} has no unique index of its own, so it is no key.")
+
+
+def _parent_column(spec: Spec, catalog: Catalog, name: str, parent: Entity) -> str:
+    entity = spec.entities[name]
+    found = [
+        column
+        for key in catalog.foreign_keys
+        if (key.table_schema, key.table) == (spec.schema_name, entity.table)
+        and (key.target_schema, key.target) == (parent.table.schema, parent.table.name)
+        for column, target in zip(key.columns, key.target_columns, strict=True)
+        if target == parent.key
+    ]
+    found += [r.column for r in spec.soft_references if (r.table, r.entity) == (entity.table, parent.name)]
+    in_identity = [column for column in found if column in entity.template.fields]
+    if not found:
+        raise UsageError(
+            f"Entity {name}: no column of {entity.table} refers to its parent {parent.table.name}.{parent.key}. "
+            "Declare it under soft_references, or take `parent` out."
+        )
+    return (in_identity or found)[0]
+
+
+def _references(spec: Spec, catalog: Catalog, entities: tuple[Entity, ...]) -> tuple[Reference, ...]:
+    found = _by_foreign_key(catalog, entities)
+    known = {(reference.table.oid, reference.column) for reference in found}
+    for soft in spec.soft_references:
+        table = catalog.table(soft.table)
+        if table is not None and soft.column in table.columns and (table.oid, soft.column) not in known:
+            found.append(Reference(table, soft.column, soft.entity, None))
+    _refuse_undeclared_parents(entities, found)
+    return tuple(found)
+
+
+def _by_foreign_key(catalog: Catalog, entities: tuple[Entity, ...]) -> list[Reference]:
+    """Columns that hold a key by foreign key, also at second hand: (document_id, ord) -> chunks (document_id, ord)."""
+    holders = {(entity.table.oid, entity.key): entity.name for entity in entities}
+    found: list[Reference] = []
+    grown = True
+    while grown:
+        grown = False
+        for key in catalog.foreign_keys:
+            table = catalog.tables[key.table_schema, key.table]
+            target = catalog.tables[key.target_schema, key.target]
+            for column, target_column in zip(key.columns, key.target_columns, strict=True):
+                entity = holders.get((target.oid, target_column))
+                if entity is not None and (table.oid, column) not in holders:
+                    holders[table.oid, column] = entity
+                    found.append(Reference(table, column, entity, key.name))
+                    grown = True
+    return found
+
+
+def _refuse_undeclared_parents(entities: tuple[Entity, ...], references: list[Reference]) -> None:
+    for entity in entities:
+        for reference in references:
+            if reference.table.oid != entity.table.oid or reference.column not in entity.spec.template.fields:
+                continue
+            if reference.column != entity.parent_column:
+                raise UsageError(
+                    f"Entity {entity.name}: its identity uses {reference.column}, which refers to {reference.entity}; "
+                    f"an identity may use the key of one entity only, declared as `parent: {reference.entity}`."
+                )
+
+
+def _moved_tables(entities: tuple[Entity, ...], references: tuple[Reference, ...]) -> tuple[MovedTable, ...]:
+    columns: dict[int, dict[str, str]] = {}
+    tables: dict[int, Table] = {}
+    for entity in entities:
+        tables[entity.table.oid] = entity.table
+        columns.setdefault(entity.table.oid, {})[entity.key] = entity.name
+    for reference in references:
+        tables[reference.table.oid] = reference.table
+        columns.setdefault(reference.table.oid, {}).setdefault(reference.column, reference.entity)
+    own = {entity.table.oid: entity for entity in entities}
+    return tuple(MovedTable(tables[oid], tuple(columns[oid].items()), own.get(oid)) for oid in columns)

@@ -1,0 +1,25 @@
+"""What can go wrong in words a user can act on; each class carries the command line's exit code."""
+
+
+class PipelineError(Exception):
+    """An error whose message says what was found, where, and what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UsageError(PipelineError):
+    """Wrong configuration, spec or connection: exit code 2, nothing was touched."""
+
+    exit_code = 2
+
+
+class RefusedError(PipelineError):
+    """The work was refused (a gate, a right, a lease, a missing approval): exit code 1."""
+
+
+class BatchError(PipelineError):
+    """A batch's own proof failed; its transaction was rolled back and nothing of it stayed."""

@@ -1,0 +1,1 @@
+"""Jobs and resources: how the stages are run."""

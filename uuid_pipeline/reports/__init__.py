@@ -1,0 +1,1 @@
+"""What people read: tables and text made from the engine's figures."""

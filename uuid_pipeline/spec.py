@@ -1,0 +1,263 @@
+"""The specification: the YAML that says which keys to derive, and how."""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Hashable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.identity import Normalization, Template, parse_template
+
+DEFAULT_SPEC = "upload_pipeline.yaml"
+
+Name = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Describe(_Part):
+    """Columns that tell people about a document; an absent one is shown as unknown."""
+
+    owner: Name | None = None
+    created_at: Name | None = None
+    status: Name | None = None
+    size: Name | None = None
+    title: Name | None = None
+
+    def columns(self) -> dict[str, str]:
+        """Purpose -> column, of those that are set."""
+        return {purpose: column for purpose, column in self if column is not None}
+
+
+class EntitySpec(_Part):
+    """A table whose key is derived."""
+
+    table: Name
+    key: Name
+    identity: str
+    parent: Name | None = None
+    normalize: dict[Name, list[Normalization]] = {}
+    valid: dict[Name, str] = {}
+    describe: Describe = Describe()
+    on_duplicate: Literal["merge", "block"] = "merge"
+    merge_as_set: list[Name] = []
+    witnesses: list[dict[str, str]] = []
+    busy: str | None = None
+
+    @field_validator("identity")
+    @classmethod
+    def _template_parses(cls, text: str) -> str:
+        parse_template(text)
+        return text
+
+    @field_validator("valid")
+    @classmethod
+    def _patterns_compile(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for field, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"the pattern of {field} is no regular expression: {error}") from error
+        return patterns
+
+    @field_validator("witnesses", mode="before")
+    @classmethod
+    def _values_as_text(cls, witnesses: Any) -> Any:
+        if not isinstance(witnesses, list):
+            return witnesses
+        return [{k: str(v) for k, v in w.items()} if isinstance(w, dict) else w for w in witnesses]
+
+    @model_validator(mode="after")
+    def _fields_belong_to_identity(self) -> "EntitySpec":
+        fields = set(self.template.fields)
+        for part, names in (("normalize", self.normalize), ("valid", self.valid)):
+            for name in names:
+                if name not in fields:
+                    raise ValueError(f"{part} names {name}, which the identity {self.identity!r} does not use")
+        if self.key in fields:
+            raise ValueError(f"the identity {self.identity!r} uses the key that it is to replace, {self.key}")
+        for witness in self.witnesses:
+            if set(witness) != fields | {"id"}:
+                wanted = ", ".join([*sorted(fields), "id"])
+                raise ValueError(f"a witness must give exactly {wanted}; this one gives {', '.join(witness)}")
+        return self
+
+    @property
+    def template(self) -> Template:
+        return parse_template(self.identity)
+
+
+class SoftReference(_Part):
+    """A column that holds an entity's key without a foreign key."""
+
+    table: Name
+    column: Name
+    entity: Name
+    optional: bool = False
+
+
+class IgnoredReference(_Part):
+    """A column found to hold ids, looked at, and left alone on purpose."""
+
+    table: Name
+    column: Name
+    reason: str
+    optional: bool = False
+
+
+class Statuses(_Part):
+    """How the application's statuses are read; ``null`` stands for a missing one."""
+
+    complete: list[str | None] = []
+    failed: list[str | None] = []
+
+
+class Retrieval(_Part):
+    """The application's own similarity query."""
+
+    vector: Name
+    distance: Literal["cosine", "l2", "inner_product"] = "cosine"
+    chunk_table: Name
+    as_user: str | None = None
+
+
+class Waves(_Part):
+    """Sizes in documents. ``recent`` takes from the last ``recent_days``; ``remaining`` is split at its size."""
+
+    canary: int = Field(default=5, ge=0)
+    recent: int = Field(default=15, ge=0)
+    recent_days: int = Field(default=7, ge=1)
+    remaining: int = Field(default=100_000, ge=1)
+
+
+class Spec(_Part):
+    """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
+
+    namespace: uuid.UUID
+    schema_name: Name = Field(alias="schema")
+    entities: dict[Name, EntitySpec] = Field(min_length=1)
+    soft_references: list[SoftReference] = []
+    ignore_references: list[IgnoredReference] = []
+    triggers: dict[Name, Literal["fire", "silence"]] = {}
+    backup: Literal["dump", "attested", "none"] = "dump"
+    statuses: Statuses = Statuses()
+    retrieval: Retrieval | None = None
+    waves: Waves = Waves()
+    batch_rows: int = Field(default=5_000, ge=1)
+    approval_hours: int = Field(default=168, ge=1)
+    high_impact_documents: int = Field(default=5, ge=1)
+
+    @model_validator(mode="after")
+    def _entities_are_known(self) -> "Spec":
+        for name, entity in self.entities.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+                raise ValueError(f"entity {name!r}: use lower-case letters, digits and _ (at most 40)")
+            if entity.parent is not None and entity.parent not in self.entities:
+                raise ValueError(f"entity {name}: its parent {entity.parent!r} is no entity of this spec")
+        for reference in self.soft_references:
+            if reference.entity not in self.entities:
+                raise ValueError(f"soft reference {reference.table}.{reference.column}: no entity {reference.entity!r}")
+        tables = [entity.table for entity in self.entities.values()]
+        if len(set(tables)) < len(tables):
+            raise ValueError("two entities have the same table; a row can have one derived key only")
+        self._refuse_cycles()
+        return self
+
+    def _refuse_cycles(self) -> None:
+        for name in self.entities:
+            seen, at = [name], self.entities[name].parent
+            while at is not None:
+                if at in seen:
+                    raise ValueError(f"the parents form a circle: {' -> '.join([*seen, at])}")
+                seen.append(at)
+                at = self.entities[at].parent
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON: two files that mean the same have the same digest."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML would let a second key of one name silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, Hashable):
+                continue  # the base class refuses it with its place
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    "reading a mapping", node.start_mark, f"found the key {key!r} twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_spec(path: Path | None) -> Spec:
+    """Read a spec file, or the default one (the incident's schema) when ``path`` is None.
+
+    Raises UsageError naming file, line and fault.
+    """
+    if path is None:
+        text = resources.files("uuid_pipeline.specs").joinpath(DEFAULT_SPEC).read_text()
+        return parse_spec(text, DEFAULT_SPEC)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"The spec {path} cannot be read: {error.strerror}. Give another with --spec.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The spec {path} is not UTF-8 text (byte {error.start}).") from error
+    return parse_spec(text, str(path))
+
+
+def parse_spec(text: str, source: str) -> Spec:
+    """Spec from YAML text; ``source`` names it in messages. Raises UsageError with the line."""
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
+        raise UsageError(f"The spec {source} is not valid YAML at {where}: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"The spec {source} is not valid YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"The spec {source} holds no mapping; it needs namespace, schema and entities (line 1).")
+    try:
+        return Spec.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"  line {_line_of(tree, fault['loc'])}: {_dotted(fault['loc'])}{fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        ]
+        raise UsageError("\n".join([f"The spec {source} is not a valid specification:", *lines])) from error
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(step) for step in location) + ": " if location else ""
+
+
+def _line_of(tree: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """The line (from 1) of the deepest part of ``location`` that the text has."""
+    node = tree
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = node.value[step]
+        else:
+            found = None
+        if found is None:
+            break
+        node = found
+    return node.start_mark.line + 1 if node is not None else 1

@@ -1,0 +1,1 @@
+"""Dagster assets, one file a stage, each with the checks that gate it."""
