@@ -105,6 +105,7 @@ class _Account:
         environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         return subprocess.run(
             command,
+            check=False,
             user=self.uid if self.other else None,
             group=self.gid if self.other else None,
             extra_groups=[] if self.other else None,
@@ -250,13 +251,15 @@ def _account() -> _Account:
     if os.geteuid() != 0:
         return _Account(os.geteuid(), os.getegid(), other=False)
     command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(_STATE), _OS_USER]
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
     # Again, for useradd gives up while another one works, and two homes may start at once.
     for _ in range(10):
         with suppress(KeyError):
             entry = pwd.getpwnam(_OS_USER)
             return _Account(entry.pw_uid, entry.pw_gid, other=True)
         try:
-            said = subprocess.run(command, capture_output=True, text=True).stderr.strip()
+            made = subprocess.run(command, check=False, capture_output=True, text=True, env={"PATH": path})
+            said = made.stderr.strip()
         except OSError as error:
             said = str(error)
         time.sleep(0.1)
@@ -276,11 +279,11 @@ def _start(home: Path, version: int, lock: int) -> EmbeddedServer:
     if stated and stated.ready and _listener(stated) is None:
         # Something deleted its socket, as cleaners of /tmp do: nobody can reach it any more.
         _shut_down(data, account)
-    if _postmaster(data, account) is None:
-        _launch(home, data, binaries, account)
     deadline = time.monotonic() + _WAIT_SECONDS
     while (server := find(home)) is None:
-        if time.monotonic() > deadline:
+        if _postmaster(data, account) is None:
+            _launch(home, data, binaries, account)
+        elif time.monotonic() > deadline:
             raise PipelineError(f"{data} took no connection for {_WAIT_SECONDS} s{_log_tail(home)}")
         time.sleep(0.02)
     return server
@@ -389,10 +392,20 @@ def _launch(home: Path, data: Path, binaries: Path, account: _Account) -> None:
         if started.returncode == 0:
             return
         said = _log_tail(home, since)
-        # Backends need a moment to notice that their postmaster was killed.
+        # A backend in a long query does not notice that its postmaster was killed, and PostgreSQL waits for it.
         if "pre-existing shared memory block" not in said or time.monotonic() > deadline:
             raise PipelineError(f"PostgreSQL did not start in {data}{said}")
-        time.sleep(0.2)
+        _end_orphans(data, binaries, account)
+        time.sleep(0.05)
+
+
+def _end_orphans(data: Path, binaries: Path, account: _Account) -> None:
+    """End the backends of a postmaster that was killed: processes of its program that work in its data."""
+    condition = '[ "$p/cwd" -ef "$1" ] && [ "$p/exe" -ef "$2" ]'
+    listing = f'for p in /proc/[0-9]*; do {condition} && echo "${{p#/proc/}}"; done'
+    for pid in account.run("/bin/sh", "-c", listing, "sh", data, binaries / "postgres").stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGQUIT)
 
 
 def _disarm(lock_file: Path) -> None:
@@ -400,7 +413,8 @@ def _disarm(lock_file: Path) -> None:
 
     Deleting the file is no way: it names the shared memory by which PostgreSQL sees backends still alive.
     """
-    with suppress(FileNotFoundError), open(os.open(lock_file, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
+    # NOFOLLOW: root writes here into a directory of a user of fewer rights.
+    with suppress(FileNotFoundError), os.fdopen(os.open(lock_file, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
         _, newline, rest = file.read().partition(b"\n")
         file.seek(0)
         file.write(b"%d" % _NOBODYS_PID + (newline or b"\n") + rest)

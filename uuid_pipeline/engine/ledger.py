@@ -235,10 +235,15 @@ def executions(connection: Connection) -> list[Execution]:
 
 
 def unfinished(connection: Connection) -> Execution | None:
-    """The one execution that is approved, running or rolling back, if any."""
-    open_ones = " WHERE status IN ('approved', 'running', 'rolling_back')"
+    """The one execution that is approved or running, if any."""
+    open_ones = " WHERE status IN ('approved', 'running')"
     found = sql.rows(connection, _EXECUTION + open_ones)
     return Execution(*found[0]) if found else None
+
+
+def rolling_back(connection: Connection) -> list[Execution]:
+    """Executions whose rollback began and has not ended."""
+    return [Execution(*row) for row in sql.rows(connection, _EXECUTION + " WHERE status = 'rolling_back'")]
 
 
 def waves(connection: Connection, execution_id: str) -> list[Wave]:

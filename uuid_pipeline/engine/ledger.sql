@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.executions (
 );
 -- One open execution a store: a second approval must supersede the first.
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_execution ON uuid_pipeline.executions ((true))
-    WHERE status IN ('approved', 'running', 'rolling_back');
+    WHERE status IN ('approved', 'running');
 
 CREATE TABLE IF NOT EXISTS uuid_pipeline.waves (
     execution_id text NOT NULL REFERENCES uuid_pipeline.executions,

@@ -1,10 +1,12 @@
 """SQL text: identifiers quoted by the driver, values always bound."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, LiteralString
 
 from psycopg import sql
 from sqlalchemy import Connection, CursorResult, Row
+
+ROWS_AT_ONCE = 10_000
 
 Composable = sql.Composable
 Text = sql.SQL
@@ -51,3 +53,14 @@ def scalar(
 ) -> Any:
     """The first column of the first row, or None."""
     return execute(connection, statement, values).scalar()
+
+
+def stream(connection: Connection, statement: Composable, values: Mapping[str, Any]) -> Iterator[list[Row[Any]]]:
+    """Rows through a server-side cursor, ROWS_AT_ONCE at a time: memory stays the same at any size."""
+    result = connection.exec_driver_sql(
+        statement.as_string(None),
+        dict(values),
+        execution_options={"stream_results": True, "yield_per": ROWS_AT_ONCE},
+    )
+    for rows_read in result.partitions():
+        yield list(rows_read)

@@ -1,0 +1,141 @@
+"""Fingerprints: count and order-independent digests of rows, with ids read through the id map.
+
+The digest of a row is PostgreSQL's 64-bit record hash over each column's own binary form (its type's send function;
+ENGINE.md, section 6); a set's digest is the sum, so equal rows do not cancel. Not cryptographic.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.catalog import Column
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import MovedTable, Store
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of a set of rows: how many, the digest of all columns, and that of the date and time columns alone."""
+
+    rows: int
+    digest: int
+    timestamps: int
+
+
+def _sent(column: Column, value: sql.Composable) -> sql.Composable:
+    if column.send_function is None:
+        return sql.compose("{value}::text", value=value)
+    return sql.compose("{send}({value})", send=cast_type(column.send_function), value=value)
+
+
+def row_digest(columns: list[Column], mapped: dict[str, sql.Composable], alias: str) -> sql.Composable:
+    """The hash of one row as an expression; ``mapped`` gives other expressions for some of its columns."""
+    values = [
+        _sent(column, mapped.get(column.name, sql.compose("{t}.{c}", t=sql.name(alias), c=sql.name(column.name))))
+        for column in columns
+        if not column.generated
+    ]
+    # An empty ROW() cannot be hashed; the constant stands for "no column of this kind".
+    fields = sql.join(", ", [sql.Text("0"), *values])
+    return sql.compose("hash_record_extended(ROW({fields}), 0)::numeric", fields=fields)
+
+
+def aggregates(moved: MovedTable, mapped: dict[str, sql.Composable], alias: str) -> sql.Composable:
+    """The select list ``rows, digest, timestamps`` over the rows of ``alias``."""
+    columns = list(moved.table.columns.values())
+    moments = [c for c in columns if c.type.startswith(("timestamp", "date", "time"))]
+    return sql.compose(
+        "count(*) AS rows, coalesce(sum({all}), 0) AS digest, coalesce(sum({moments}), 0) AS timestamps",
+        all=row_digest(columns, mapped, alias),
+        moments=row_digest(moments, {k: v for k, v in mapped.items() if k in {c.name for c in moments}}, alias),
+    )
+
+
+def of_table(connection: Connection, moved: MovedTable) -> Fingerprint:
+    """A whole table as it is."""
+    statement = sql.compose(
+        "SELECT {aggregates} FROM {table} t",
+        aggregates=aggregates(moved, {}, "t"),
+        table=sql.table(moved.table.schema, moved.table.name),
+    )
+    return Fingerprint(*[int(value) for value in sql.rows(connection, statement)[0]])
+
+
+# Ordinals whose ids are the new ones now: in a batch that went forward and in none later that went back.
+MOVED_ORDINALS = """EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s
+    AND m.ordinal BETWEEN b.first_ordinal AND b.last_ordinal AND b.direction = 'forward'
+    AND NOT EXISTS (SELECT FROM uuid_pipeline.batches u WHERE u.execution_id = b.execution_id
+        AND u.direction = 'back' AND m.ordinal BETWEEN u.first_ordinal AND u.last_ordinal))"""
+
+
+def unmapped(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> Fingerprint:
+    """A whole table with every id that this execution moved read back to the old one."""
+    joins, mapped = [], {}
+    for index, (column, entity_name) in enumerate(moved.columns):
+        alias = sql.name(f"m{index}")
+        mapped[column] = sql.compose(
+            "coalesce({m}.old_id, t.{column})::{type}",
+            m=alias,
+            column=sql.name(column),
+            type=cast_type(moved.table.columns[column].type),
+        )
+        joins.append(
+            sql.compose(
+                """LEFT JOIN (SELECT m.old_id, m.new_id FROM {map} m WHERE m.assessment_no = %(no)s
+                              AND m.role = 'move' AND {moved}) {alias} ON {alias}.new_id = t.{column}""",
+                map=ledger.map_table(store.entity(entity_name)),
+                moved=sql.Text(MOVED_ORDINALS),
+                alias=alias,
+                column=sql.name(column),
+            )
+        )
+    statement = sql.compose(
+        "SELECT {aggregates} FROM {table} t {joins}",
+        aggregates=aggregates(moved, dict(mapped), "t"),
+        table=sql.table(moved.table.schema, moved.table.name),
+        joins=sql.join(" ", joins),
+    )
+    found = sql.rows(connection, statement, {"no": execution.assessment_no, "execution": execution.execution_id})
+    return Fingerprint(*[int(value) for value in found[0]])
+
+
+def take_before(connection: Connection, store: Store, execution: ledger.Execution) -> None:
+    """Record every moved table's fingerprint before the first batch; wants REPEATABLE READ, keeps an earlier one."""
+    for moved in store.tables:
+        taken = of_table(connection, moved)
+        sql.execute(
+            connection,
+            """INSERT INTO uuid_pipeline.fingerprints
+                   (execution_id, table_name, rows, row_digest, timestamp_digest, deleted_before)
+               VALUES (%(execution)s, %(table)s, %(rows)s, %(digest)s, %(timestamps)s,
+                       coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0)) ON CONFLICT DO NOTHING""",
+            {
+                "execution": execution.execution_id,
+                "table": qualified(moved),
+                "rows": taken.rows,
+                "digest": taken.digest,
+                "timestamps": taken.timestamps,
+                "oid": moved.table.oid,
+            },
+        )
+
+
+def qualified(moved: MovedTable) -> str:
+    return f"{moved.table.schema}.{moved.table.name}"
+
+
+def before(connection: Connection, execution: ledger.Execution) -> dict[str, tuple[Fingerprint, int]]:
+    """(fingerprint, rows deleted until then as the statistics count) by table, as recorded before the first batch."""
+    return {
+        row.table_name: (
+            Fingerprint(int(row.rows), int(row.row_digest), int(row.timestamp_digest)),
+            int(row.deleted_before),
+        )
+        for row in sql.rows(
+            connection,
+            """SELECT table_name, rows, row_digest, timestamp_digest, deleted_before
+               FROM uuid_pipeline.fingerprints WHERE execution_id = %(id)s""",
+            {"id": execution.execution_id},
+        )
+    }

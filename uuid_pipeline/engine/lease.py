@@ -1,0 +1,109 @@
+"""The lease: one writer a store, over all processes and machines, fenced by an epoch."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.errors import RefusedError
+
+# How long a holder whose connection cannot be judged (another role's, or behind a pooler) is taken for alive.
+LEASE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A held lease. ``dead_run`` is the run of the dead holder that it was taken over from, if any."""
+
+    epoch: int
+    dead_run: str | None
+
+
+# A holder lives while its very backend does: pids are reused, start times are not. The lease expires by time only
+# where that backend cannot be seen at all.
+_HOLDER = """
+SELECT l.epoch, l.holder, l.run_id, l.renewed_at, l.holder IS NOT NULL AND (
+           EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid
+                   AND (a.backend_start = l.backend_start
+                        OR (a.backend_start IS NULL AND l.renewed_at > clock_timestamp() - %(ttl)s * interval '1 s')))
+       ) AS alive
+FROM uuid_pipeline.lease l
+"""
+
+
+@dataclass(frozen=True)
+class Holder:
+    holder: str
+    run_id: str | None
+    alive: bool
+
+
+def holder(connection: Connection) -> Holder | None:
+    """Who holds the lease, and whether that process still lives."""
+    row = sql.rows(connection, _HOLDER, {"ttl": LEASE_SECONDS})[0]
+    return Holder(row.holder, row.run_id, row.alive) if row.holder else None
+
+
+def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
+    """Take the lease for ``connection``'s backend, which must stay open while it is held.
+
+    Raises RefusedError naming the holder when a live one has it.
+    """
+    with engine.begin() as transaction:
+        # The row lock orders two takers; a dead holder's last statement may still hold it for a moment.
+        sql.execute(transaction, "SET LOCAL lock_timeout = '10s'")
+        try:
+            row = sql.rows(transaction, _HOLDER + " FOR UPDATE", {"ttl": LEASE_SECONDS})[0]
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != "55P03":
+                raise
+            raise RefusedError("Another run is writing to this store right now. See: uuid-pipeline status") from error
+        if row.alive:
+            raise RefusedError(
+                f"Another run holds the lease on this store: {row.holder} (run {row.run_id}, last sign of life "
+                f"{row.renewed_at:%Y-%m-%d %H:%M:%S} UTC). Wait for it, or end that process; nothing was changed."
+            )
+        backend = sql.rows(
+            connection,
+            "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+        )[0]
+        epoch = sql.scalar(
+            transaction,
+            """UPDATE uuid_pipeline.lease SET epoch = epoch + 1, holder = %(holder)s, run_id = %(run_id)s,
+                   backend_pid = %(pid)s, backend_start = %(start)s, renewed_at = clock_timestamp() RETURNING epoch""",
+            {
+                "holder": f"process {os.getpid()} on {socket.gethostname()}",
+                "run_id": run_id,
+                "pid": backend.pid,
+                "start": backend.backend_start,
+            },
+        )
+        return Lease(int(epoch), row.run_id if row.holder else None)
+
+
+def hold(connection: Connection, lease: Lease) -> None:
+    """First statement of every writing transaction: lock the lease and prove that it is still ours.
+
+    Raises RefusedError when another process has taken it over: this one must not write any more.
+    """
+    epoch = sql.scalar(
+        connection,
+        "WITH mine AS (SELECT epoch FROM uuid_pipeline.lease FOR UPDATE NOWAIT) "
+        "UPDATE uuid_pipeline.lease l SET renewed_at = clock_timestamp() FROM mine RETURNING l.epoch",
+    )
+    if epoch != lease.epoch:
+        raise RefusedError("This run lost its lease to another one and stopped; what it had committed stands.")
+
+
+def release(engine: Engine, lease: Lease) -> None:
+    """Give the lease back, unless somebody else has it by now."""
+    with engine.begin() as transaction:
+        sql.execute(
+            transaction,
+            "UPDATE uuid_pipeline.lease SET holder = NULL, run_id = NULL, backend_pid = NULL, backend_start = NULL "
+            "WHERE epoch = %(epoch)s",
+            {"epoch": lease.epoch},
+        )

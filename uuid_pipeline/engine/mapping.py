@@ -1,0 +1,287 @@
+"""The id map: old id -> target id for every row that must move, with the order in which it will."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
+from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.identity import hasher, normalize, recomputed
+
+
+def build(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
+    """Write the id map of every entity; returns its rows by entity.
+
+    A root that is right but has a descendant that is not takes part with the role ``keep``, so that each
+    descendant belongs to exactly one batch.
+    """
+    first = 0
+    written = {}
+    for root in store.roots:
+        written[root.name] = _build_root(connection, store, root, assessment, first)
+        first += written[root.name]
+        for entity in store.entities:
+            if entity.parent is not None and _root_of(store, entity) == root:
+                written[entity.name] = _build_child(connection, store, entity, assessment)
+    return written
+
+
+def _root_of(store: Store, entity: Entity) -> Entity:
+    while entity.parent is not None:
+        entity = store.entity(entity.parent)
+    return entity
+
+
+# canary: the highest priority; recent: the newest of the rest; remaining: heap order, so each page is touched once.
+_ROOT = """
+INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
+WITH due AS (SELECT i.*, {priority} AS priority FROM {inventory} i
+             WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL AND ({due})),
+ranked AS (SELECT due.*, row_number() OVER (ORDER BY priority DESC, created_at DESC NULLS LAST, position) AS rank
+           FROM due),
+rest AS (SELECT ranked.*, row_number() OVER (
+             PARTITION BY rank <= %(canary)s ORDER BY created_at DESC NULLS LAST, position) AS newness FROM ranked),
+waved AS (SELECT rest.*, CASE WHEN rank <= %(canary)s THEN 'canary'
+              WHEN newness <= %(recent)s AND created_at > now() - make_interval(days => %(days)s) THEN 'recent'
+              ELSE 'remaining' END AS wave FROM rest)
+SELECT %(no)s, %(first)s + row_number() OVER (
+           ORDER BY array_position(ARRAY['canary', 'recent', 'remaining'], wave), position),
+       wave, CASE WHEN id_class = 'deterministic' THEN 'keep' ELSE 'move' END, natural_key, key, target_id
+FROM waved
+"""
+
+
+def _build_root(connection: Connection, store: Store, root: Entity, assessment: int, first: int) -> int:
+    part = ledger.fresh_part(connection, "id_map", root, assessment)
+    waves = store.spec.waves
+    statement = sql.Text(_ROOT).format(
+        part=part,
+        inventory=ledger.inventory_table(root),
+        priority=sql.Text(PRIORITY),
+        due=sql.compose("i.id_class <> 'deterministic' {below}", below=_has_due_descendant(store, root, "i")),
+    )
+    written = sql.execute(
+        connection,
+        statement,
+        {
+            "no": assessment,
+            "first": first,
+            "canary": waves.canary,
+            "recent": waves.recent,
+            "days": waves.recent_days,
+            "complete": complete_statuses(store),
+        },
+    ).rowcount
+    _attach(connection, root, assessment)
+    return written
+
+
+def _has_due_descendant(store: Store, entity: Entity, alias: str) -> sql.Composable:
+    """OR EXISTS (a child that must move, or has a descendant that must)."""
+    clauses: list[sql.Composable] = []
+    for child in store.children(entity):
+        inner = f"{alias}{entity.level + 1}"
+        clauses.append(
+            sql.compose(
+                """OR EXISTS (SELECT FROM {inventory} {inner} WHERE {inner}.assessment_no = %(no)s
+                   AND {inner}.parent_key = {outer}.key::text AND {inner}.quarantined IS NULL
+                   AND ({inner}.id_class <> 'deterministic' {below}))""",
+                inventory=ledger.inventory_table(child),
+                inner=sql.name(inner),
+                outer=sql.name(alias),
+                below=_has_due_descendant(store, child, inner),
+            )
+        )
+    return sql.join(" ", clauses) if clauses else sql.Text("")
+
+
+def _build_child(connection: Connection, store: Store, entity: Entity, assessment: int) -> int:
+    part = ledger.fresh_part(connection, "id_map", entity, assessment)
+    written = sql.execute(
+        connection,
+        sql.compose(
+            """INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
+               SELECT %(no)s, p.ordinal, p.wave, CASE WHEN i.id_class = 'deterministic' THEN 'keep' ELSE 'move' END,
+                      i.natural_key, i.key, i.target_id
+               FROM {inventory} i JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id::text = i.parent_key
+               WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL""",
+            part=part,
+            inventory=ledger.inventory_table(entity),
+            parents=ledger.map_table(store.entity(entity.parent or "")),
+        ),
+        {"no": assessment},
+    ).rowcount
+    _attach(connection, entity, assessment)
+    return written
+
+
+def _attach(connection: Connection, entity: Entity, assessment: int) -> None:
+    indexes = ["UNIQUE old_id", "new_id", "ordinal" if entity.parent else "UNIQUE ordinal"]
+    ledger.attach_part(connection, "id_map", entity, assessment, indexes)
+
+
+def moves(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
+    """Ids that would change, by entity."""
+    return {
+        entity.name: int(
+            sql.scalar(
+                connection,
+                sql.compose(
+                    "SELECT count(*) FROM {map} WHERE assessment_no = %(no)s AND role = 'move'",
+                    map=ledger.map_table(entity),
+                ),
+                {"no": assessment},
+            )
+        )
+        for entity in store.entities
+    }
+
+
+def preview(connection: Connection, store: Store, assessment: int, limit: int) -> list[dict[str, Any]]:
+    """The first rows of the main entity's id map."""
+    statement = sql.compose(
+        """SELECT ordinal, wave, role, old_id::text AS old_id, new_id::text AS new_id, natural_key
+           FROM {map} WHERE assessment_no = %(no)s ORDER BY ordinal LIMIT %(limit)s""",
+        map=ledger.map_table(store.main),
+    )
+    return [dict(row._mapping) for row in sql.rows(connection, statement, {"no": assessment, "limit": limit})]
+
+
+def witnesses_agree(store: Store) -> GateResult:
+    """Gate: each witness's natural key gives the id that the application made of it."""
+    target_of = hasher(store.spec.namespace)
+    wrong, total = [], 0
+    for entity in store.entities:
+        for witness in entity.spec.witnesses:
+            total += 1
+            values = {k: normalize(v, entity.spec.normalize.get(k, [])) for k, v in witness.items() if k != "id"}
+            target = str(target_of(entity.spec.template.fill(values)))
+            if target != witness["id"]:
+                wrong.append(f"{entity.name}: the rule gives {target}, the application gave {witness['id']}")
+    found = f"{total} witnesses agree" if total else "the spec gives no witness: the rule itself is unproven"
+    return GateResult.of(
+        "witnesses_agree",
+        not wrong,
+        found if not wrong else "; ".join(wrong),
+        "correct namespace, identity or normalize in the spec until it gives the application's own ids",
+        figures={"witnesses": total},
+    )
+
+
+def one_target_per_natural_key(connection: Connection, store: Store, assessment: int) -> GateResult:
+    """Gate: no two rows, of one natural key or of two, have one target id."""
+    shared = [
+        f"{entity.name} {row.target_id}: {', '.join(row.keys)}"
+        for entity in store.entities
+        for row in sql.rows(
+            connection,
+            sql.compose(
+                """SELECT target_id, (array_agg(natural_key ORDER BY natural_key))[:3] AS keys FROM {inventory}
+                   WHERE assessment_no = %(no)s AND target_id IS NOT NULL
+                   GROUP BY target_id HAVING count(*) > 1 LIMIT 10""",
+                inventory=ledger.inventory_table(entity),
+            ),
+            {"no": assessment},
+        )
+    ]
+    return GateResult.of(
+        "one_target_per_natural_key",
+        not shared,
+        "every target id has one natural key" if not shared else f"shared target ids: {'; '.join(shared)}",
+        "put a separator between the identity's fields, or the column that tells these rows apart",
+    )
+
+
+def no_collision(connection: Connection, store: Store, assessment: int) -> GateResult:
+    """Gate: no target id is held by another row, nor already by a soft reference (which could not be told apart again)."""
+    held = [
+        f"{entity.name} {row.key} -> {row.target_id}"
+        for entity in store.entities
+        for row in sql.rows(
+            connection,
+            sql.compose(
+                """SELECT m.old_id AS key, m.new_id AS target_id FROM {map} m
+                   JOIN {table} t ON t.{key} = m.new_id
+                   WHERE m.assessment_no = %(no)s AND m.role = 'move' LIMIT 10""",
+                map=ledger.map_table(entity),
+                table=sql.table(entity.table.schema, entity.table.name),
+                key=sql.name(entity.key),
+            ),
+            {"no": assessment},
+        )
+    ]
+    for reference in store.references:
+        if reference.foreign_key is None:
+            count = sql.scalar(
+                connection,
+                sql.compose(
+                    """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.new_id
+                       WHERE m.assessment_no = %(no)s AND m.role = 'move'""",
+                    map=ledger.map_table(store.entity(reference.entity)),
+                    table=sql.table(reference.table.schema, reference.table.name),
+                    column=sql.name(reference.column),
+                ),
+                {"no": assessment},
+            )
+            held += [f"{count} rows of {reference.table.name}.{reference.column} hold target ids"] if count else []
+    return GateResult.of(
+        "no_collision",
+        not held,
+        "no target id is taken" if not held else f"taken: {'; '.join(held)}",
+        "look at the rows that hold these ids; they are not the ones that the ids are derived for",
+        figures={"collisions": len(held)},
+    )
+
+
+def recomputed_independently(connection: Connection, store: Store, assessment: int) -> GateResult:
+    """Gate: from raw values, by Python's own normalisation and the standard uuid5, every id comes out the same."""
+    checked, wrong = 0, []
+    for entity in store.entities:
+        for old_id, expected, raw in _raw_values(connection, store, entity, assessment):
+            checked += 1
+            actual = str(recomputed(store.spec.namespace, entity.spec.identity, raw, entity.spec.normalize))
+            if actual != expected:
+                wrong.append(f"{entity.name} {old_id}: map {expected}, recomputed {actual}")
+    return GateResult.of(
+        "recomputed_independently",
+        not wrong,
+        f"{checked} ids recomputed, all equal" if not wrong else f"{len(wrong)} differ: {'; '.join(wrong[:5])}",
+        "if rows changed since the inventory, plan again; otherwise report a fault of uuid-pipeline",
+        figures={"recomputed": checked, "differing": len(wrong)},
+    )
+
+
+def _raw_values(
+    connection: Connection, store: Store, entity: Entity, assessment: int
+) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(old id, mapped id, raw field values); a parent's key is replaced by what the parent's map says."""
+    fields = entity.spec.template.fields
+    parent = store.entity(entity.parent) if entity.parent and entity.parent_column in fields else None
+    values = [
+        sql.Text("p.new_id::text")
+        if parent and field == entity.parent_column
+        else sql.compose("t.{column}::text", column=sql.name(field))
+        for field in fields
+    ]
+    join = sql.Text("")
+    if parent and entity.parent_column:
+        join = sql.compose(
+            "JOIN {map} p ON p.assessment_no = %(no)s AND p.old_id = t.{parent}",
+            map=ledger.map_table(parent),
+            parent=sql.name(entity.parent_column),
+        )  # type: ignore[assignment]
+    statement = sql.compose(
+        """SELECT m.old_id::text, m.new_id::text, {values} FROM {map} m JOIN {table} t ON t.{key} = m.old_id {join}
+           WHERE m.assessment_no = %(no)s""",
+        values=sql.join(", ", values),
+        map=ledger.map_table(entity),
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+        join=join,
+    )
+    for rows in sql.stream(connection, statement, {"no": assessment}):
+        for row in rows:
+            yield row[0], row[1], dict(zip(fields, row[2:], strict=True))

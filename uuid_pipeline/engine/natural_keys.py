@@ -1,0 +1,42 @@
+"""Natural keys as SQL text: the expressions that the derivation reads and that a batch reads again under its locks."""
+
+from typing import LiteralString, cast
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.store import Entity
+from uuid_pipeline.identity import ASCII_SPACE, Normalization
+
+
+def part(entity: Entity, field: str, parent_target: sql.Composable | None) -> sql.Composable:
+    """One field of the natural key, normalised, as text; NULL stays NULL.
+
+    The row's alias is ``t``; the field that holds the parent's key reads the parent's target id instead.
+    """
+    if field == entity.parent_column and parent_target is not None:
+        value: sql.Composable = sql.compose("{target}::text", target=parent_target)
+    else:
+        value = sql.compose("t.{column}::text", column=sql.name(field))
+    for rule in entity.spec.normalize.get(field, []):
+        value = _normalized(value, rule)
+    return value
+
+
+def _normalized(value: sql.Composable, rule: Normalization) -> sql.Composable:
+    if rule == "strip":
+        return sql.compose("btrim({value}, {space})", value=value, space=sql.literal(ASCII_SPACE))
+    # lower() folds ASCII only under "C", as identity.normalize does; another collation would fold more.
+    return sql.compose('lower({value} COLLATE "C")', value=value)
+
+
+def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Composable:
+    """The filled template; NULL when any part is NULL."""
+    template = entity.spec.template
+    pieces: list[sql.Composable] = [sql.literal(template.literals[0])]
+    for field, text in zip(template.fields, template.literals[1:], strict=True):
+        pieces += [part(entity, field, parent_target), sql.literal(text)]
+    return sql.join(" || ", pieces)
+
+
+def cast_type(type_name: str) -> sql.Composable:
+    """A type's name as format_type() wrote it, already quoted by the server."""
+    return sql.Text(cast(LiteralString, type_name))

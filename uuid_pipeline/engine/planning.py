@@ -1,0 +1,325 @@
+"""The plan: id map, waves and decisions, frozen under a digest; and its approval, which begins an execution."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import gates, ledger, mapping, sql
+from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.inventory import Summary
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import RefusedError
+
+# Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
+_POSITIONS = {"canary": 10, "recent": 20, "remaining": 30}
+ROWS_A_SECOND = 20_000  # ENGINE.md, section 1: 2.2 M rows in 20 to 37 s there; said to be an estimate wherever shown
+
+
+@dataclass(frozen=True)
+class PlannedWave:
+    name: str
+    kind: str
+    first_ordinal: int
+    last_ordinal: int
+    documents: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    assessment_no: int
+    plan_id: str
+    content: dict[str, Any]
+
+    @property
+    def waves(self) -> list[PlannedWave]:
+        return [PlannedWave(**wave) for wave in self.content["waves"]]
+
+    @property
+    def moves(self) -> dict[str, int]:
+        moves: dict[str, int] = self.content["moves"]
+        return moves
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return sum(self.moves.values()) == 0
+
+
+def approach(summary: Summary) -> str:
+    """The report's rule: over 80 % random (or stray) a full migration, over 50 % a hybrid, else forward-only."""
+    if not summary.documents:
+        return "nothing to migrate"
+    share = (summary.random + summary.stray) / summary.documents
+    return "full migration" if share > 0.8 else "hybrid" if share > 0.5 else "forward-only"
+
+
+def split_waves(spans: list[tuple[str, int, int]], size: int) -> list[PlannedWave]:
+    """Waves from (kind, first ordinal, last ordinal); ``remaining`` is cut into parts of at most ``size`` documents."""
+    waves = []
+    for kind, first, last in spans:
+        step = size if kind == "remaining" else max(last - first + 1, 1)
+        starts = range(first, last + 1, step)
+        for index, start in enumerate(starts, 1):
+            number = f"-{index:03d}" if kind == "remaining" else ""
+            name = f"{_POSITIONS[kind]:03d}-{kind}{number}"
+            end = min(start + step - 1, last)
+            waves.append(PlannedWave(name, kind, start, end, end - start + 1))
+    return waves
+
+
+def make(connection: Connection, store: Store, assessment: ledger.Assessment, summary: Summary) -> Plan:
+    """Freeze the id map of an assessment into a plan and write it to the ledger."""
+    number = assessment.assessment_no
+    waves = split_waves(_spans(connection, store, number), store.spec.waves.remaining)
+    map_rows, ledger_bytes = _map_size(connection, store, number)
+    content = {
+        "spec_digest": assessment.spec_digest,
+        "catalog_digest": assessment.catalog_digest,
+        "maps": {entity.name: _map_digest(connection, store, entity.name, number) for entity in store.entities},
+        "waves": [asdict(wave) for wave in waves],
+        "moves": mapping.moves(connection, store, number),
+        "approach": approach(summary),
+        "tier": assessment.profile["tier"],
+        "silenced_triggers": assessment.profile["silenced_triggers"],
+        "witnesses": sum(len(entity.spec.witnesses) for entity in store.entities),
+        "batch_rows": store.spec.batch_rows,
+        "risks": _risks(store, assessment),
+    }
+    plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    # Estimates stand outside the digest: they follow the machine, not what is approved.
+    content["estimate"] = {"seconds": round(map_rows / ROWS_A_SECOND, 1), "ledger_bytes": ledger_bytes}
+    sql.execute(
+        connection,
+        """INSERT INTO uuid_pipeline.plans (assessment_no, plan_id, content) VALUES (%(no)s, %(id)s, %(content)s::jsonb)
+           ON CONFLICT (assessment_no) DO UPDATE SET plan_id = excluded.plan_id, content = excluded.content""",
+        {"no": number, "id": plan_id, "content": json.dumps(content)},
+    )
+    return Plan(number, plan_id, content)
+
+
+def _spans(connection: Connection, store: Store, number: int) -> list[tuple[str, int, int]]:
+    spans = [
+        (row.wave, row.first, row.last)
+        for root in store.roots
+        for row in sql.rows(
+            connection,
+            sql.compose(
+                """SELECT wave, min(ordinal) AS first, max(ordinal) AS last FROM {map}
+                   WHERE assessment_no = %(no)s GROUP BY wave ORDER BY 2""",
+                map=ledger.map_table(root),
+            ),
+            {"no": number},
+        )
+    ]
+    first_root = len({kind for kind, _, _ in spans})
+    # A second root's rows come after the first's, all of them in waves of the kind `remaining`.
+    tail = spans[first_root:] if len(store.roots) > 1 else []
+    if tail:
+        return [*spans[:first_root], ("remaining", tail[0][1], tail[-1][2])]
+    return spans
+
+
+def _map_digest(connection: Connection, store: Store, name: str, number: int) -> str:
+    statement = sql.compose(
+        """SELECT count(*) || ':' || coalesce(sum(hash_record_extended(ROW(ordinal, wave, role, old_id, new_id), 0)::numeric), 0)
+                  || ':' || coalesce(sum(hash_record_extended(ROW(ordinal, wave, role, old_id, new_id), 1)::numeric), 0)
+           FROM {map} WHERE assessment_no = %(no)s""",
+        map=ledger.map_table(store.entity(name)),
+    )
+    return str(sql.scalar(connection, statement, {"no": number}))
+
+
+def _map_size(connection: Connection, store: Store, number: int) -> tuple[int, int]:
+    rows = size = 0
+    for entity in store.entities:
+        found = sql.rows(
+            connection,
+            "SELECT c.reltuples::bigint AS rows, pg_total_relation_size(c.oid) AS bytes FROM pg_class c "
+            "WHERE c.oid = to_regclass(%(part)s)",
+            {"part": f"uuid_pipeline.id_map_{entity.name}_{number}"},
+        )
+        rows, size = rows + max(found[0].rows, 0), size + found[0].bytes
+    return rows, size
+
+
+def _risks(store: Store, assessment: ledger.Assessment) -> list[str]:
+    risks = [
+        f"{table['table']}: no index on {', '.join(table['unindexed'])}; every batch scans the table"
+        for table in assessment.profile["tables"]
+        if table["unindexed"]
+    ]
+    if not any(entity.spec.witnesses for entity in store.entities):
+        risks.append("the rule is not witnessed: no id that the application made itself confirms it")
+    return risks
+
+
+def newest(connection: Connection) -> Plan | None:
+    """The plan made last, if any."""
+    found = sql.rows(
+        connection,
+        "SELECT assessment_no, plan_id, content FROM uuid_pipeline.plans ORDER BY assessment_no DESC LIMIT 1",
+    )
+    return Plan(*found[0]) if found else None
+
+
+def of_assessment(connection: Connection, assessment: int) -> Plan:
+    """The plan of an assessment. Raises RefusedError when it has none."""
+    found = sql.rows(
+        connection,
+        "SELECT assessment_no, plan_id, content FROM uuid_pipeline.plans WHERE assessment_no = %(no)s",
+        {"no": assessment},
+    )
+    if not found:
+        raise RefusedError(f"Assessment {assessment} has no plan. Run: uuid-pipeline plan")
+    return Plan(*found[0])
+
+
+def waves_cover_each_document_once(connection: Connection, store: Store, plan: Plan) -> GateResult:
+    """Gate: every mapped root row lies in exactly one wave, and the inventory has no due row that the map lacks."""
+    waves = sql.literal(json.dumps([asdict(wave) for wave in plan.waves]))
+    wrong = 0
+    for root in store.roots:
+        wrong += int(
+            sql.scalar(
+                connection,
+                sql.compose(
+                    """SELECT count(*) FROM {inventory} i LEFT JOIN {map} m
+                           ON m.assessment_no = i.assessment_no AND m.old_id = i.key
+                       WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL
+                         AND (i.id_class <> 'deterministic' OR m.old_id IS NOT NULL)
+                         AND (SELECT count(*) FROM jsonb_to_recordset({waves}::jsonb)
+                                  AS w(first_ordinal bigint, last_ordinal bigint)
+                              WHERE m.ordinal BETWEEN w.first_ordinal AND w.last_ordinal) <> 1""",
+                    inventory=ledger.inventory_table(root),
+                    map=ledger.map_table(root),
+                    waves=waves,
+                ),
+                {"no": plan.assessment_no},
+            )
+        )
+    documents = sum(wave.documents for wave in plan.waves)
+    return GateResult.of(
+        "waves_cover_each_document_once",
+        wrong == 0,
+        f"{len(plan.waves)} waves cover {documents} documents" if not wrong else f"{wrong} documents are in no wave or two",
+        "plan again; if it recurs, report a fault of uuid-pipeline",
+        figures={"waves": len(plan.waves), "documents": documents},
+    )
+
+
+def approve(connection: Connection, store: Store, plan_id: str) -> ledger.Execution:
+    """Approve a plan: begin an execution with the plan's waves and gates.
+
+    Approving the plan of the open execution again returns that one. Raises RefusedError when the plan is unknown,
+    stale, empty or has a gate that did not pass, or when another execution has begun to move rows.
+    """
+    plan = _approvable(connection, store, plan_id)
+    if plan is None:
+        return _open_of(connection, plan_id)
+    _supersede_open(connection, store, plan_id)
+    gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
+    execution_id = _insert_execution(connection, plan, store.spec.approval_hours)
+    for position, wave in enumerate(plan.waves, 1):
+        sql.execute(
+            connection,
+            """INSERT INTO uuid_pipeline.waves
+                   (execution_id, position, wave, kind, first_ordinal, last_ordinal, documents)
+               VALUES (%(execution)s, %(position)s, %(name)s, %(kind)s, %(first)s, %(last)s, %(documents)s)""",
+            {
+                "execution": execution_id,
+                "position": position,
+                "name": f"{execution_id}-{wave.name}",
+                "kind": wave.kind,
+                "first": wave.first_ordinal,
+                "last": wave.last_ordinal,
+                "documents": wave.documents,
+            },
+        )
+    gates.inherit(connection, plan.assessment_no, execution_id)
+    ledger.audit(connection, "approved", {"execution": execution_id, "plan": plan_id})
+    return ledger.execution(connection, execution_id)
+
+
+def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | None:
+    """The newest plan of this id; None when the open execution already is of it."""
+    # Serialises approvals; the unique index on open executions is the last word.
+    sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
+    found = sql.rows(
+        connection,
+        """SELECT p.assessment_no, p.plan_id, p.content,
+                  EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = p.assessment_no) AS used
+           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s ORDER BY p.assessment_no DESC LIMIT 1""",
+        {"id": plan_id},
+    )
+    if not found:
+        newest_plan = newest(connection)
+        known = f" The newest plan is {newest_plan.plan_id}." if newest_plan else ""
+        raise RefusedError(f"There is no plan {plan_id}.{known} Run: uuid-pipeline plan")
+    if found[0].used:
+        open_one = ledger.unfinished(connection)
+        if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
+            return None
+        raise RefusedError(f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan.")
+    plan = Plan(found[0].assessment_no, found[0].plan_id, found[0].content)
+    if plan.nothing_to_do:
+        raise RefusedError(f"Plan {plan_id} moves nothing; there is nothing to approve.")
+    require_fresh(connection, store, plan)
+    return plan
+
+
+def _open_of(connection: Connection, plan_id: str) -> ledger.Execution:
+    found = ledger.unfinished(connection)
+    if found is None or found.plan_id != plan_id:
+        raise RefusedError(f"Plan {plan_id} has no open execution. Run: uuid-pipeline status")
+    return found
+
+
+def _supersede_open(connection: Connection, store: Store, plan_id: str) -> None:
+    """Close an open execution that a new plan replaces: one not begun, or one gone stale."""
+    for execution in ledger.rolling_back(connection):
+        raise RefusedError(f"Execution {execution.execution_id} is being rolled back. Run: uuid-pipeline rollback --all")
+    open_one = ledger.unfinished(connection)
+    if open_one is None:
+        return
+    if open_one.status == "running" and stale_reason(connection, store, of_assessment(connection, open_one.assessment_no)) is None:
+        raise RefusedError(
+            f"Execution {open_one.execution_id} (plan {open_one.plan_id}) has begun and can go on. "
+            f"Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) before approving {plan_id}."
+        )
+    ledger.change_status(connection, open_one.execution_id, "superseded")
+
+
+def _insert_execution(connection: Connection, plan: Plan, hours: int) -> str:
+    """Insert under an id made from the time; a second approval in one second takes the next free one."""
+    return str(
+        sql.scalar(
+            connection,
+            """INSERT INTO uuid_pipeline.executions (execution_id, assessment_no, plan_id, status, approved_by, expires_at)
+               SELECT to_char(stamp, 'YYYY-MM-DD-HH24MISS'), %(no)s, %(plan)s, 'approved', %(actor)s,
+                      now() + make_interval(hours => %(hours)s)
+               FROM generate_series(now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC' + interval '1 hour', '1 second') stamp
+               WHERE NOT EXISTS (SELECT FROM uuid_pipeline.executions
+                                 WHERE execution_id = to_char(stamp, 'YYYY-MM-DD-HH24MISS'))
+               ORDER BY stamp LIMIT 1 RETURNING execution_id""",
+            {"no": plan.assessment_no, "plan": plan.plan_id, "actor": ledger.actor(), "hours": hours},
+        )
+    )
+
+
+def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None:
+    """Why a plan no longer fits: the spec or the store's catalog changed; None when it still does."""
+    if plan.content["spec_digest"] != store.spec.digest:
+        return "the spec changed since"
+    if plan.content["catalog_digest"] != catalogs.digest(catalogs.snapshot(connection, store.catalog)):
+        return "the store's tables, constraints, indexes, triggers, policies or grants changed since"
+    return None
+
+
+def require_fresh(connection: Connection, store: Store, plan: Plan) -> None:
+    """Raise RefusedError when a plan is stale."""
+    reason = stale_reason(connection, store, plan)
+    if reason:
+        raise RefusedError(f"Plan {plan.plan_id} is stale: {reason}. Run: uuid-pipeline plan, and approve the new plan.")

@@ -1,0 +1,126 @@
+"""Rollback: the same batches with the map inverted, last wave first."""
+
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, Engine
+
+from uuid_pipeline.engine import batch, ledger, sql
+from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine.migration import Progress, Report, Run, batch_size, run_batch, writer
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import RefusedError
+
+
+def moved_waves(connection: Connection) -> list[ledger.Wave]:
+    """Every wave with rows under new ids, newest execution and last wave first."""
+    found = sql.rows(
+        connection,
+        """SELECT w.execution_id, w.position, w.wave, w.kind, w.first_ordinal, w.last_ordinal, w.documents, w.status
+           FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e USING (execution_id)
+           WHERE w.status IN ('moved', 'rolling_back')
+              OR (w.status = 'planned' AND EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.wave = w.wave))
+           ORDER BY e.approved_at DESC, e.execution_id DESC, w.position DESC""",
+    )
+    return [ledger.Wave(*row) for row in found]
+
+
+def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
+    """The waves to roll back: all moved ones for None, else those of that full name or kind in the newest execution.
+
+    Raises RefusedError when a named wave has nothing to roll back.
+    """
+    moved = moved_waves(connection)
+    if name is None:
+        return moved
+    newest = moved[0].execution_id if moved else None
+    chosen = [
+        wave
+        for wave in moved
+        if name in (wave.wave, wave.wave.removeprefix(f"{wave.execution_id}-"))
+        or (name == wave.kind and wave.execution_id == newest)
+    ]
+    if not chosen:
+        known = ", ".join(wave.wave for wave in moved) or "none"
+        raise RefusedError(f"No moved wave is called {name}. Waves that can be rolled back: {known}.")
+    return chosen
+
+
+def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id: str, report: Report) -> list[Run]:
+    """Give the rows of these waves their old ids again; finishes what an interrupted rollback began.
+
+    Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted.
+    """
+    runs = []
+    with writer(engine, run_id) as (connection, lease):
+        _open(connection, waves, lease)
+        for wave in waves:
+            runs.append(_roll_back_wave(connection, store, wave, lease, report))
+        _close(connection, lease)
+    return runs
+
+
+def _open(connection: Connection, waves: Sequence[ledger.Wave], lease: leases.Lease) -> None:
+    """Mark what will go back first, so that a run after a crash finishes it and no wave goes on meanwhile."""
+    with connection.begin():
+        leases.hold(connection, lease)
+        open_one = ledger.unfinished(connection)
+        # An open execution ends here too, even with no row moved: its plan was made for another state of the store.
+        closing = {wave.execution_id for wave in waves} | ({open_one.execution_id} if open_one else set())
+        for execution_id in sorted(closing):
+            if ledger.execution(connection, execution_id).status != "rolling_back":
+                ledger.change_status(connection, execution_id, "rolling_back")
+        for wave in waves:
+            ledger.set_wave_status(connection, wave.wave, "rolling_back")
+
+
+def _roll_back_wave(
+    connection: Connection, store: Store, wave: ledger.Wave, lease: leases.Lease, report: Report
+) -> Run:
+    started = time.monotonic()
+    size = batch_size(connection, store, wave)
+    rows: dict[str, int] = {}
+    batches = documents = 0
+    span = remaining(connection, wave)
+    while span is not None:
+        first = max(span[0], span[1] - size + 1)
+        first, result = run_batch(connection, store, wave, (first, span[1]), batch.BACK, lease)
+        batches, documents = batches + 1, documents + span[1] - first + 1
+        for table, count in result.tables.items():
+            rows[table] = rows.get(table, 0) + count
+        report(Progress(wave.wave, documents, wave.documents, sum(rows.values()), batches, time.monotonic() - started))
+        span = (span[0], first - 1) if first > span[0] else None
+    with connection.begin():
+        leases.hold(connection, lease)
+        ledger.set_wave_status(connection, wave.wave, "rolled_back")
+        ledger.audit(connection, "rolled back", {"wave": wave.wave, "documents": documents, "batches": batches})
+    return Run(wave.wave, documents, rows, batches, time.monotonic() - started, lease.dead_run)
+
+
+def remaining(connection: Connection, wave: ledger.Wave) -> tuple[int, int] | None:
+    """The ordinals that went forward and not yet back; None when there are none."""
+    row = sql.rows(
+        connection,
+        """SELECT max(last_ordinal) FILTER (WHERE direction = 'forward') AS done,
+                  min(first_ordinal) FILTER (WHERE direction = 'back') AS back
+           FROM uuid_pipeline.batches WHERE wave = %(wave)s""",
+        {"wave": wave.wave},
+    )[0]
+    connection.rollback()
+    if row.done is None:
+        return None
+    last = row.done if row.back is None else row.back - 1
+    return (wave.first_ordinal, last) if last >= wave.first_ordinal else None
+
+
+def _close(connection: Connection, lease: leases.Lease) -> None:
+    with connection.begin():
+        leases.hold(connection, lease)
+        for execution in ledger.rolling_back(connection):
+            _settle(connection, execution.execution_id)
+
+
+def _settle(connection: Connection, execution_id: str) -> None:
+    """Final status from what the waves say: rolled back when none has rows under new ids."""
+    left = any(wave.execution_id == execution_id for wave in moved_waves(connection))
+    ledger.change_status(connection, execution_id, "partly_rolled_back" if left else "rolled_back")

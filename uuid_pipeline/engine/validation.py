@@ -1,0 +1,296 @@
+"""Gates of a wave and of the whole store: what was moved, recounted and recomputed from the store itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import batch, fingerprint, gates, ledger, sql
+from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.store import Entity, MovedTable, Store
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.identity import recomputed
+
+_JOURNAL = """
+SELECT coalesce(sum((b.moved->'entities'->>%(entity)s)::bigint), 0) AS moved FROM uuid_pipeline.batches b
+WHERE b.wave = %(wave)s AND b.direction = 'forward'
+"""
+_UNMOVED = """
+SELECT reason, count(*) AS n FROM uuid_pipeline.unmoved WHERE wave = %(wave)s GROUP BY reason ORDER BY reason
+"""
+
+
+def subject(connection: Connection) -> ledger.Execution:
+    """The execution that validation is about: the running one, else the one completed last.
+
+    Raises RefusedError when nothing has been migrated.
+    """
+    for execution in ledger.executions(connection):
+        if execution.status in ("running", "completed"):
+            return execution
+        if execution.status in ("rolling_back", "rolled_back", "partly_rolled_back"):
+            break
+    raise RefusedError("Nothing is migrated that could be validated. Run: uuid-pipeline run")
+
+
+def accounted(connection: Connection, store: Store, wave: ledger.Wave) -> dict[str, int]:
+    """Of one wave: documents planned, moved (from the journal), and set aside by reason."""
+    moved = sum(
+        int(sql.scalar(connection, _JOURNAL, {"wave": wave.wave, "entity": root.name})) for root in store.roots
+    )
+    aside = {row.reason: int(row.n) for row in sql.rows(connection, _UNMOVED, {"wave": wave.wave})}
+    return {"planned": wave.documents, "moved": moved, **aside}
+
+
+def conservation(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
+    """Gate: every planned document of the wave is counted as moved, gone or changed; none twice."""
+    found = accounted(connection, store, wave)
+    missing = found["planned"] - sum(count for name, count in found.items() if name != "planned")
+    said = ", ".join(f"{count} {name}" for name, count in found.items())
+    return GateResult.of(
+        "conservation",
+        missing == 0 and wave.status == "moved",
+        said if missing == 0 else f"{said}: {missing} unaccounted for",
+        "run the wave again (uuid-pipeline run); if it stays, roll it back",
+        figures=found,
+    )
+
+
+def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
+    """Gate: no reference holds an id that this wave moved away from."""
+    execution = ledger.execution(connection, wave.execution_id)
+    left = {}
+    for reference in store.references:
+        statement = sql.compose(
+            """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.old_id
+               WHERE m.assessment_no = %(no)s AND m.role = 'move' AND m.ordinal BETWEEN %(first)s AND %(last)s
+                 AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = m.old_id)""",
+            map=ledger.map_table(store.entity(reference.entity)),
+            table=sql.table(reference.table.schema, reference.table.name),
+            column=sql.name(reference.column),
+            target=sql.table(store.entity(reference.entity).table.schema, store.entity(reference.entity).table.name),
+            key=sql.name(store.entity(reference.entity).key),
+        )
+        span = {"no": execution.assessment_no, "first": wave.first_ordinal, "last": wave.last_ordinal}
+        left[f"{reference.table.name}.{reference.column}"] = int(sql.scalar(connection, statement, span))
+    return _dangling("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left))
+
+
+def whole_no_dangling_reference(connection: Connection, store: Store, orphans: dict[str, int]) -> GateResult:
+    """Gate: every reference of the whole store points at a row; ``orphans`` counts those that do not, by reference."""
+    return _dangling("whole_no_dangling_reference", {n: c for n, c in orphans.items() if c}, len(orphans))
+
+
+def _dangling(gate: str, left: dict[str, int], references: int) -> GateResult:
+    said = ", ".join(f"{name} {count}" for name, count in left.items())
+    return GateResult.of(
+        gate,
+        not left,
+        f"0 dangling in {references} references" if not left else f"dangling: {said}",
+        "roll back (uuid-pipeline rollback --all); then look at what writes these columns",
+        figures={"dangling": sum(left.values())},
+    )
+
+
+def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
+    """Gate: each row that the wave moved has the id that the standard uuid5 makes of its own raw columns."""
+    checked, wrong = _recompute(connection, store, [wave])
+    return _exact("ids_exact", checked, wrong)
+
+
+def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: as :func:`ids_exact`, for every wave that has moved."""
+    moved = [wave for wave in ledger.waves(connection, execution.execution_id) if wave.status == "moved"]
+    checked, wrong = _recompute(connection, store, moved)
+    return _exact("whole_ids_exact", checked, wrong)
+
+
+def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
+    return GateResult.of(
+        gate,
+        not wrong,
+        f"{checked} ids recomputed from the rows, all equal" if not wrong else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
+        "roll back (uuid-pipeline rollback --all) and compare these rows with the spec's identity",
+        figures={"recomputed": checked, "wrong": len(wrong)},
+    )
+
+
+def _recompute(connection: Connection, store: Store, waves: list[ledger.Wave]) -> tuple[int, list[str]]:
+    checked, wrong = 0, []
+    for wave in waves:
+        for entity in store.entities:
+            for key, raw in _moved_rows(connection, store, entity, wave):
+                checked += 1
+                target = str(recomputed(store.spec.namespace, entity.spec.identity, raw, entity.spec.normalize))
+                if target != key:
+                    wrong.append(f"{entity.name} {key} should be {target}")
+    return checked, wrong
+
+
+def _moved_rows(
+    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(id, raw identity columns) of the rows that hold this wave's new ids; by old id those that did not leave it."""
+    fields = entity.spec.template.fields
+    statement = sql.compose(
+        """SELECT t.{key}::text, {values} FROM {map} m JOIN {table} t ON t.{key} IN (m.new_id, m.old_id)
+           WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s
+             AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)""",
+        key=sql.name(entity.key),
+        values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
+        map=ledger.map_table(entity),
+        table=sql.table(entity.table.schema, entity.table.name),
+    )
+    execution = ledger.execution(connection, wave.execution_id)
+    span = {
+        "no": execution.assessment_no,
+        "first": wave.first_ordinal,
+        "last": wave.last_ordinal,
+        "wave": wave.wave,
+    }
+    for rows in sql.stream(connection, statement, span):
+        for row in rows:
+            yield row[0], dict(zip(fields, row[1:], strict=True))
+
+
+def schema_unchanged(connection: Connection, store: Store, execution: ledger.Execution, gate: str) -> GateResult:
+    """Gate: tables, columns, constraints, indexes, triggers, policies, grants are as before the first batch."""
+    before = sql.scalar(
+        connection,
+        "SELECT catalog_before FROM uuid_pipeline.executions WHERE execution_id = %(id)s",
+        {"id": execution.execution_id},
+    )
+    after = catalogs.snapshot(connection, store.catalog)
+    changes = catalogs.differences(before or {}, after)
+    return GateResult.of(
+        gate,
+        not changes,
+        f"{len(after)} objects as before" if not changes else f"{len(changes)} differ: {'; '.join(changes[:5])}",
+        "put these back, or if the change was yours: plan again and approve the new plan",
+        figures={"objects": len(after), "changed": len(changes)},
+    )
+
+
+def whole_conservation(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: read back through the id map, every moved table has the rows it had before; see :func:`compare`."""
+    compared = compare(connection, store, execution)
+    wrong = [row for row in compared if row["differs"] and not row["application_writes"]]
+    live = [row for row in compared if row["application_writes"]]
+    said = "; ".join(f"{row['table']}: {row['rows_before']} rows before, {row['rows_now']} now" for row in compared)
+    if live:
+        names = ", ".join(f"{row['table']} ({row['application_writes']} writes seen)" for row in live)
+        said += f". The application wrote to {names} meanwhile; there the proof is each batch's own"
+    return GateResult.of(
+        "whole_conservation",
+        not wrong,
+        said if not wrong else "differ though nothing else wrote to them: " + ", ".join(row["table"] for row in wrong),
+        "roll back (uuid-pipeline rollback --all) and compare with your backup",
+        figures={"rows": sum(row["rows_now"] for row in compared), "differing_tables": len(wrong)},
+    )
+
+
+def timestamps_untouched(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: no date or time column of a moved table changed, but where the application wrote."""
+    compared = compare(connection, store, execution)
+    wrong = [row["table"] for row in compared if row["dates_differ"] and not row["application_writes"]]
+    return GateResult.of(
+        "timestamps_untouched",
+        not wrong,
+        "every date and time as before" if not wrong else f"dates changed in {', '.join(wrong)}",
+        "roll back (uuid-pipeline rollback --all); look at the triggers that set these columns",
+    )
+
+
+def compare(connection: Connection, store: Store, execution: ledger.Execution) -> list[dict[str, Any]]:
+    """Each moved table before and now, ids read back through the map, and how many of the application's writes show."""
+    before = fingerprint.before(connection, execution)
+    compared = []
+    for moved in store.tables:
+        name = fingerprint.qualified(moved)
+        now = fingerprint.unmapped(connection, store, moved, execution)
+        then, deleted = before.get(name, (None, 0))
+        compared.append(
+            {
+                "table": name,
+                "rows_before": then.rows if then else 0,
+                "rows_now": now.rows,
+                "differs": then != now,
+                "dates_differ": then is None or then.timestamps != now.timestamps,
+                "application_writes": _application_writes(connection, moved, execution, deleted),
+            }
+        )
+    return compared
+
+
+def _application_writes(
+    connection: Connection, moved: MovedTable, execution: ledger.Execution, deleted_before: int
+) -> int:
+    """Signs of other writers since the first snapshot: rows they wrote, rows they had written when a batch came, deletes."""
+    statement = sql.compose(
+        """SELECT (SELECT count(*) FROM {table} t WHERE {written})
+                + (SELECT count(*) FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s
+                   AND (b.moved->>'touched')::bigint > 0)
+                + (SELECT count(*) FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s)
+                + greatest(coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0) - %(deleted)s, 0)
+           FROM uuid_pipeline.executions e WHERE e.execution_id = %(execution)s""",
+        table=sql.table(moved.table.schema, moved.table.name),
+        written=batch.WRITTEN_SINCE["t"],
+    )
+    snapshot = sql.scalar(
+        connection,
+        "SELECT snapshot_before FROM uuid_pipeline.executions WHERE execution_id = %(id)s",
+        {"id": execution.execution_id},
+    )
+    values = {
+        "execution": execution.execution_id,
+        "oid": moved.table.oid,
+        "deleted": deleted_before,
+        "snapshot": snapshot,
+    }
+    return int(sql.scalar(connection, statement, values) or 0)
+
+
+def next_step_safe(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: every wave that began has ended with all its gates green, so the next one, or the end, may come."""
+    open_gates, unaccounted, done, waiting = [], 0, 0, []
+    for wave in ledger.waves(connection, execution.execution_id):
+        begun = wave.status == "moved" or sql.scalar(
+            connection, "SELECT EXISTS (SELECT FROM uuid_pipeline.batches WHERE wave = %(w)s)", {"w": wave.wave}
+        )
+        if not begun:
+            waiting.append(wave.wave)
+            continue
+        done += 1
+        scope = Scope(execution=execution.execution_id, wave=wave.wave)
+        open_gates += gates.open_gates(connection, scope, [gates.WAVE_STAGE])
+        found = accounted(connection, store, wave)
+        unaccounted += found["planned"] - sum(n for name, n in found.items() if name != "planned")
+    safe = not open_gates and unaccounted == 0
+    after = f"next: {waiting[0]}" if waiting else "the execution may end"
+    return GateResult.of(
+        "next_step_safe",
+        safe,
+        f"{done} waves done, every document accounted for; {after}" if safe else "; ".join(open_gates)
+        or f"{unaccounted} documents unaccounted for",
+        "run the wave named again with its checks, or roll back",
+        figures={"waves_done": done, "waves_waiting": len(waiting)},
+    )  # fmt: skip
+
+
+def settle(connection: Connection, execution: ledger.Execution) -> bool:
+    """Complete a running execution when every wave is moved and every gate green; returns whether it is complete."""
+    now = ledger.execution(connection, execution.execution_id)
+    if now.status != "running":
+        return now.status == "completed"
+    if any(wave.status != "moved" for wave in ledger.waves(connection, now.execution_id)):
+        return False
+    scopes = [(Scope(execution=now.execution_id), (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE))]
+    scopes += [
+        (Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,))
+        for wave in ledger.waves(connection, now.execution_id)
+    ]
+    if any(gates.open_gates(connection, scope, stages) for scope, stages in scopes):
+        return False
+    ledger.change_status(connection, now.execution_id, "completed")
+    return True
