@@ -175,7 +175,7 @@ def destroy(home: Path) -> None:
             _shut_down(data, _account())
             shutil.rmtree(data)
         if data == _state_dir(home):
-            data.parent.rmdir()
+            shutil.rmtree(data.parent, ignore_errors=True)
             (home / "server.json").unlink()
 
 
@@ -392,7 +392,7 @@ def _launch(home: Path, data: Path, binaries: Path, account: _Account) -> None:
         if started.returncode == 0:
             return
         said = _log_tail(home, since)
-        # A backend in a long query does not notice that its postmaster was killed, and PostgreSQL waits for it.
+        # A backend in a long query does not notice that its postmaster was killed; PostgreSQL waits for it.
         if "pre-existing shared memory block" not in said or time.monotonic() > deadline:
             raise PipelineError(f"PostgreSQL did not start in {data}{said}")
         _end_orphans(data, binaries, account)

@@ -25,6 +25,11 @@ def moved_waves(connection: Connection) -> list[ledger.Wave]:
     return [ledger.Wave(*row) for row in found]
 
 
+def interrupted(connection: Connection) -> list[ledger.Wave]:
+    """Waves whose rollback began and did not end."""
+    return [wave for wave in moved_waves(connection) if wave.status == "rolling_back"]
+
+
 def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     """The waves to roll back: all moved ones for None, else those of that full name or kind in the newest execution.
 

@@ -122,16 +122,16 @@ def home(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[embedded.EmbeddedServer]:
-    """A server that a test may look at, and leaves running."""
+    """A server that a test may look at, and leaves running; its path is none of the plainest."""
     with open_directory() as path:
-        yield embedded.start(path / "home")
+        yield embedded.start(path / "größe with space")
 
 
 @pytest.fixture(scope="module")
 def hurt_home() -> Iterator[Path]:
-    """A home that tests hurt in turn, each leaving it so that its server starts again."""
+    """A home on a long path that tests hurt in turn, each leaving it so that its server starts again."""
     with open_directory() as path:
-        yield path / "home"
+        yield path / ("x" * 120)
 
 
 def test_first_start_makes_the_home_and_a_server_of_the_version_asked_for(
@@ -179,14 +179,15 @@ def test_find_and_stop_of_a_home_that_is_not_there_leave_nothing_behind(home: Pa
     assert not home.exists()
 
 
-def test_the_server_outlives_the_process_that_started_it_and_another_one_finds_it(home: Path) -> None:
-    started = output_of(in_another_process("print(embedded.start(home))", home))
+def test_the_server_outlives_the_process_that_started_it_and_another_one_finds_it(hurt_home: Path) -> None:
+    embedded.stop(hurt_home)
+    started = output_of(in_another_process("print(embedded.start(home))", hurt_home))
 
-    server = embedded.find(home)
+    server = embedded.find(hurt_home)
 
     assert server is not None
     assert str(server) == started
-    assert output_of(in_another_process("print(embedded.find(home))", home)) == started
+    assert output_of(in_another_process("print(embedded.find(home))", hurt_home)) == started
 
 
 def test_the_server_is_in_a_session_of_its_own_out_of_reach_of_our_ctrl_c(
@@ -313,14 +314,20 @@ def test_a_version_that_the_wheel_lacks_is_named(home: Path) -> None:
         embedded.start(home, version=15)
 
 
-@pytest.mark.parametrize("name", ["größe with space", "x" * 120, "com,ma quo\"te's$HOME"])
-def test_any_path_will_do(directory: Path, name: str) -> None:
-    server = embedded.start(directory / name)
-    found = output_of(in_another_process("print(embedded.find(home).socket_dir)", server.home))
+def test_a_path_too_long_for_a_socket_gets_a_private_directory_that_others_find(hurt_home: Path) -> None:
+    server = embedded.start(hurt_home)
 
-    assert one(server, "SHOW data_directory") == str(directory / name / "postgresql")
-    assert found == str(server.socket_dir)
+    assert len(bytes(server.data)) > 107
+    assert server.socket_dir.parent == Path(tempfile.gettempdir())
     assert stat.S_IMODE(server.socket_dir.stat().st_mode) == 0o700
+    found = output_of(in_another_process("print(embedded.find(home).socket_dir)", server.home))
+    assert found == str(server.socket_dir)
+
+
+def test_a_path_with_characters_of_the_shell_and_of_lists_of_hosts_will_do(directory: Path) -> None:
+    server = embedded.start(directory / "com,ma quo\"te's$HOME")
+
+    assert one(server, "SHOW data_directory") == str(server.data)
 
 
 def test_a_socket_directory_that_somebody_else_left_open_is_refused(directory: Path) -> None:

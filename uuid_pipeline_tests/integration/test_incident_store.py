@@ -10,7 +10,6 @@ import sqlalchemy
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from uuid_pipeline.demo.incident import NAMESPACE, add_vector_buffer, build_incident
-from uuid_pipeline.demo.server import EmbeddedServer, ensure_database
 from uuid_pipeline.errors import UsageError
 
 TABLES = ("documents", "upload_jobs", "document_chunks", "events", "webhook_log")
@@ -26,20 +25,6 @@ def connection(incident: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
         connection.rollback()
 
 
-@pytest.fixture
-def empty(server: EmbeddedServer) -> Iterator[sqlalchemy.Engine]:
-    """A database with nothing in it."""
-    name = f"empty_{uuid.uuid4().hex}"
-    ensure_database(server, name)
-    engine = sqlalchemy.create_engine(server.url(name).replace("postgresql:", "postgresql+psycopg:", 1))
-    yield engine
-    engine.dispose()
-    maintenance = sqlalchemy.create_engine(engine.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
-    with maintenance.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name}")
-    maintenance.dispose()
-
-
 def rows(connection: sqlalchemy.Connection, query: str, **names: str) -> list[tuple[object, ...]]:
     """Run a query, with names put into its braces if any are given."""
     return [tuple(row) for row in connection.exec_driver_sql(query.format(**names) if names else query)]
@@ -51,6 +36,8 @@ def one(connection: sqlalchemy.Connection, query: str, **names: str) -> object:
 
 
 def become(connection: sqlalchemy.Connection, role: str, user: object) -> None:
+    # Our engine's connections turn hidden rows into an error; an application's do not.
+    connection.exec_driver_sql("SET LOCAL row_security = on")
     connection.exec_driver_sql(f"SET LOCAL ROLE {role}")
     connection.exec_driver_sql(f"SET LOCAL request.jwt.claim.sub = '{user}'")
 
@@ -324,38 +311,40 @@ def test_the_older_vector_buffer_refers_to_documents_without_a_foreign_key(
     assert one(connection, joined) == 87
 
 
-def test_a_seed_gives_the_same_rows_every_time_and_another_seed_others(empty: sqlalchemy.Engine) -> None:
-    first, again, other = digests(empty, 38), digests(empty, 38), digests(empty, 39)
+def test_a_seed_gives_the_same_rows_every_time_and_another_seed_others(
+    empty_store: sqlalchemy.Engine,
+) -> None:
+    first, again, other = digests(empty_store, 38), digests(empty_store, 38), digests(empty_store, 39)
 
     assert first == again
     assert not set(first) & set(other)
 
 
-def test_the_store_is_built_in_the_callers_transaction(empty: sqlalchemy.Engine) -> None:
+def test_the_store_is_built_in_the_callers_transaction(empty_store: sqlalchemy.Engine) -> None:
     schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'upload_pipeline'"
-    with empty.connect() as connection:
+    with empty_store.connect() as connection:
         build_incident(connection)
         connection.rollback()
         assert one(connection, schemas) == 0
-    with empty.connect() as connection:
+    with empty_store.connect() as connection:
         build_incident(connection)
         add_vector_buffer(connection)
         connection.commit()
-    with empty.connect() as connection:
+    with empty_store.connect() as connection:
         assert one(connection, schemas) == 1
         assert one(connection, "SELECT count(*) FROM upload_pipeline.document_vector_buffer") == 87
 
 
-def test_the_store_is_built_in_less_than_a_second_and_a_half(empty: sqlalchemy.Engine) -> None:
+def test_the_store_is_built_in_less_than_a_second_and_a_half(empty_store: sqlalchemy.Engine) -> None:
     began = time.perf_counter()
-    with empty.begin() as connection:
+    with empty_store.begin() as connection:
         build_incident(connection)
 
     assert time.perf_counter() - began < 1.5
 
 
-def test_another_driver_is_refused(empty: sqlalchemy.Engine) -> None:
-    engine = sqlalchemy.create_engine(empty.url.set(drivername="postgresql+psycopg2"))
+def test_another_driver_is_refused(empty_store: sqlalchemy.Engine) -> None:
+    engine = sqlalchemy.create_engine(empty_store.url.set(drivername="postgresql+psycopg2"))
     with engine.connect() as connection, pytest.raises(UsageError, match="psycopg 3"):
         build_incident(connection)
     engine.dispose()

@@ -1,0 +1,23 @@
+"""``uuid-pipeline inventory``"""
+
+from uuid_pipeline.cli import steps
+from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
+from uuid_pipeline.cli.session import open_session
+
+
+def inventory(as_json: JsonOption = False, spec: SpecOption = None) -> None:
+    """Count documents by id class, users, size, failures and orphans."""
+
+    def verb(answer: Answer) -> None:
+        with open_session() as session:
+            outcome = session.run("inventory")
+            if any(check.asset == "document_inventory" for check in outcome.checks):
+                steps.show_inventory(session, answer)
+            answer.section("Gates")
+            steps.gates_of(answer, outcome)
+            if answer.data["inventory"]["documents"] == 0:
+                table = session.store.main.table
+                answer.data["message"] = f"The store is empty: {table.schema}.{table.name} has no rows."
+                answer.say("", answer.data["message"])
+
+    answer_with(verb, as_json, spec)

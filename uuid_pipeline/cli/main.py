@@ -1,0 +1,27 @@
+"""The command line's front door: one verb a file."""
+
+import warnings
+
+import typer
+
+from uuid_pipeline.cli import approve, demo, inventory, migrate, plan, profile, rollback, run, status, ui, validate
+
+app = typer.Typer(
+    name="uuid-pipeline",
+    help="Change the primary keys of a live PostgreSQL document store without losing a row.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (
+    demo.demo, run.run, profile.profile, inventory.inventory, plan.plan, approve.approve, migrate.migrate,
+    validate.validate, rollback.rollback, status.status, ui.ui,
+):  # fmt: skip
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; Dagster's notices on preview features are not for its users."""
+    warnings.filterwarnings("ignore", module=r"dagster.*")
+    warnings.filterwarnings("ignore", message=r".*preview.*")
+    app()

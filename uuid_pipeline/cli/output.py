@@ -1,0 +1,98 @@
+"""One answer a verb: JSON on stdout, or text for people; errors in words, with their exit code."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.errors import PipelineError
+from uuid_pipeline.settings import read_settings, without_secrets
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
+SpecOption = Annotated[
+    Path | None, typer.Option("--spec", help="The specification (YAML); default: UUID_PIPELINE_SPEC, else the demo's.")
+]
+
+WAITS_FOR_APPROVAL = 3
+
+
+@dataclass
+class Answer:
+    """What a verb has to say: data for programs, lines for people."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    exit_code: int = 0
+
+    def say(self, *lines: str) -> None:
+        self.lines += lines
+
+    def section(self, title: str) -> None:
+        self.lines += ["", title, "-" * len(title)]
+
+    def pairs(self, pairs: list[tuple[str, str]]) -> None:
+        width = max((len(label) for label, _ in pairs), default=0)
+        self.lines += [f"  {label:<{width}}  {value}" for label, value in pairs]
+
+
+def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None) -> None:
+    """Run a verb and print its answer; every error of ours becomes words and an exit code."""
+    if spec is not None:
+        os.environ["UUID_PIPELINE_SPEC"] = str(spec.absolute())
+    answer = Answer()
+    try:
+        verb(answer)
+    except PipelineError as error:
+        answer.exit_code = error.exit_code
+        answer.data["error"] = _clean(error.message)
+    except DBAPIError as error:
+        answer.exit_code = 1
+        answer.data["error"] = _clean(f"The database refused a statement: {str(error.orig).strip()}")
+    except KeyboardInterrupt:
+        answer.exit_code = 130
+        answer.data["error"] = "Interrupted. What was committed stands; the next run goes on from there."
+    answer.data["exit_code"] = answer.exit_code
+    _print(answer, as_json)
+    raise typer.Exit(answer.exit_code)
+
+
+def _clean(message: str) -> str:
+    settings = read_settings()
+    return without_secrets(message, settings.database_url, settings.dagster_url)
+
+
+def _print(answer: Answer, as_json: bool) -> None:
+    error = answer.data.get("error")
+    if as_json:
+        sys.stdout.write(json.dumps(answer.data, default=_jsonable, ensure_ascii=False) + "\n")
+    elif answer.lines:
+        sys.stdout.write("\n".join(answer.lines) + "\n")
+    sys.stdout.flush()
+    if error:
+        sys.stderr.write(f"Error: {error}\n")
+
+
+def _jsonable(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def show_table(title: str, records: list[dict[str, Any]]) -> list[str]:
+    """A text table as lines, as wide as it needs."""
+    table = Table(title=title, title_justify="left")
+    for column in records[0] if records else []:
+        table.add_column(str(column), overflow="fold")
+    for record in records:
+        table.add_row(*["" if value is None else str(value) for value in record.values()])
+    console = Console(width=140, file=None, record=True, quiet=False, force_terminal=False, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip().splitlines()

@@ -1,0 +1,66 @@
+"""``uuid-pipeline run``"""
+
+from typing import Annotated
+
+import typer
+
+from uuid_pipeline.cli import steps
+from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
+from uuid_pipeline.cli.session import Session, open_session
+from uuid_pipeline.engine import ledger, planning
+
+
+def run(
+    approve: Annotated[bool, typer.Option("--approve", help="Approve the plan that this run has just made.")] = False,
+    as_json: JsonOption = False,
+    spec: SpecOption = None,
+) -> None:
+    """Go through every stage that may run: finish what is unfinished, else carry out an approved plan, else plan."""
+
+    def verb(answer: Answer) -> None:
+        with open_session() as session:
+            run_all(session, answer, approve)
+
+    answer_with(verb, as_json, spec)
+
+
+def run_all(session: Session, answer: Answer, approve: bool) -> None:
+    """The whole way, from whatever state the store is in."""
+    steps.finish_rollback(session, answer)
+    execution = resumable(session, answer)
+    if execution is None:
+        plan = steps.make_plan(session, answer)
+        if steps.nothing_to_do(session, answer, plan):
+            return
+        if not approve:
+            steps.wait_for_approval(answer, plan)
+            return
+        execution = steps.approve(session, answer, plan.plan_id)
+    steps.migrate(session, answer, execution)
+    steps.validate(session, answer)
+    answer.data["status"] = status_of(session, execution)
+    answer.data["message"] = f"Execution {execution.execution_id} is {answer.data['status']}."
+    answer.say("", answer.data["message"], "To undo it all: uuid-pipeline rollback --all")
+
+
+def resumable(session: Session, answer: Answer) -> ledger.Execution | None:
+    """The open execution if it can go on; a stale or expired one is said to be and left to a new plan."""
+    with session.engine.begin() as connection:
+        execution = ledger.unfinished(connection)
+        if execution is None:
+            return None
+        plan = planning.of_assessment(connection, execution.assessment_no)
+        reason = planning.stale_reason(connection, session.store, plan)
+    if execution.expired:
+        reason = "its approval expired"
+    if reason is not None:
+        answer.say(f"Execution {execution.execution_id} cannot go on: {reason}. Planning again.")
+        answer.data["superseded"] = {"execution_id": execution.execution_id, "reason": reason}
+        return None
+    answer.say(f"Going on with execution {execution.execution_id} of plan {execution.plan_id} ({execution.status}).")
+    return execution
+
+
+def status_of(session: Session, execution: ledger.Execution) -> str:
+    with session.engine.begin() as connection:
+        return ledger.execution(connection, execution.execution_id).status

@@ -1,0 +1,87 @@
+"""What every verb starts from: the store reached, the spec bound, Dagster's instance opened, in that order."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dagster as dg
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo import server
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.operations.instance import bind_to_store, open_instance, store_identity
+from uuid_pipeline.operations.runs import Outcome, run_job
+from uuid_pipeline.settings import Settings, read_settings
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline.stages.session import DEMO_DATABASE, bound_store
+
+
+@dataclass(frozen=True)
+class Session:
+    """One verb's store and instance."""
+
+    settings: Settings
+    engine: Engine
+    store: Store
+    instance: dg.DagsterInstance
+
+    def run(self, job: str, partition: str | None = None, **ops: dict[str, object]) -> Outcome:
+        """Run a job; raise its error, if it has one that is no red gate."""
+        from uuid_pipeline.definitions import defs
+
+        return run_job(defs, self.instance, job, partition, ops)
+
+
+@contextmanager
+def open_session() -> Iterator[Session]:
+    """Open everything a verb needs.
+
+    Raises UsageError (connection, spec, home) or RefusedError (rights, hidden rows) before anything is written.
+    """
+    settings = read_settings()
+    load_spec(settings.spec)
+    engine = open_configured_store(settings)
+    try:
+        with engine.begin() as connection:
+            store = bound_store(connection, settings)
+            identity = store_identity(connection)
+        listen_to_progress()
+        with open_instance(settings) as instance:
+            bind_to_store(instance, settings, identity)
+            with engine.begin() as connection:
+                ledger.create(connection, store)
+            yield Session(settings, engine, store, instance)
+    finally:
+        engine.dispose()
+
+
+def open_configured_store(settings: Settings) -> Engine:
+    """The store's engine. Raises UsageError when there is neither a URL nor a demo store."""
+    if settings.database_url is not None:
+        return open_store(settings.database_url)
+    if not settings.home.exists():
+        raise UsageError(
+            "There is no store: set UUID_PIPELINE_DATABASE_URL to yours, or build the demo's with: uuid-pipeline demo"
+        )
+    embedded = server.start(settings.home)
+    try:
+        return open_store(embedded.url(DEMO_DATABASE))
+    except UsageError as error:
+        raise UsageError(
+            f"The home {settings.home} holds no demo store. Set UUID_PIPELINE_DATABASE_URL to your store, "
+            "or build the demo's with: uuid-pipeline demo"
+        ) from error
+
+
+def listen_to_progress() -> None:
+    """Show what stages report, on stderr."""
+    logger = logging.getLogger("uuid_pipeline.progress")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

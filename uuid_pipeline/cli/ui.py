@@ -1,0 +1,47 @@
+"""``uuid-pipeline ui``"""
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uuid_pipeline.cli.output import Answer, SpecOption, answer_with
+from uuid_pipeline.cli.session import open_session
+from uuid_pipeline.errors import UsageError
+
+HOST = "127.0.0.1"
+
+
+def ui(
+    port: Annotated[int, typer.Option("--port", help="The port on loopback.")] = 3000,
+    spec: SpecOption = None,
+) -> None:
+    """Open the Dagster UI of this home on loopback; end it with Ctrl-C."""
+
+    def verb(answer: Answer) -> None:
+        with open_session():
+            pass
+        require_free(port)
+        program = Path(sys.executable).with_name("dagster")
+        dagster = str(program) if program.exists() else shutil.which("dagster")
+        if dagster is None:
+            raise UsageError("The program `dagster` is not installed beside this Python.")
+        sys.stderr.write(f"Dagster UI: http://{HOST}:{port}  (Ctrl-C ends it)\n")
+        command = [dagster, "dev", "-m", "uuid_pipeline.definitions", "-h", HOST, "-p", str(port)]
+        answer.exit_code = subprocess.run(command, check=False).returncode
+
+    answer_with(verb, False, spec)
+
+
+def require_free(port: int) -> None:
+    """Raise UsageError when something listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UsageError(f"Port {port} on {HOST} is in use ({error.strerror}). Give another with --port.") from error

@@ -1,0 +1,113 @@
+"""Dagster's own instance: on the embedded server, or where UUID_PIPELINE_DAGSTER_URL says; bound to one store."""
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import dagster as dg
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from uuid_pipeline.demo import server
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.settings import Settings, without_secrets
+
+STORAGE_VARIABLE = "UUID_PIPELINE_DAGSTER_STORAGE"
+DAGSTER_DATABASE = "dagster"
+_BINDING = "uuid_pipeline/store"
+
+
+def dagster_home(settings: Settings) -> Path:
+    return settings.home / "dagster"
+
+
+def dagster_url(settings: Settings) -> URL:
+    """The instance's database with the driver that dagster-postgres needs; starts the embedded server when it is there.
+
+    A bare ``postgresql://`` would be read as psycopg 3 by SQLAlchemy 2.1, and the first event write would fail
+    (ENGINE.md, section 11).
+    """
+    if settings.dagster_url is None:
+        embedded = server.start(settings.home)
+        server.ensure_database(embedded, DAGSTER_DATABASE)
+        text = embedded.url(DAGSTER_DATABASE)
+    else:
+        text = settings.dagster_url
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError("UUID_PIPELINE_DAGSTER_URL is not a database URL (postgresql://…).") from error
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise UsageError(f"UUID_PIPELINE_DAGSTER_URL names {url.get_backend_name()!r}; it must be PostgreSQL.")
+    return url.set(drivername="postgresql+psycopg2")
+
+
+def prepare(settings: Settings) -> None:
+    """Write Dagster's home and set the environment that this process and its children find the instance by."""
+    url = dagster_url(settings)
+    if settings.dagster_url is not None:
+        _require_reachable(url, settings.dagster_url)
+    home = dagster_home(settings)
+    home.mkdir(parents=True, exist_ok=True)
+    template = resources.files("uuid_pipeline.operations").joinpath("dagster.yaml").read_text()
+    (home / "dagster.yaml").write_text(template)
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    os.environ["UUID_PIPELINE_HOME"] = str(settings.home)
+    os.environ[STORAGE_VARIABLE] = url.render_as_string(hide_password=False)
+
+
+def _require_reachable(url: URL, text: str) -> None:
+    engine = sa.create_engine(url, connect_args={"connect_timeout": 10})
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        first_line = str(error.orig).strip().splitlines()[0]
+        raise UsageError(without_secrets(f"Dagster's database cannot be reached: {first_line}", text)) from error
+    finally:
+        engine.dispose()
+
+
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """The instance of this home."""
+    prepare(settings)
+    return dg.DagsterInstance.get()
+
+
+def store_identity(connection: Connection) -> str:
+    """What tells one store from another: the cluster's system identifier and the database's oid and name."""
+    may_ask = connection.exec_driver_sql(
+        "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
+    ).scalar_one()
+    cluster = "(SELECT system_identifier::text FROM pg_control_system())"
+    if not may_ask:
+        cluster = "coalesce(inet_server_addr()::text, 'local')"
+    return str(
+        connection.exec_driver_sql(
+            f"SELECT {cluster} || '/' || oid || '/' || datname FROM pg_database WHERE datname = current_database()"
+        ).scalar_one()
+    )
+
+
+def bind_to_store(instance: dg.DagsterInstance, settings: Settings, identity: str) -> None:
+    """Keep home and Dagster's database to one store: the history of two would pass for one.
+
+    Raises UsageError when either belongs to another store.
+    """
+    record = settings.home / "store.json"
+    in_home = json.loads(record.read_text())["store"] if record.exists() else None
+    in_dagster = instance.run_storage.get_cursor_values({_BINDING}).get(_BINDING)
+    for place, bound in ((f"The home {settings.home}", in_home), ("Dagster's database", in_dagster)):
+        if bound not in (None, identity):
+            raise UsageError(
+                f"{place} belongs to another store (database {bound.split('/')[-1]}). "
+                "Set UUID_PIPELINE_HOME to a directory for this store"
+                + (" and UUID_PIPELINE_DAGSTER_URL to a database for it." if settings.dagster_url else ".")
+            )
+    if in_dagster is None:
+        instance.run_storage.set_cursor_values({_BINDING: identity})
+    if in_home is None:
+        record.write_text(json.dumps({"store": identity}))

@@ -1,0 +1,106 @@
+"""The jobs: what people and the command line run."""
+
+import dagster as dg
+
+from uuid_pipeline.engine import ledger, planning, rollback
+from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
+from uuid_pipeline.stages.session import StoreResource
+
+ASSESSED = ("store_profile", "document_inventory", "duplicate_clusters")
+PLANNED = (*ASSESSED, "id_mapping", "migration_plan")
+# One step after the other in one process: stages pass through one ledger, and a wave has one writer anyway.
+IN_ORDER = dg.in_process_executor
+
+
+def _assets(*names: str) -> dg.AssetSelection:
+    return dg.AssetSelection.assets(*names)
+
+
+assess = dg.define_asset_job(
+    "assess", _assets(*ASSESSED), executor_def=IN_ORDER,
+    description="Look at the store: profile, inventory, duplicates. Writes to the ledger only.",
+)  # fmt: skip
+profile_store = dg.define_asset_job(
+    "profile", _assets("store_profile"), executor_def=IN_ORDER,
+    description="Only the first stage of assess: the store's catalogs.",
+)  # fmt: skip
+take_inventory = dg.define_asset_job(
+    "inventory", _assets("store_profile", "document_inventory"), executor_def=IN_ORDER,
+    description="The first two stages of assess: catalogs and documents.",
+)  # fmt: skip
+plan = dg.define_asset_job(
+    "plan", _assets(*PLANNED), executor_def=IN_ORDER,
+    description="Assess, map and plan: ends with a plan id for a person to approve.",
+)  # fmt: skip
+migrate = dg.define_asset_job(
+    "migrate", _assets("migrated_documents"), partitions_def=WAVES, executor_def=IN_ORDER,
+    description="Carry out one wave of the approved plan; waves go in their order.",
+)  # fmt: skip
+validate = dg.define_asset_job(
+    "validate", _assets("validation_report"), executor_def=IN_ORDER,
+    description="The whole store against the state before; completes the execution when all is green.",
+)  # fmt: skip
+
+
+class ApproveConfig(dg.Config):
+    """Which plan to approve; the id stands in the metadata of migration_plan."""
+
+    plan_id: str
+
+
+@dg.op(description="Approve a plan: begin an execution, and make its waves partitions of migrated_documents.")
+def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: StoreResource) -> None:
+    with store.open() as (engine, bound):
+        with engine.begin() as connection:
+            execution = planning.approve(connection, bound, config.plan_id)
+            waves = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
+    context.instance.add_dynamic_partitions(str(WAVES.name), waves)
+    context.log.info(f"Execution {execution.execution_id}: waves {', '.join(waves)}")
+
+
+@dg.job(executor_def=IN_ORDER, description="Approve a plan by its id.")
+def approve() -> None:
+    approve_plan()
+
+
+class RollbackConfig(dg.Config):
+    """``wave``: a wave's name or kind; ``interrupted``: only what a crash left; neither: every moved wave."""
+
+    wave: str = ""
+    interrupted: bool = False
+
+
+@dg.op(pool=WRITER_POOL, description="Give moved rows their old ids again, last wave first.")
+def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
+    with store.open() as (engine, bound):
+        with engine.begin() as connection:
+            waves = (
+                rollback.interrupted(connection)
+                if config.interrupted
+                else rollback.choose(connection, config.wave or None)
+            )
+        runs = rollback.roll_back(engine, bound, waves, context.run.run_id, progress_log(context.log))
+    for run in runs:
+        report_dead_run(context.instance, run.dead_run)
+        context.log_event(
+            dg.AssetObservation(
+                "migrated_documents",
+                partition=run.wave,
+                description="rolled back: these documents have their old ids again",
+                metadata={
+                    "documents": run.documents,
+                    "rows_by_table": dg.MetadataValue.md(
+                        markdown([{"table": table, "rows": count} for table, count in run.rows.items()])
+                    ),
+                },
+            )
+        )
+
+
+@dg.job(name="rollback", executor_def=IN_ORDER, description="Undo one wave, or all of them.")
+def rollback_job() -> None:
+    roll_back_waves()
+
+
+JOBS = [assess, profile_store, take_inventory, plan, approve, migrate, validate, rollback_job]

@@ -1,0 +1,76 @@
+"""Running a job in this process, on the same instance as the UI, and reading what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    asset: str
+    gate: str
+    passed: bool
+    description: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: its id, its gates, and the error that ended it, if any."""
+
+    run_id: str
+    success: bool
+    checks: tuple[CheckOutcome, ...]
+    error: PipelineError | None
+
+
+def run_job(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    partition: str | None = None,
+    ops: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run a job to its end. Its errors are returned, not raised; the console logger is kept quiet."""
+    run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    if ops:
+        run_config["ops"] = {name: {"config": dict(config)} for name, config in ops.items()}
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance, run_config=run_config, partition_key=partition, raise_on_error=False
+    )
+    checks = tuple(
+        CheckOutcome(
+            evaluation.asset_key.to_user_string(),
+            evaluation.check_name,
+            evaluation.passed,
+            evaluation.description or "",
+        )
+        for evaluation in result.get_asset_check_evaluations()
+    )
+    return Outcome(result.run_id, result.success, checks, None if result.success else _error(result, checks))
+
+
+def _error(result: dg.ExecuteInProcessResult, checks: tuple[CheckOutcome, ...]) -> PipelineError:
+    """The first failure in words: ours if an engine error, else the red gates, else Dagster's own message."""
+    for event in result.all_events:
+        if event.event_type != dg.DagsterEventType.STEP_FAILURE:
+            continue
+        failure = event.step_failure_data.user_failure_data
+        if failure is not None:
+            code = failure.metadata["exit_code"].value if "exit_code" in failure.metadata else 1
+            message = failure.description or "failed"
+            return UsageError(message) if code == 2 else RefusedError(message)
+    red = [check for check in checks if not check.passed]
+    if red:
+        lines = [f"  {check.asset}.{check.gate}: {check.description}" for check in red]
+        return RefusedError("\n".join(["A gate did not pass:", *lines]))
+    for event in result.all_events:
+        if event.event_type == dg.DagsterEventType.STEP_FAILURE and event.step_failure_data.error is not None:
+            cause = event.step_failure_data.error
+            while cause.cause is not None:
+                cause = cause.cause
+            return RefusedError(f"The run {result.run_id} failed: {cause.message.strip()}. See it in: uuid-pipeline ui")
+    return RefusedError(f"The run {result.run_id} failed. See it in: uuid-pipeline ui")

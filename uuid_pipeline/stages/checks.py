@@ -1,0 +1,87 @@
+"""Gates as Dagster checks: evaluated by the engine, recorded in the ledger, blocking in the UI."""
+
+from collections.abc import Callable, Iterable
+
+import dagster as dg
+from sqlalchemy import Connection, Engine
+
+from uuid_pipeline.engine import gates, ledger
+from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.stages.session import StoreResource
+
+Evaluate = Callable[[Connection, Store, ledger.Assessment], GateResult]
+EvaluateWave = Callable[[Connection, Store, ledger.Wave], GateResult]
+EvaluateWhole = Callable[[Connection, Store, ledger.Execution], GateResult]
+
+
+def check_result(result: GateResult) -> dg.AssetCheckResult:
+    """What the UI shows of a gate."""
+    text = result.finding if result.passed else f"{result.finding}\n\nRemedy: {result.remedy}"
+    return dg.AssetCheckResult(
+        passed=result.passed,
+        description=text,
+        metadata={name: dg.MetadataValue.float(float(value)) for name, value in result.figures.items()},
+    )
+
+
+def planning_check(stage: str, gate: str, description: str, evaluate: Evaluate) -> dg.AssetChecksDefinition:
+    """A blocking check of a stage before approval, recorded for the newest assessment."""
+
+    @dg.asset_check(asset=stage, name=gate, description=description, blocking=True)
+    def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        with store.open() as (engine, bound), engine.begin() as connection:
+            assessment = ledger.newest_assessment(connection)
+            result = evaluate(connection, bound, assessment)
+            gates.record(
+                connection, Scope(assessment=assessment.assessment_no), stage, result, context.run.run_id
+            )
+        return check_result(result)
+
+    return check
+
+
+def wave_check(
+    gate: str, description: str, partitions: dg.PartitionsDefinition[str], evaluate: EvaluateWave
+) -> dg.AssetChecksDefinition:
+    """A blocking check of one wave, recorded for that wave of its execution."""
+
+    @dg.asset_check(
+        asset=gates.WAVE_STAGE, name=gate, description=description, blocking=True, partitions_def=partitions
+    )
+    def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        with store.open() as (engine, bound), engine.begin() as connection:
+            wave = ledger.wave(connection, context.partition_key)
+            result = evaluate(connection, bound, wave)
+            scope = Scope(execution=wave.execution_id, wave=wave.wave)
+            gates.record(connection, scope, gates.WAVE_STAGE, result, context.run.run_id)
+        return check_result(result)
+
+    return check
+
+
+def whole_check(
+    gate: str, description: str, evaluate: EvaluateWhole, subject: Callable[[Connection], ledger.Execution],
+    settle: Callable[[Connection, ledger.Execution], bool],
+) -> dg.AssetChecksDefinition:  # fmt: skip
+    """A blocking check of the whole store; the last green one completes the execution."""
+
+    @dg.asset_check(asset=gates.VALIDATION_STAGE, name=gate, description=description, blocking=True)
+    def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        with store.open() as (engine, bound), engine.begin() as connection:
+            execution = subject(connection)
+            result = evaluate(connection, bound, execution)
+            scope = Scope(execution=execution.execution_id)
+            gates.record(connection, scope, gates.VALIDATION_STAGE, result, context.run.run_id)
+            settle(connection, execution)
+        return check_result(result)
+
+    return check
+
+
+def require_stages(engine: Engine, stages: Iterable[str], before: str) -> ledger.Assessment:
+    """The newest assessment, once every gate of ``stages`` has passed in it: blocking checks bind only inside one run."""
+    with engine.begin() as connection:
+        assessment = ledger.newest_assessment(connection)
+        gates.require(connection, Scope(assessment=assessment.assessment_no), stages, before)
+    return assessment

@@ -1,0 +1,65 @@
+"""Stage 2: every document with its id class, priority, status and size."""
+
+import dagster as dg
+
+from uuid_pipeline.engine import gates, inventory
+from uuid_pipeline.reports.tables import inventory_lines, markdown, pairs_markdown
+from uuid_pipeline.stages.checks import planning_check, require_stages
+from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.store_profile import store_profile
+
+SHOWN = 50
+
+
+@dg.asset(
+    deps=[store_profile],
+    group_name="assess",
+    kinds={"postgres", "pandas"},
+    description="Every document: id class by recomputation, priority, status, chunks, size; users; orphans.",
+)
+def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound):
+        number = require_stages(engine, gates.PLANNING_STAGES[:1], "document_inventory").assessment_no
+        # One snapshot for counts, parents and children.
+        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            with connection.begin():
+                inventory.take(connection, bound, number)
+        with engine.begin() as connection:
+            assessment = require_stages(engine, (), "document_inventory")
+            summary = inventory.summarize(connection, bound, assessment)
+            documents = inventory.documents(connection, bound, number, SHOWN)
+            classes = inventory.id_classes(connection, bound, number)
+            aside = inventory.quarantined(connection, bound, number)
+    shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in documents]
+    return dg.MaterializeResult(
+        metadata={
+            "summary": dg.MetadataValue.md(pairs_markdown(inventory_lines(summary))),
+            f"first_{SHOWN}_by_priority": dg.MetadataValue.md(markdown(shown)),
+            "id_classes": dg.MetadataValue.md(markdown([{"entity": e, **c} for e, c in classes.items()])),
+            "quarantined": dg.MetadataValue.md(markdown(aside)),
+            "documents": summary.documents,
+            "random": summary.random,
+            "deterministic": summary.deterministic,
+            "stray": summary.stray,
+            "orphans": summary.orphans,
+            **({} if summary.consistency is None else {"consistency": summary.consistency}),
+        }
+    )
+
+
+CHECKS = [
+    planning_check(
+        "document_inventory", "natural_keys_valid_or_quarantined", "Every row has a target id, or a reason why not.",
+        lambda connection, store, found: inventory.natural_keys_valid_or_quarantined(
+            connection, store, found.assessment_no
+        ),
+    ),
+    planning_check(
+        "document_inventory", "no_orphans", "Every reference points at a row that exists.",
+        lambda connection, store, _assessment: inventory.no_orphans(connection, store),
+    ),
+    planning_check(
+        "document_inventory", "counts_agree", "As many rows were derived as each table counts, in one snapshot.",
+        lambda _connection, _store, found: inventory.counts_agree(found),
+    ),
+]  # fmt: skip

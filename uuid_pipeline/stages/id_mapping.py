@@ -1,0 +1,52 @@
+"""Stage 4: old id -> target id, for every row that must move."""
+
+import dagster as dg
+
+from uuid_pipeline.engine import gates, mapping
+from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.stages.checks import planning_check, require_stages
+from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
+from uuid_pipeline.stages.session import StoreResource
+
+SHOWN = 50
+
+
+@dg.asset(
+    deps=[duplicate_clusters],
+    group_name="plan",
+    kinds={"postgres", "python"},
+    description="The id map of every entity: old id, target id, ordinal, wave, role.",
+)
+def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound):
+        number = require_stages(engine, gates.PLANNING_STAGES[:3], "id_mapping").assessment_no
+        with engine.begin() as connection:
+            mapping.build(connection, bound, number)
+            moves = mapping.moves(connection, bound, number)
+            shown = mapping.preview(connection, bound, number, SHOWN)
+    return dg.MaterializeResult(
+        metadata={
+            **{f"{name}_ids_to_change": count for name, count in moves.items()},
+            f"first_{SHOWN}": dg.MetadataValue.md(markdown(shown)),
+        }
+    )
+
+
+CHECKS = [
+    planning_check(
+        "id_mapping", "witnesses_agree", "The rule gives the ids that the application itself printed.",
+        lambda _connection, store, _assessment: mapping.witnesses_agree(store),
+    ),
+    planning_check(
+        "id_mapping", "one_target_per_natural_key", "No two rows have one target id.",
+        lambda connection, store, found: mapping.one_target_per_natural_key(connection, store, found.assessment_no),
+    ),
+    planning_check(
+        "id_mapping", "no_collision", "No target id is held by another row.",
+        lambda connection, store, found: mapping.no_collision(connection, store, found.assessment_no),
+    ),
+    planning_check(
+        "id_mapping", "recomputed_independently", "Every id again, from raw values by the standard library's uuid5.",
+        lambda connection, store, found: mapping.recomputed_independently(connection, store, found.assessment_no),
+    ),
+]  # fmt: skip

@@ -1,0 +1,98 @@
+"""Stage 6: one wave of the approved plan, carried out."""
+
+import logging
+import time
+
+import dagster as dg
+
+from uuid_pipeline.engine import ledger, migration, validation
+from uuid_pipeline.engine.migration import Progress
+from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.stages.checks import wave_check
+from uuid_pipeline.stages.migration_plan import migration_plan
+from uuid_pipeline.stages.session import StoreResource
+
+WAVES = dg.DynamicPartitionsDefinition(name="waves")
+WRITER_POOL = "store_writer"
+LOGGED_EVERY_SECONDS = 2.0
+_progress = logging.getLogger("uuid_pipeline.progress")
+
+
+def progress_log(log: dg.DagsterLogManager) -> migration.Report:
+    """Reports progress to a run's log and to whoever listens to the logger, at most every two seconds and at the end."""
+    last = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last < LOGGED_EVERY_SECONDS and progress.documents < progress.total:
+            return
+        last = time.monotonic()
+        message = describe(progress)
+        log.info(message)
+        _progress.info(message)
+
+    return report
+
+
+def describe(progress: Progress) -> str:
+    """One line: how far, how fast, how long still."""
+    rate = progress.documents / max(progress.seconds, 0.001)
+    left = (progress.total - progress.documents) / max(rate, 0.001)
+    return (
+        f"{progress.wave}: {progress.documents} of {progress.total} documents, {progress.rows} rows in "
+        f"{progress.batches} batches, {rate:.0f} documents/s, about {left:.0f} s left"
+    )
+
+
+def report_dead_run(instance: dg.DagsterInstance, run_id: str | None) -> None:
+    """A run whose process died stays "started" for ever; the one that takes its lease over says that it failed."""
+    run = instance.get_run_by_id(run_id) if run_id else None
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(run, message="The process of this run died; its lease was taken over.")
+
+
+@dg.asset(
+    deps=[migration_plan],
+    partitions_def=WAVES,
+    pool=WRITER_POOL,
+    group_name="migrate",
+    kinds={"postgres"},
+    description="The documents of one wave under their target ids, with everything that refers to them.",
+)
+def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound):
+        run = migration.run_wave(
+            engine, bound, context.partition_key, context.run.run_id, progress_log(context.log)
+        )
+    report_dead_run(context.instance, run.dead_run)
+    return dg.MaterializeResult(
+        metadata={
+            "documents": run.documents,
+            "batches": run.batches,
+            "seconds": run.seconds,
+            "rows": sum(run.rows.values()),
+            "rows_by_table": dg.MetadataValue.md(
+                markdown([{"table": table, "rows": count} for table, count in run.rows.items()])
+            ),
+        }
+    )
+
+
+CHECKS = [
+    wave_check(
+        "conservation", "Every planned document is counted as moved, gone or changed.", WAVES, validation.conservation
+    ),
+    wave_check(
+        "no_dangling_reference", "No reference holds an id that this wave moved away from.", WAVES,
+        validation.no_dangling_reference,
+    ),
+    wave_check(
+        "ids_exact", "Each moved row has the id that its own columns give.", WAVES, validation.ids_exact
+    ),
+    wave_check(
+        "schema_unchanged", "Columns, constraints, indexes, triggers, policies and grants are as before.", WAVES,
+        lambda connection, store, wave: validation.schema_unchanged(
+            connection, store, ledger.execution(connection, wave.execution_id), "schema_unchanged"
+        ),
+    ),
+]  # fmt: skip

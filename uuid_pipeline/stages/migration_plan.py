@@ -1,0 +1,41 @@
+"""Stage 5: the plan to approve."""
+
+import dagster as dg
+
+from uuid_pipeline.engine import gates, inventory, planning
+from uuid_pipeline.reports.tables import markdown, pairs_markdown, plan_lines
+from uuid_pipeline.stages.checks import planning_check, require_stages
+from uuid_pipeline.stages.id_mapping import id_mapping
+from uuid_pipeline.stages.session import StoreResource
+
+
+@dg.asset(
+    deps=[id_mapping],
+    group_name="plan",
+    kinds={"postgres"},
+    description="Id map, waves and decisions, frozen under the plan id that a person approves.",
+)
+def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound):
+        assessment = require_stages(engine, gates.PLANNING_STAGES[:4], "migration_plan")
+        with engine.begin() as connection:
+            summary = inventory.summarize(connection, bound, assessment)
+            plan = planning.make(connection, bound, assessment, summary)
+    return dg.MaterializeResult(
+        metadata={
+            "plan_id": plan.plan_id,
+            "plan": dg.MetadataValue.md(pairs_markdown(plan_lines(plan))),
+            "waves": dg.MetadataValue.md(markdown(plan.content["waves"])),
+            "approve_with": f"job approve, config plan_id: {plan.plan_id}; or: uuid-pipeline approve {plan.plan_id}",
+        }
+    )
+
+
+CHECKS = [
+    planning_check(
+        "migration_plan", "waves_cover_each_document_once", "Every document that must move is in exactly one wave.",
+        lambda connection, store, found: planning.waves_cover_each_document_once(
+            connection, store, planning.of_assessment(connection, found.assessment_no)
+        ),
+    ),
+]  # fmt: skip

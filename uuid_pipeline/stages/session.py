@@ -1,0 +1,60 @@
+"""What every stage needs: the store, the spec bound to it, and engine errors shown as people can read them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.demo import server
+from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.store import Store, bind
+from uuid_pipeline.errors import PipelineError, RefusedError
+from uuid_pipeline.settings import Settings, read_settings, without_secrets
+from uuid_pipeline.spec import load_spec
+
+DEMO_DATABASE = "incident"
+
+
+class StoreResource(dg.ConfigurableResource[None]):
+    """The store that UUID_PIPELINE_DATABASE_URL names (unset: the embedded demo server), never in run config."""
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Engine, Store]]:
+        """An engine and the bound store; errors of ours become a Dagster Failure with their message alone."""
+        settings = read_settings()
+        try:
+            engine = open_store(store_url(settings))
+            try:
+                with engine.begin() as connection:
+                    store = bound_store(connection, settings)
+                    ledger.create(connection, store)
+                yield engine, store
+            finally:
+                engine.dispose()
+        except PipelineError as error:
+            raise failure(error) from error
+        except DBAPIError as error:
+            message = without_secrets(f"The store refused a statement: {error.orig}".strip(), settings.database_url)
+            raise failure(RefusedError(message)) from error
+
+
+def store_url(settings: Settings) -> str:
+    """The store's URL; the embedded server is started when it is the store."""
+    return settings.database_url or server.start(settings.home).url(DEMO_DATABASE)
+
+
+def bound_store(connection: Connection, settings: Settings) -> Store:
+    """The spec bound to the store, once the role is known to see and to be allowed enough."""
+    spec = load_spec(settings.spec)
+    store = bind(spec, catalog.read_catalog(connection, spec.schema_name))
+    profile.require_access(connection, store)
+    return store
+
+
+def failure(error: PipelineError) -> dg.Failure:
+    return dg.Failure(
+        description=error.message, metadata={"exit_code": error.exit_code}, allow_retries=False
+    )

@@ -1,0 +1,47 @@
+"""Stage 1: the store as it is: tables, references, triggers, rights, traps."""
+
+import dagster as dg
+
+from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.stages.checks import planning_check
+from uuid_pipeline.stages.session import StoreResource
+
+
+@dg.asset(
+    group_name="assess",
+    kinds={"postgres"},
+    description="What the store is made of, read from its catalogs: tables, references, triggers, rights, traps.",
+)
+def store_profile(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound), engine.begin() as connection:
+        found = profile.describe(connection, bound)
+        digest = catalog.digest(catalog.snapshot(connection, bound.catalog))
+        number = ledger.begin_assessment(connection, context.run.run_id, bound.spec.digest, digest, found)
+    return dg.MaterializeResult(
+        metadata={
+            "assessment": number,
+            "server_version": found["server_version"],
+            "role": found["role"],
+            "tables": dg.MetadataValue.md(markdown(found["tables"])),
+            "references": dg.MetadataValue.md(markdown(found["references"])),
+            "silenced_triggers": dg.MetadataValue.md(markdown(found["silenced_triggers"])),
+            "skipped": dg.MetadataValue.md("\n".join(f"- {line}" for line in found["skipped"]) or "_nothing_"),
+        }
+    )
+
+
+CHECKS = [
+    planning_check(
+        "store_profile", "every_row_visible", "No row-level security policy hides a row from the pipeline's role.",
+        lambda _connection, store, _assessment: profile.rows_visible(store),
+    ),
+    planning_check(
+        "store_profile", "references_known", "Every uuid column that holds known ids is declared, or ignored on purpose.",
+        lambda connection, store, _assessment: profile.references_known(connection, store),
+    ),
+    planning_check(
+        "store_profile", "nothing_unsupported", "No trap in the catalogs that this version does not handle.",
+        lambda connection, store, _assessment: profile.nothing_unsupported(connection, store),
+    ),
+]  # fmt: skip

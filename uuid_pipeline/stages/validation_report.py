@@ -1,0 +1,57 @@
+"""Stage 7: the whole store against its state before."""
+
+import dagster as dg
+
+from uuid_pipeline.engine import inventory, ledger, validation
+from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.stages.checks import whole_check
+from uuid_pipeline.stages.migrated_documents import migrated_documents
+from uuid_pipeline.stages.session import StoreResource
+
+
+@dg.asset(
+    deps=[dg.AssetDep(migrated_documents, partition_mapping=dg.AllPartitionMapping())],
+    group_name="validate",
+    kinds={"postgres"},
+    description="The whole store against the state before: rows, ids, references, dates, schema.",
+)
+def validation_report(store: StoreResource) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound), engine.begin() as connection:
+        execution = validation.subject(connection)
+        compared = validation.compare(connection, bound, execution)
+        waves = [
+            {"wave": wave.wave, "status": wave.status, **validation.accounted(connection, bound, wave)}
+            for wave in ledger.waves(connection, execution.execution_id)
+        ]
+    return dg.MaterializeResult(
+        metadata={
+            "execution": execution.execution_id,
+            "plan_id": execution.plan_id,
+            "waves": dg.MetadataValue.md(markdown(waves)),
+            "tables": dg.MetadataValue.md(markdown(compared)),
+        }
+    )
+
+
+def _check(gate: str, description: str, evaluate: object) -> dg.AssetChecksDefinition:
+    return whole_check(gate, description, evaluate, validation.subject, validation.settle)  # type: ignore[arg-type]
+
+
+CHECKS = [
+    _check("whole_conservation", "Read back through the id map, every row is as before.", validation.whole_conservation),
+    _check(
+        "whole_no_dangling_reference", "Every reference points at a row that exists.",
+        lambda connection, store, _execution: validation.whole_no_dangling_reference(
+            connection, store, inventory.orphans(connection, store)
+        ),
+    ),
+    _check("whole_ids_exact", "Every moved row has the id that its own columns give.", validation.whole_ids_exact),
+    _check(
+        "whole_schema_unchanged", "Columns, constraints, indexes, triggers, policies and grants are as before.",
+        lambda connection, store, execution: validation.schema_unchanged(
+            connection, store, execution, "whole_schema_unchanged"
+        ),
+    ),
+    _check("timestamps_untouched", "No date or time column changed.", validation.timestamps_untouched),
+    _check("next_step_safe", "The next wave, or the end, may come.", validation.next_step_safe),
+]  # fmt: skip
