@@ -19,6 +19,7 @@ from uuid_pipeline.engine.connection import open_store
 INCIDENT = "template_incident"
 
 NewDatabase = Callable[[str | None], str]
+NewRole = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +53,25 @@ def incident_template(server: EmbeddedServer) -> str:
 
 
 @pytest.fixture
-def new_database(server: EmbeddedServer) -> Iterator[NewDatabase]:
-    """Makes databases, empty or copied from a template, and drops them after the test."""
+def new_role(server: EmbeddedServer) -> Iterator[NewRole]:
+    """Makes login roles with the given attributes, and drops them after the test."""
+    made: list[str] = []
+
+    def make(attributes: str = "") -> str:
+        name = f"r_{uuid.uuid4().hex}"
+        made.append(name)
+        _maintain(server, "CREATE ROLE {} LOGIN " + attributes, name)
+        return name
+
+    yield make
+    for name in made:
+        _maintain(server, "REVOKE SET ON PARAMETER session_replication_role FROM {}", name)
+        _maintain(server, "DROP ROLE {}", name)
+
+
+@pytest.fixture
+def new_database(server: EmbeddedServer, new_role: NewRole) -> Iterator[NewDatabase]:
+    """Makes databases, empty or copied from a template, and drops them after the test, before its roles."""
     made: list[str] = []
 
     def make(template: str | None) -> str:
@@ -98,27 +116,6 @@ def empty_store(empty_url: str) -> Iterator[Engine]:
     engine = open_store(empty_url)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-def new_role(server: EmbeddedServer) -> Iterator[Callable[[str], str]]:
-    """Makes login roles with the given attributes; databases of the test must be dropped before the roles are."""
-    made: list[str] = []
-
-    def make(attributes: str) -> str:
-        name = f"r_{uuid.uuid4().hex}"
-        made.append(name)
-        _maintain(server, "CREATE ROLE {} LOGIN " + attributes, name)
-        return name
-
-    yield make
-    for name in made:
-        _revoke_parameters(server, name)
-        _maintain(server, "DROP ROLE {}", name)
-
-
-def _revoke_parameters(server: EmbeddedServer, role: str) -> None:
-    _maintain(server, "REVOKE SET ON PARAMETER session_replication_role FROM {}", role)
 
 
 def as_role(url: str, role: str) -> str:

@@ -1,0 +1,44 @@
+# What people and CI run. Everything installs into .venv with the versions pinned in requirements.lock.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check test-system lock
+help:
+	@echo "make demo   build the incident's store on an embedded PostgreSQL and migrate it"
+	@echo "make test   run the tests"
+	@echo "make check  lint, format, types"
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(READY)
+
+setup: $(READY)
+
+demo: $(READY)
+	@$(BIN)/uuid-pipeline demo $(ARGS)
+	@echo "  (the command is $(BIN)/uuid-pipeline; put it on your PATH with: . $(BIN)/activate)"
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not system"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-system: $(READY)
+	bash .ci/system-packages
+	$(BIN)/python -m pytest -m system
+
+# Resolve anew the versions that CI and the demo install.
+lock:
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet -e '.[dev]'
+	.venv-lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	rm -rf .venv-lock
