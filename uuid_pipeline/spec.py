@@ -192,7 +192,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # the base class refuses it with its place
             if key in seen:
@@ -237,10 +237,14 @@ def parse_spec(text: str, source: str) -> Spec:
         return Spec.model_validate(content)
     except ValidationError as error:
         lines = [
-            f"  line {_line_of(tree, fault['loc'])}: {_dotted(fault['loc'])}{fault['msg'].removeprefix('Value error, ')}"
+            f"  line {_line_of(tree, fault['loc'])}: {_dotted(fault['loc'])}{_plain(fault['msg'])}"
             for fault in error.errors()
         ]
         raise UsageError("\n".join([f"The spec {source} is not a valid specification:", *lines])) from error
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

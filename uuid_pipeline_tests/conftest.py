@@ -16,6 +16,8 @@ from uuid_pipeline.demo.incident import build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine.connection import open_store
 
+pytest.register_assert_rewrite("uuid_pipeline_tests.integration.cycle")
+
 INCIDENT = "template_incident"
 
 NewDatabase = Callable[[str | None], str]

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection, Engine
 
-
 from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
@@ -130,5 +129,3 @@ def sample(engine: Engine) -> dict[str, dict[str, Any]]:
 
 def _rows(connection: Connection) -> dict[str, dict[str, Any]]:
     return {row.natural_key: dict(row._mapping) for row in connection.exec_driver_sql(_SAMPLE)}
-
-

@@ -4,7 +4,19 @@ import warnings
 
 import typer
 
-from uuid_pipeline.cli import approve, demo, inventory, migrate, plan, profile, rollback, run, status, ui, validate
+from uuid_pipeline.cli import (
+    approve,
+    demo,
+    inventory,
+    migrate,
+    plan,
+    profile,
+    rollback,
+    run,
+    status,
+    ui,
+    validate,
+)
 
 app = typer.Typer(
     name="uuid-pipeline",

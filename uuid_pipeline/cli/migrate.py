@@ -10,7 +10,9 @@ from uuid_pipeline.cli.session import open_session
 
 
 def migrate(
-    wave: Annotated[str | None, typer.Option("--wave", help="One wave, by name or kind; default: all, in order.")] = None,
+    wave: Annotated[
+        str | None, typer.Option("--wave", help="One wave, by name or kind; default: all, in order.")
+    ] = None,
     as_json: JsonOption = False,
     spec: SpecOption = None,
 ) -> None:

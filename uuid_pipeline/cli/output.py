@@ -19,7 +19,8 @@ from uuid_pipeline.settings import read_settings, without_secrets
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
 SpecOption = Annotated[
-    Path | None, typer.Option("--spec", help="The specification (YAML); default: UUID_PIPELINE_SPEC, else the demo's.")
+    Path | None,
+    typer.Option("--spec", help="The specification (YAML); default: UUID_PIPELINE_SPEC, else the demo's."),
 ]
 
 WAITS_FOR_APPROVAL = 3

@@ -8,6 +8,7 @@ from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.engine import ledger, planning
+from uuid_pipeline.errors import RefusedError
 
 
 def run(
@@ -41,6 +42,10 @@ def run_all(session: Session, answer: Answer, approve: bool) -> None:
     answer.data["status"] = status_of(session, execution)
     answer.data["message"] = f"Execution {execution.execution_id} is {answer.data['status']}."
     answer.say("", answer.data["message"], "To undo it all: uuid-pipeline rollback --all")
+    if answer.data["status"] != "completed":
+        raise RefusedError(
+            f"{answer.data['message']} Every stage ran, yet not all is counted. See: uuid-pipeline status"
+        )
 
 
 def resumable(session: Session, answer: Answer) -> ledger.Execution | None:

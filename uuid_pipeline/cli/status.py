@@ -40,7 +40,9 @@ def describe(connection: Connection, answer: Answer) -> None:
         for e in executions
     ]  # fmt: skip
     answer.data["waves"] = [{"wave": w.wave, "documents": w.documents, "status": w.status} for w in waves]
-    answer.data["writer"] = {"holder": holder.holder, "run_id": holder.run_id, "alive": holder.alive} if holder else None
+    answer.data["writer"] = (
+        {"holder": holder.holder, "run_id": holder.run_id, "alive": holder.alive} if holder else None
+    )
     answer.say(f"Newest plan: {plan.plan_id if plan else 'none'}")
     if answer.data["executions"]:
         answer.say(*show_table("Executions", answer.data["executions"]))

@@ -65,7 +65,11 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
 def show_plan(answer: Answer, plan: planning.Plan) -> None:
     """A plan for people and programs."""
     answer.data["plan_id"] = plan.plan_id
-    answer.data["plan"] = {"moves": plan.moves, "approach": plan.content["approach"], "risks": plan.content["risks"]}
+    answer.data["plan"] = {
+        "moves": plan.moves,
+        "approach": plan.content["approach"],
+        "risks": plan.content["risks"],
+    }
     answer.data["plan"]["waves"] = [asdict(wave) for wave in plan.waves]
     answer.section("Plan")
     answer.pairs(plan_lines(plan))
@@ -80,9 +84,8 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
     if figures["documents"] == 0:
         message = f"The store is empty: {table} has no rows. Nothing to do."
     else:
-        message = (
-            f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic"
-            + (f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else ".")
+        message = f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic" + (
+            f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else "."
         )
     answer.data["nothing_to_do"] = True
     answer.data["message"] = message

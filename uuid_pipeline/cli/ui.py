@@ -44,4 +44,6 @@ def require_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise UsageError(f"Port {port} on {HOST} is in use ({error.strerror}). Give another with --port.") from error
+            raise UsageError(
+                f"Port {port} on {HOST} is in use ({error.strerror}). Give another with --port."
+            ) from error

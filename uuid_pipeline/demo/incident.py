@@ -108,9 +108,7 @@ def _driver(connection: sqlalchemy.Connection) -> psycopg.Connection[Any]:
     connection.exec_driver_sql("SELECT 1")
     driver = connection.connection.driver_connection
     if not isinstance(driver, psycopg.Connection):
-        raise UsageError(
-            f"the demo store is built through psycopg 3 (postgresql+psycopg://), not {type(driver)}"
-        )
+        raise UsageError(f"the demo store is built through psycopg 3 (postgresql+psycopg://), not {type(driver)}")
     return driver
 
 
@@ -161,9 +159,7 @@ def _uploads(rng: random.Random, now: datetime) -> list[_Upload]:
             created_at=now - _MARGIN - timedelta(seconds=round(age, 3)),
             seconds=1.0 if status == "duplicate" else round(rng.uniform(20, 180), 3),
         )
-        for user, filename, size, status, age in zip(
-            users, filenames, _sizes(rng), statuses, ages, strict=False
-        )
+        for user, filename, size, status, age in zip(users, filenames, _sizes(rng), statuses, ages, strict=False)
     ]
 
 

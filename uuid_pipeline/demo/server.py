@@ -263,9 +263,7 @@ def _account() -> _Account:
         except OSError as error:
             said = str(error)
         time.sleep(0.1)
-    raise UsageError(
-        f"PostgreSQL cannot run as root, and OS user {_OS_USER} not be made ({said}); run as a plain user"
-    )
+    raise UsageError(f"PostgreSQL cannot run as root, and OS user {_OS_USER} not be made ({said}); run as a plain user")
 
 
 def _start(home: Path, version: int, lock: int) -> EmbeddedServer:
@@ -298,9 +296,7 @@ def _check_version(data: Path, version: int) -> None:
 def _binaries(version: int, account: _Account) -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     if version not in _INSTALLS or spec is None or not spec.submodule_search_locations:
-        raise UsageError(
-            f"no PostgreSQL {version}: the package {_PACKAGE} is missing, or has only {[*_INSTALLS]}"
-        )
+        raise UsageError(f"no PostgreSQL {version}: the package {_PACKAGE} is missing, or has only {[*_INSTALLS]}")
     package = Path(spec.submodule_search_locations[0])
     if not account.other or account.finds('-x "$1"', package / _INSTALLS[version] / "bin" / "postgres"):
         return package / _INSTALLS[version] / "bin"
@@ -429,9 +425,7 @@ def _socket_dir(data: Path, account: _Account) -> Path:
         directory.mkdir(mode=0o700)
     found = directory.lstat()
     if found.st_mode != stat.S_IFDIR | 0o700 or found.st_uid not in (os.geteuid(), account.uid):
-        raise UsageError(
-            f"{directory} must be a directory of mode 0700 of {_user_name(account.uid)}; remove it"
-        )
+        raise UsageError(f"{directory} must be a directory of mode 0700 of {_user_name(account.uid)}; remove it")
     os.chown(directory, account.uid, account.gid)
     return directory
 
@@ -477,9 +471,7 @@ def _shut_down(data: Path, account: _Account) -> bool:
         os.kill(pid, signal.SIGINT)
         while (still := _read_pid_file(data)) and still.pid == pid:
             if time.monotonic() > deadline:
-                raise PipelineError(
-                    f"the server of {data}, process {pid}, is still there after {_WAIT_SECONDS} s"
-                )
+                raise PipelineError(f"the server of {data}, process {pid}, is still there after {_WAIT_SECONDS} s")
             time.sleep(0.01)
             os.kill(pid, 0)
     if stated.socket_dir != data:

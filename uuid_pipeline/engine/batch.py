@@ -6,7 +6,6 @@ the statements before it; that is why locking and moving are never one statement
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +90,7 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     entities = _ids_found(connection, store, plan, direction)
     before, touched = _before(connection, store, plan, direction)
     after = _move(connection, store, plan, direction)
-    _prove(store, before, after)
+    _prove(before, after)
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched)
     _journal(connection, plan, direction, lease, result, after)
     return result
@@ -239,7 +238,9 @@ def _ids_found(connection: Connection, store: Store, plan: BatchPlan, direction:
         )
         for entity in store.entities
     ]
-    statement = sql.compose("{batch} SELECT {counts}", batch=batch_rows(store, direction), counts=sql.join(", ", counts))
+    statement = sql.compose(
+        "{batch} SELECT {counts}", batch=batch_rows(store, direction), counts=sql.join(", ", counts)
+    )
     found = sql.rows(connection, statement, plan.values)[0]
     return dict(zip([entity.name for entity in store.entities], map(int, found), strict=True))
 
@@ -283,16 +284,18 @@ def _mapped(moved: MovedTable) -> tuple[dict[str, sql.Composable], sql.Composabl
 
 # Rows that the application wrote since the execution's first snapshot: not visible in it, and not written by us.
 # This transaction has an id of its own by now (it wrote the lease), so age() counts from exactly that.
-WRITTEN_SINCE: Mapping[str, sql.Composable] = {
-    alias: sql.Text(text)  # type: ignore[arg-type]
-    for alias in ("o", "t")
-    for text in [
-        f"age({alias}.xmin) < 2000000000 AND NOT pg_visible_in_snapshot("
-        f"(pg_current_xact_id()::text::bigint - age({alias}.xmin))::text::xid8, %(snapshot)s::pg_snapshot) "
-        f"AND (pg_current_xact_id()::text::bigint - age({alias}.xmin))::text::xid8 NOT IN "
-        "(SELECT j.transaction_id FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s)"
-    ]
-}
+_WRITTEN_SINCE = """
+age({row}.xmin) < 2000000000
+AND NOT pg_visible_in_snapshot((pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8,
+                               %(snapshot)s::pg_snapshot)
+AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 NOT IN
+    (SELECT j.transaction_id FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s)
+"""
+
+
+def written_since(alias: str) -> sql.Composable:
+    """Whether the application wrote the row of this alias since the execution's first snapshot, as a condition."""
+    return sql.compose(_WRITTEN_SINCE, row=sql.name(alias))
 
 
 def _before(
@@ -314,7 +317,7 @@ def _before(
             batch=batch_rows(store, direction),
             affected=affected(moved),
             aggregates=fingerprint.aggregates(moved, mapped, "o"),
-            written=WRITTEN_SINCE["o"],
+            written=written_since("o"),
             table=_table(moved),
             joins=joins,
         )
@@ -379,7 +382,7 @@ def _move(connection: Connection, store: Store, plan: BatchPlan, direction: Dire
     }
 
 
-def _prove(store: Store, before: dict[str, Fingerprint], after: dict[str, Fingerprint]) -> None:
+def _prove(before: dict[str, Fingerprint], after: dict[str, Fingerprint]) -> None:
     wrong = [
         f"{name}: expected {expected.rows} rows with digest {expected.digest} (dates {expected.timestamps}), "
         f"wrote {after[name].rows} with {after[name].digest} (dates {after[name].timestamps})"

@@ -152,13 +152,15 @@ def read_catalog(connection: Connection, schema: str) -> Catalog:
     return Catalog(
         schema=schema,
         tables={(row.nspname, row.relname): _table(row, columns[row.oid], keys) for row in found},
-        foreign_keys=tuple(
-            ForeignKey(*[tuple(part) if isinstance(part, list) else part for part in row])
-            for row in sql.rows(connection, _FOREIGN_KEYS, oids)
-        ),
+        foreign_keys=tuple(_foreign_key(row) for row in sql.rows(connection, _FOREIGN_KEYS, oids)),
         triggers=tuple(Trigger(*row) for row in sql.rows(connection, _TRIGGERS, oids)),
         server_version=int(sql.scalar(connection, "SELECT current_setting('server_version_num')")),
     )
+
+
+def _foreign_key(row: Any) -> ForeignKey:
+    parts: list[Any] = [tuple(part) if isinstance(part, list) else part for part in row]
+    return ForeignKey(*parts)
 
 
 def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:

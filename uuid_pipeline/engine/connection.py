@@ -28,8 +28,7 @@ def store_url(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:
         raise UsageError(
-            "UUID_PIPELINE_DATABASE_URL is not a database URL. "
-            "Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+            "UUID_PIPELINE_DATABASE_URL is not a database URL. Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
         ) from error
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise UsageError(

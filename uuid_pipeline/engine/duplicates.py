@@ -40,7 +40,9 @@ def _found(connection: Connection, entity: Entity, assessment: int, limit: int) 
 
 
 def _shown(found: list[dict[str, Any]]) -> str:
-    shown = "; ".join(f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})" for c in found[:5])
+    shown = "; ".join(
+        f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})" for c in found[:5]
+    )
     return f"{len(found)} clusters: {shown}" + ("; …" if len(found) > 5 else "")
 
 

@@ -32,7 +32,10 @@ def _sent(column: Column, value: sql.Composable) -> sql.Composable:
 def row_digest(columns: list[Column], mapped: dict[str, sql.Composable], alias: str) -> sql.Composable:
     """The hash of one row as an expression; ``mapped`` gives other expressions for some of its columns."""
     values = [
-        _sent(column, mapped.get(column.name, sql.compose("{t}.{c}", t=sql.name(alias), c=sql.name(column.name))))
+        _sent(
+            column,
+            mapped.get(column.name, sql.compose("{t}.{c}", t=sql.name(alias), c=sql.name(column.name))),
+        )
         for column in columns
         if not column.generated
     ]

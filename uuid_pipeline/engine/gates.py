@@ -15,7 +15,12 @@ GATES: dict[str, tuple[str, ...]] = {
     "store_profile": ("every_row_visible", "references_known", "nothing_unsupported"),
     "document_inventory": ("natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"),
     "duplicate_clusters": ("each_cluster_decided", "never_across_users", "conflicts_resolvable"),
-    "id_mapping": ("witnesses_agree", "one_target_per_natural_key", "no_collision", "recomputed_independently"),
+    "id_mapping": (
+        "witnesses_agree",
+        "one_target_per_natural_key",
+        "no_collision",
+        "recomputed_independently",
+    ),
     "migration_plan": ("waves_cover_each_document_once",),
     "migrated_documents": ("conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"),
     "validation_report": (
@@ -27,7 +32,13 @@ GATES: dict[str, tuple[str, ...]] = {
         "next_step_safe",
     ),
 }
-PLANNING_STAGES = ("store_profile", "document_inventory", "duplicate_clusters", "id_mapping", "migration_plan")
+PLANNING_STAGES = (
+    "store_profile",
+    "document_inventory",
+    "duplicate_clusters",
+    "id_mapping",
+    "migration_plan",
+)
 WAVE_STAGE = "migrated_documents"
 VALIDATION_STAGE = "validation_report"
 
@@ -43,9 +54,7 @@ class GateResult:
     figures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, gate: str, passed: bool, finding: str, remedy: str, figures: Mapping[str, float] | None = None
-    ) -> Self:
+    def of(cls, gate: str, passed: bool, finding: str, remedy: str, figures: Mapping[str, float] | None = None) -> Self:
         return cls(gate, bool(passed), finding, "" if passed else remedy, figures or {})
 
 

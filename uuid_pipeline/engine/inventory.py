@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.connection import copy_rows
@@ -65,7 +65,10 @@ def take(connection: Connection, store: Store, assessment: int) -> dict[str, dic
     for entity in store.entities:
         relation = sql.table(entity.table.schema, entity.table.name)
         counted = sql.scalar(connection, sql.compose("SELECT count(*) FROM {table}", table=relation))
-        counts[entity.name] = {"counted": int(counted), "derived": _derive(connection, store, entity, assessment)}
+        counts[entity.name] = {
+            "counted": int(counted),
+            "derived": _derive(connection, store, entity, assessment),
+        }
     orphans = {
         f"{r.table.name}.{r.column}": int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references
     }
@@ -142,11 +145,11 @@ def _child_count(store: Store, entity: Entity) -> sql.Composable:
     return sql.join(" + ", counts) if counts else sql.Text("NULL")
 
 
-def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, Row[Any]], tuple[Any, ...]]:
+def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, Any], tuple[Any, ...]]:
     target_of = hasher(store.spec.namespace)
     patterns = [(field, re.compile(pattern)) for field, pattern in entity.spec.valid.items()]
 
-    def fault(row: Row[Any]) -> str | None:
+    def fault(row: Any) -> str | None:
         if row[4]:
             return f"its {entity.parent} does not exist"
         if row[5]:
@@ -158,7 +161,7 @@ def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, 
                 return f"{field} does not match {pattern.pattern}"
         return None
 
-    def make(position: int, row: Row[Any]) -> tuple[Any, ...]:
+    def make(position: int, row: Any) -> tuple[Any, ...]:
         quarantined = fault(row)
         target = None if quarantined else str(target_of(row[2]))
         owner, created_at, status, size, title, children = row[6:12]
@@ -285,7 +288,7 @@ def documents(connection: Connection, store: Store, assessment: int, limit: int)
     return [dict(row._mapping) for row in found]
 
 
-# The report's score (incident/FACTS.md): recency + status + min(0.3, 0.01 a chunk); an unknown date or status adds least.
+# The report's score: recency + status + min(0.3, 0.01 a chunk); an unknown date or status adds least.
 PRIORITY = """(CASE WHEN i.created_at > now() - interval '7 days' THEN 0.4
       WHEN i.created_at > now() - interval '30 days' THEN 0.3
       WHEN i.created_at > now() - interval '90 days' THEN 0.2 ELSE 0.1 END
@@ -337,7 +340,9 @@ def counts_agree(assessment: ledger.Assessment) -> GateResult:
     """Gate: as many rows derived as the table counts, in one snapshot."""
     counts = assessment.profile.get("counts", {})
     wrong = [
-        f"{name}: {c['derived']} derived of {c['counted']}" for name, c in counts.items() if c["derived"] != c["counted"]
+        f"{name}: {c['derived']} derived of {c['counted']}"
+        for name, c in counts.items()
+        if c["derived"] != c["counted"]
     ]
     return GateResult.of(
         "counts_agree",
@@ -345,5 +350,3 @@ def counts_agree(assessment: ledger.Assessment) -> GateResult:
         "; ".join(wrong) or ", ".join(f"{c['counted']} {name} rows" for name, c in counts.items()) or "nothing counted",
         "run the inventory again; if it recurs, the key is not unique or rows are hidden",
     )
-
-

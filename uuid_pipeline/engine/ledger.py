@@ -81,7 +81,9 @@ def create(connection: Connection, store: Store) -> None:
         connection.exec_driver_sql(ddl)
     version = sql.scalar(connection, "SELECT version FROM uuid_pipeline.ledger")
     if version != VERSION:
-        raise RefusedError(f"The ledger in this store has version {version}; this program writes {VERSION}. Upgrade it.")
+        raise RefusedError(
+            f"The ledger in this store has version {version}; this program writes {VERSION}. Upgrade it."
+        )
     for entity in store.entities:
         _create_typed(connection, entity)
 
@@ -231,7 +233,9 @@ def execution(connection: Connection, execution_id: str) -> Execution:
 
 def executions(connection: Connection) -> list[Execution]:
     """All executions, newest first."""
-    return [Execution(*row) for row in sql.rows(connection, _EXECUTION + " ORDER BY approved_at DESC, execution_id DESC")]
+    return [
+        Execution(*row) for row in sql.rows(connection, _EXECUTION + " ORDER BY approved_at DESC, execution_id DESC")
+    ]
 
 
 def unfinished(connection: Connection) -> Execution | None:
@@ -264,7 +268,7 @@ def wave(connection: Connection, name: str) -> Wave:
     owner = sql.scalar(connection, "SELECT execution_id FROM uuid_pipeline.waves WHERE wave = %(wave)s", {"wave": name})
     if owner is None:
         raise RefusedError(
-            f"The ledger knows no wave {name}: no execution with it was approved. Run: uuid-pipeline plan, then approve."
+            f"The ledger knows no wave {name}: no execution with it was approved. Run: uuid-pipeline plan"
         )
     return next(wave for wave in waves(connection, owner) if wave.wave == name)
 

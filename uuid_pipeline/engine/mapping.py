@@ -196,7 +196,7 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
 
 
 def no_collision(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no target id is held by another row, nor already by a soft reference (which could not be told apart again)."""
+    """Gate: no target id is held by another row, nor by a soft reference (it could not be told apart again)."""
     held = [
         f"{entity.name} {row.key} -> {row.target_id}"
         for entity in store.entities

@@ -1,19 +1,18 @@
 """A wave, carried out batch by batch: gates asked first, the lease held, resumed from the journal."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import json
-
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import batch, fingerprint, gates, ledger, planning, sql
-from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.batch import BatchPlan, BatchResult, Direction
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.store import Store
@@ -97,9 +96,7 @@ def _admit(connection: Connection, store: Store, wave_name: str, lease: leases.L
             "Run: uuid-pipeline plan, and approve again."
         )
     planning.require_fresh(connection, store, planning.of_assessment(connection, execution.assessment_no))
-    gates.require(
-        connection, Scope(execution=execution.execution_id), gates.PLANNING_STAGES, f"wave {wave_name}"
-    )
+    gates.require(connection, Scope(execution=execution.execution_id), gates.PLANNING_STAGES, f"wave {wave_name}")
     for earlier in ledger.waves(connection, execution.execution_id):
         if earlier.position < wave.position:
             if earlier.status != "moved":

@@ -1,7 +1,5 @@
 """Natural keys as SQL text: the expressions that the derivation reads and that a batch reads again under its locks."""
 
-from typing import LiteralString, cast
-
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Entity
 from uuid_pipeline.identity import ASCII_SPACE, Normalization
@@ -39,4 +37,4 @@ def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Com
 
 def cast_type(type_name: str) -> sql.Composable:
     """A type's name as format_type() wrote it, already quoted by the server."""
-    return sql.Text(cast(LiteralString, type_name))
+    return sql.Text(type_name)

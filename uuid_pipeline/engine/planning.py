@@ -124,9 +124,10 @@ def _spans(connection: Connection, store: Store, number: int) -> list[tuple[str,
 
 def _map_digest(connection: Connection, store: Store, name: str, number: int) -> str:
     statement = sql.compose(
-        """SELECT count(*) || ':' || coalesce(sum(hash_record_extended(ROW(ordinal, wave, role, old_id, new_id), 0)::numeric), 0)
-                  || ':' || coalesce(sum(hash_record_extended(ROW(ordinal, wave, role, old_id, new_id), 1)::numeric), 0)
-           FROM {map} WHERE assessment_no = %(no)s""",
+        """SELECT concat_ws(':', count(*), sum(hash_record_extended(r, 0)::numeric),
+                            sum(hash_record_extended(r, 1)::numeric))
+           FROM {map} m CROSS JOIN LATERAL (SELECT ROW(m.ordinal, m.wave, m.role, m.old_id, m.new_id) AS r) keyed
+           WHERE assessment_no = %(no)s""",
         map=ledger.map_table(store.entity(name)),
     )
     return str(sql.scalar(connection, statement, {"no": number}))
@@ -204,7 +205,9 @@ def waves_cover_each_document_once(connection: Connection, store: Store, plan: P
     return GateResult.of(
         "waves_cover_each_document_once",
         wrong == 0,
-        f"{len(plan.waves)} waves cover {documents} documents" if not wrong else f"{wrong} documents are in no wave or two",
+        f"{len(plan.waves)} waves cover {documents} documents"
+        if not wrong
+        else f"{wrong} documents are in no wave or two",
         "plan again; if it recurs, report a fault of uuid-pipeline",
         figures={"waves": len(plan.waves), "documents": documents},
     )
@@ -262,7 +265,9 @@ def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | No
         open_one = ledger.unfinished(connection)
         if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
             return None
-        raise RefusedError(f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan.")
+        raise RefusedError(
+            f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan."
+        )
     plan = Plan(found[0].assessment_no, found[0].plan_id, found[0].content)
     if plan.nothing_to_do:
         raise RefusedError(f"Plan {plan_id} moves nothing; there is nothing to approve.")
@@ -280,11 +285,16 @@ def _open_of(connection: Connection, plan_id: str) -> ledger.Execution:
 def _supersede_open(connection: Connection, store: Store, plan_id: str) -> None:
     """Close an open execution that a new plan replaces: one not begun, or one gone stale."""
     for execution in ledger.rolling_back(connection):
-        raise RefusedError(f"Execution {execution.execution_id} is being rolled back. Run: uuid-pipeline rollback --all")
+        raise RefusedError(
+            f"Execution {execution.execution_id} is being rolled back. Run: uuid-pipeline rollback --all"
+        )
     open_one = ledger.unfinished(connection)
     if open_one is None:
         return
-    if open_one.status == "running" and stale_reason(connection, store, of_assessment(connection, open_one.assessment_no)) is None:
+    if (
+        open_one.status == "running"
+        and stale_reason(connection, store, of_assessment(connection, open_one.assessment_no)) is None
+    ):
         raise RefusedError(
             f"Execution {open_one.execution_id} (plan {open_one.plan_id}) has begun and can go on. "
             f"Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) before approving {plan_id}."
@@ -297,10 +307,11 @@ def _insert_execution(connection: Connection, plan: Plan, hours: int) -> str:
     return str(
         sql.scalar(
             connection,
-            """INSERT INTO uuid_pipeline.executions (execution_id, assessment_no, plan_id, status, approved_by, expires_at)
+            """INSERT INTO uuid_pipeline.executions
+                   (execution_id, assessment_no, plan_id, status, approved_by, expires_at)
                SELECT to_char(stamp, 'YYYY-MM-DD-HH24MISS'), %(no)s, %(plan)s, 'approved', %(actor)s,
                       now() + make_interval(hours => %(hours)s)
-               FROM generate_series(now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC' + interval '1 hour', '1 second') stamp
+               FROM (SELECT now() AT TIME ZONE 'UTC' + n * interval '1 s' AS stamp FROM generate_series(0, 999) n) s
                WHERE NOT EXISTS (SELECT FROM uuid_pipeline.executions
                                  WHERE execution_id = to_char(stamp, 'YYYY-MM-DD-HH24MISS'))
                ORDER BY stamp LIMIT 1 RETURNING execution_id""",
@@ -322,4 +333,6 @@ def require_fresh(connection: Connection, store: Store, plan: Plan) -> None:
     """Raise RefusedError when a plan is stale."""
     reason = stale_reason(connection, store, plan)
     if reason:
-        raise RefusedError(f"Plan {plan.plan_id} is stale: {reason}. Run: uuid-pipeline plan, and approve the new plan.")
+        raise RefusedError(
+            f"Plan {plan.plan_id} is stale: {reason}. Run: uuid-pipeline plan, and approve the new plan."
+        )

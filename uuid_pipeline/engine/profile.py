@@ -81,8 +81,8 @@ def missing_rights(connection: Connection, store: Store) -> list[MissingRight]:
 
 def _table_rights(connection: Connection, moved: MovedTable, role: str) -> list[MissingRight]:
     table = moved.table
-    quoted = sql.table(table.schema, table.name).as_string(None)
-    schema = sql.name(table.schema).as_string(None)
+    quoted = sql.shown(sql.table(table.schema, table.name))
+    schema = sql.shown(sql.name(table.schema))
     asked = sql.rows(
         connection,
         """SELECT has_schema_privilege(n.oid, 'USAGE') AS usage, has_table_privilege(c.oid, 'SELECT') AS "select",
@@ -113,7 +113,7 @@ def _replication_role(store: Store, role: str) -> MissingRight:
 
 
 def may_silence_triggers(connection: Connection) -> bool:
-    """Whether the role may set session_replication_role: tried, since hosted services allow by hook what no catalog shows."""
+    """Whether the role may set session_replication_role: tried, as hosted services allow it by hooks."""
     savepoint = connection.begin_nested()
     try:
         sql.execute(connection, "SET LOCAL session_replication_role = replica")
@@ -129,16 +129,24 @@ def may_silence_triggers(connection: Connection) -> bool:
 
 def unsupported(connection: Connection, store: Store) -> list[str]:
     """Traps that this version refuses, one sentence each, from the catalogs alone."""
-    return [fault for moved in store.tables for fault in _table_faults(moved)] + _trigger_faults(store) + (
-        _publication_faults(connection, store) + _soft_faults(store)
+    return (
+        [fault for moved in store.tables for fault in _table_faults(moved)]
+        + _trigger_faults(store)
+        + (_publication_faults(connection, store) + _soft_faults(store))
     )
 
 
 def _table_faults(moved: MovedTable) -> list[str]:
     table, where = moved.table, f"{moved.table.schema}.{moved.table.name}"
     faults = [
-        (table.kind == "p" or table.is_partition, f"{where} is partitioned: a moved id could change its partition"),
-        (table.inherits and table.kind == "r" and not table.is_partition, f"{where} takes part in table inheritance"),
+        (
+            table.kind == "p" or table.is_partition,
+            f"{where} is partitioned: a moved id could change its partition",
+        ),
+        (
+            table.inherits and table.kind == "r" and not table.is_partition,
+            f"{where} takes part in table inheritance",
+        ),
         (table.kind not in ("r", "p"), f"{where} is no plain table"),
         (table.has_rules, f"{where} has rewrite rules, which change what an UPDATE does"),
     ]
@@ -220,7 +228,9 @@ def undeclared_references(connection: Connection, store: Store) -> list[tuple[Ta
         columns = [
             column.name
             for column in table.columns.values()
-            if column.type == "uuid" and (table.oid, column.name) not in known and (table.name, column.name) not in ignored
+            if column.type == "uuid"
+            and (table.oid, column.name) not in known
+            and (table.name, column.name) not in ignored
         ]
         readable = columns and table.kind in "rp" and not table.is_partition and _readable(connection, table)
         for column in columns if readable else ():
@@ -260,7 +270,11 @@ def references_known(connection: Connection, store: Store) -> GateResult:
         not undeclared,
         f"{len(store.references)} references: {listed}" if not undeclared else f"undeclared references: {holders}",
         "\n".join(["add to the spec, under soft_references (or ignore_references, with a reason):", *lines]),
-        figures={"references": len(store.references), "undeclared": len(undeclared), "skipped": len(store.skipped)},
+        figures={
+            "references": len(store.references),
+            "undeclared": len(undeclared),
+            "skipped": len(store.skipped),
+        },
     )
 
 

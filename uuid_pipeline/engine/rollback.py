@@ -56,11 +56,9 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
 
     Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted.
     """
-    runs = []
     with writer(engine, run_id) as (connection, lease):
         _open(connection, waves, lease)
-        for wave in waves:
-            runs.append(_roll_back_wave(connection, store, wave, lease, report))
+        runs = [_roll_back_wave(connection, store, wave, lease, report) for wave in waves]
         _close(connection, lease)
     return runs
 

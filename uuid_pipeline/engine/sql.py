@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, LiteralString
 
 from psycopg import sql
-from sqlalchemy import Connection, CursorResult, Row
+from sqlalchemy import Connection, CursorResult
 
 ROWS_AT_ONCE = 10_000
 
 Composable = sql.Composable
 Text = sql.SQL
-name = sql.Identifier
 
 
 def compose(template: LiteralString, **parts: Composable) -> sql.Composed:
@@ -18,9 +17,24 @@ def compose(template: LiteralString, **parts: Composable) -> sql.Composed:
     return sql.SQL(template).format(**parts)
 
 
+def name(identifier: str) -> Composable:
+    """A quoted name."""
+    return sql.Identifier(_escaped(identifier))
+
+
 def table(schema: str, relation: str) -> Composable:
     """A qualified, quoted table name."""
-    return sql.Identifier(schema, relation)
+    return sql.Identifier(_escaped(schema), _escaped(relation))
+
+
+def _escaped(text: str) -> str:
+    # The driver reads % in a statement as the start of a placeholder, also inside quotes.
+    return text.replace("%", "%%")
+
+
+def shown(part: Composable) -> str:
+    """A part as people are to copy it, not as the driver reads it."""
+    return part.as_string(None).replace("%%", "%")
 
 
 def join(separator: LiteralString, parts: Sequence[Composable]) -> sql.Composed:
@@ -30,7 +44,7 @@ def join(separator: LiteralString, parts: Sequence[Composable]) -> sql.Composed:
 
 def literal(value: str | int) -> Composable:
     """A constant of the statement's own text (a label, a version), never a user's value."""
-    return sql.Literal(value)
+    return sql.Literal(_escaped(value) if isinstance(value, str) else value)
 
 
 def execute(
@@ -43,7 +57,7 @@ def execute(
 
 def rows(
     connection: Connection, statement: Composable | LiteralString, values: Mapping[str, Any] | None = None
-) -> list[Row[Any]]:
+) -> list[Any]:
     """All rows of a small result."""
     return list(execute(connection, statement, values).all())
 
@@ -55,7 +69,7 @@ def scalar(
     return execute(connection, statement, values).scalar()
 
 
-def stream(connection: Connection, statement: Composable, values: Mapping[str, Any]) -> Iterator[list[Row[Any]]]:
+def stream(connection: Connection, statement: Composable, values: Mapping[str, Any]) -> Iterator[list[Any]]:
     """Rows through a server-side cursor, ROWS_AT_ONCE at a time: memory stays the same at any size."""
     result = connection.exec_driver_sql(
         statement.as_string(None),

@@ -106,7 +106,10 @@ def _missing_names(spec: Spec, catalog: Catalog) -> tuple[list[str], list[str]]:
         described = entity.describe.columns().values()
         columns = [entity.key, *entity.template.fields, *described, *entity.merge_as_set]
         faults += _missing(catalog, entity.table, columns, f"entity {name}")
-    for part, declared in (("soft reference", spec.soft_references), ("ignored reference", spec.ignore_references)):
+    for part, declared in (
+        ("soft reference", spec.soft_references),
+        ("ignored reference", spec.ignore_references),
+    ):
         for reference in declared:
             missing = _missing(catalog, reference.table, [reference.column], part)
             (skipped if reference.optional else faults).extend(missing)
@@ -149,7 +152,9 @@ def _entities(spec: Spec, catalog: Catalog) -> tuple[Entity, ...]:
 def _require_key(name: str, entity: EntitySpec, table: Table) -> None:
     type_name = table.columns[entity.key].type
     if table.kind not in ("r", "p"):
-        raise UsageError(f"Entity {name}: {table.schema}.{table.name} is a view or foreign table; name the table itself.")
+        raise UsageError(
+            f"Entity {name}: {table.schema}.{table.name} is a view or foreign table; name the table itself."
+        )
     if type_name.split("(")[0] not in KEY_TYPES:
         raise UsageError(f"Entity {name}: the key {table.name}.{entity.key} is {type_name}; it must be uuid or text.")
     if "(" in type_name and int(type_name.split("(")[1].rstrip(")")) < 36:

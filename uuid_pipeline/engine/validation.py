@@ -36,9 +36,7 @@ def subject(connection: Connection) -> ledger.Execution:
 
 def accounted(connection: Connection, store: Store, wave: ledger.Wave) -> dict[str, int]:
     """Of one wave: documents planned, moved (from the journal), and set aside by reason."""
-    moved = sum(
-        int(sql.scalar(connection, _JOURNAL, {"wave": wave.wave, "entity": root.name})) for root in store.roots
-    )
+    moved = sum(int(sql.scalar(connection, _JOURNAL, {"wave": wave.wave, "entity": root.name})) for root in store.roots)
     aside = {row.reason: int(row.n) for row in sql.rows(connection, _UNMOVED, {"wave": wave.wave})}
     return {"planned": wave.documents, "moved": moved, **aside}
 
@@ -77,7 +75,7 @@ def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wav
     return _dangling("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left))
 
 
-def whole_no_dangling_reference(connection: Connection, store: Store, orphans: dict[str, int]) -> GateResult:
+def whole_no_dangling_reference(orphans: dict[str, int]) -> GateResult:
     """Gate: every reference of the whole store points at a row; ``orphans`` counts those that do not, by reference."""
     return _dangling("whole_no_dangling_reference", {n: c for n, c in orphans.items() if c}, len(orphans))
 
@@ -110,7 +108,9 @@ def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
     return GateResult.of(
         gate,
         not wrong,
-        f"{checked} ids recomputed from the rows, all equal" if not wrong else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
+        f"{checked} ids recomputed from the rows, all equal"
+        if not wrong
+        else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
         "roll back (uuid-pipeline rollback --all) and compare these rows with the spec's identity",
         figures={"recomputed": checked, "wrong": len(wrong)},
     )
@@ -120,7 +120,7 @@ def _recompute(connection: Connection, store: Store, waves: list[ledger.Wave]) -
     checked, wrong = 0, []
     for wave in waves:
         for entity in store.entities:
-            for key, raw in _moved_rows(connection, store, entity, wave):
+            for key, raw in _moved_rows(connection, entity, wave):
                 checked += 1
                 target = str(recomputed(store.spec.namespace, entity.spec.identity, raw, entity.spec.normalize))
                 if target != key:
@@ -128,9 +128,7 @@ def _recompute(connection: Connection, store: Store, waves: list[ledger.Wave]) -
     return checked, wrong
 
 
-def _moved_rows(
-    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave
-) -> Iterator[tuple[str, dict[str, str]]]:
+def _moved_rows(connection: Connection, entity: Entity, wave: ledger.Wave) -> Iterator[tuple[str, dict[str, str]]]:
     """(id, raw identity columns) of the rows that hold this wave's new ids; by old id those that did not leave it."""
     fields = entity.spec.template.fields
     statement = sql.compose(
@@ -226,7 +224,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
 def _application_writes(
     connection: Connection, moved: MovedTable, execution: ledger.Execution, deleted_before: int
 ) -> int:
-    """Signs of other writers since the first snapshot: rows they wrote, rows they had written when a batch came, deletes."""
+    """Signs of other writers since the first snapshot: rows written, rows rewritten before a batch came, deletes."""
     statement = sql.compose(
         """SELECT (SELECT count(*) FROM {table} t WHERE {written})
                 + (SELECT count(*) FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s
@@ -235,7 +233,7 @@ def _application_writes(
                 + greatest(coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0) - %(deleted)s, 0)
            FROM uuid_pipeline.executions e WHERE e.execution_id = %(execution)s""",
         table=sql.table(moved.table.schema, moved.table.name),
-        written=batch.WRITTEN_SINCE["t"],
+        written=batch.written_since("t"),
     )
     snapshot = sql.scalar(
         connection,
@@ -256,7 +254,9 @@ def next_step_safe(connection: Connection, store: Store, execution: ledger.Execu
     open_gates, unaccounted, done, waiting = [], 0, 0, []
     for wave in ledger.waves(connection, execution.execution_id):
         begun = wave.status == "moved" or sql.scalar(
-            connection, "SELECT EXISTS (SELECT FROM uuid_pipeline.batches WHERE wave = %(w)s)", {"w": wave.wave}
+            connection,
+            "SELECT EXISTS (SELECT FROM uuid_pipeline.batches WHERE wave = %(w)s)",
+            {"w": wave.wave},
         )
         if not begun:
             waiting.append(wave.wave)
@@ -285,7 +285,9 @@ def settle(connection: Connection, execution: ledger.Execution) -> bool:
         return now.status == "completed"
     if any(wave.status != "moved" for wave in ledger.waves(connection, now.execution_id)):
         return False
-    scopes = [(Scope(execution=now.execution_id), (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE))]
+    scopes: list[tuple[Scope, tuple[str, ...]]] = [
+        (Scope(execution=now.execution_id), (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE))
+    ]
     scopes += [
         (Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,))
         for wave in ledger.waves(connection, now.execution_id)

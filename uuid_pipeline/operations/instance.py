@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from uuid_pipeline.demo import server
+from uuid_pipeline.engine import sql
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import Settings, without_secrets
 
@@ -79,17 +80,17 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
 
 def store_identity(connection: Connection) -> str:
     """What tells one store from another: the cluster's system identifier and the database's oid and name."""
-    may_ask = connection.exec_driver_sql(
-        "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
-    ).scalar_one()
-    cluster = "(SELECT system_identifier::text FROM pg_control_system())"
-    if not may_ask:
-        cluster = "coalesce(inet_server_addr()::text, 'local')"
-    return str(
-        connection.exec_driver_sql(
-            f"SELECT {cluster} || '/' || oid || '/' || datname FROM pg_database WHERE datname = current_database()"
-        ).scalar_one()
+    may_ask = sql.scalar(connection, "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
+    cluster = sql.scalar(
+        connection,
+        "SELECT system_identifier::text FROM pg_control_system()"
+        if may_ask
+        else "SELECT coalesce(inet_server_addr()::text, 'local')",
     )
+    database = sql.scalar(
+        connection, "SELECT oid || '/' || datname FROM pg_database WHERE datname = current_database()"
+    )
+    return f"{cluster}/{database}"
 
 
 def bind_to_store(instance: dg.DagsterInstance, settings: Settings, identity: str) -> None:

@@ -1,6 +1,7 @@
 """The jobs: what people and the command line run."""
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from uuid_pipeline.engine import ledger, planning, rollback
 from uuid_pipeline.reports.tables import markdown
@@ -51,10 +52,9 @@ class ApproveConfig(dg.Config):
 
 @dg.op(description="Approve a plan: begin an execution, and make its waves partitions of migrated_documents.")
 def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: StoreResource) -> None:
-    with store.open() as (engine, bound):
-        with engine.begin() as connection:
-            execution = planning.approve(connection, bound, config.plan_id)
-            waves = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
+    with store.open() as (engine, bound), engine.begin() as connection:
+        execution = planning.approve(connection, bound, config.plan_id)
+        waves = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
     context.instance.add_dynamic_partitions(str(WAVES.name), waves)
     context.log.info(f"Execution {execution.execution_id}: waves {', '.join(waves)}")
 
@@ -103,4 +103,13 @@ def rollback_job() -> None:
     roll_back_waves()
 
 
-JOBS = [assess, profile_store, take_inventory, plan, approve, migrate, validate, rollback_job]
+JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
+    assess,
+    profile_store,
+    take_inventory,
+    plan,
+    approve,
+    migrate,
+    validate,
+    rollback_job,
+]

@@ -33,9 +33,7 @@ def planning_check(stage: str, gate: str, description: str, evaluate: Evaluate) 
         with store.open() as (engine, bound), engine.begin() as connection:
             assessment = ledger.newest_assessment(connection)
             result = evaluate(connection, bound, assessment)
-            gates.record(
-                connection, Scope(assessment=assessment.assessment_no), stage, result, context.run.run_id
-            )
+            gates.record(connection, Scope(assessment=assessment.assessment_no), stage, result, context.run.run_id)
         return check_result(result)
 
     return check
@@ -80,7 +78,7 @@ def whole_check(
 
 
 def require_stages(engine: Engine, stages: Iterable[str], before: str) -> ledger.Assessment:
-    """The newest assessment, once every gate of ``stages`` has passed in it: blocking checks bind only inside one run."""
+    """The newest assessment, once every gate of ``stages`` passed in it: blocking checks bind inside one run only."""
     with engine.begin() as connection:
         assessment = ledger.newest_assessment(connection)
         gates.require(connection, Scope(assessment=assessment.assessment_no), stages, before)

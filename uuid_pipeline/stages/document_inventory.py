@@ -21,9 +21,8 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
         number = require_stages(engine, gates.PLANNING_STAGES[:1], "document_inventory").assessment_no
         # One snapshot for counts, parents and children.
-        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-            with connection.begin():
-                inventory.take(connection, bound, number)
+        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
+            inventory.take(connection, bound, number)
         with engine.begin() as connection:
             assessment = require_stages(engine, (), "document_inventory")
             summary = inventory.summarize(connection, bound, assessment)

@@ -19,7 +19,7 @@ _progress = logging.getLogger("uuid_pipeline.progress")
 
 
 def progress_log(log: dg.DagsterLogManager) -> migration.Report:
-    """Reports progress to a run's log and to whoever listens to the logger, at most every two seconds and at the end."""
+    """Reports progress to a run's log and to the logger's listeners, every two seconds and at the end."""
     last = time.monotonic()
 
     def report(progress: Progress) -> None:
@@ -61,9 +61,7 @@ def report_dead_run(instance: dg.DagsterInstance, run_id: str | None) -> None:
 )
 def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
-        run = migration.run_wave(
-            engine, bound, context.partition_key, context.run.run_id, progress_log(context.log)
-        )
+        run = migration.run_wave(engine, bound, context.partition_key, context.run.run_id, progress_log(context.log))
     report_dead_run(context.instance, run.dead_run)
     return dg.MaterializeResult(
         metadata={

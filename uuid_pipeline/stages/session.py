@@ -55,6 +55,4 @@ def bound_store(connection: Connection, settings: Settings) -> Store:
 
 
 def failure(error: PipelineError) -> dg.Failure:
-    return dg.Failure(
-        description=error.message, metadata={"exit_code": error.exit_code}, allow_retries=False
-    )
+    return dg.Failure(description=error.message, metadata={"exit_code": error.exit_code}, allow_retries=False)

@@ -37,7 +37,7 @@ CHECKS = [
         lambda _connection, store, _assessment: profile.rows_visible(store),
     ),
     planning_check(
-        "store_profile", "references_known", "Every uuid column that holds known ids is declared, or ignored on purpose.",
+        "store_profile", "references_known", "Every uuid column that holds known ids is declared or ignored.",
         lambda connection, store, _assessment: profile.references_known(connection, store),
     ),
     planning_check(

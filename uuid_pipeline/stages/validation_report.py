@@ -38,11 +38,11 @@ def _check(gate: str, description: str, evaluate: object) -> dg.AssetChecksDefin
 
 
 CHECKS = [
-    _check("whole_conservation", "Read back through the id map, every row is as before.", validation.whole_conservation),
+    _check("whole_conservation", "Read back by the id map, every row is as before.", validation.whole_conservation),
     _check(
         "whole_no_dangling_reference", "Every reference points at a row that exists.",
         lambda connection, store, _execution: validation.whole_no_dangling_reference(
-            connection, store, inventory.orphans(connection, store)
+            inventory.orphans(connection, store)
         ),
     ),
     _check("whole_ids_exact", "Every moved row has the id that its own columns give.", validation.whole_ids_exact),

@@ -88,7 +88,9 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         counts = inventory.counts_agree(assessment)
         record(c, number, "document_inventory", valid, inventory.no_orphans(c, store), counts)
         decided = duplicates.each_cluster_decided(c, store, number)
-        users, resolvable = (f(c, store, number) for f in (duplicates.never_across_users, duplicates.conflicts_resolvable))
+        users, resolvable = (
+            f(c, store, number) for f in (duplicates.never_across_users, duplicates.conflicts_resolvable)
+        )
         record(c, number, "duplicate_clusters", decided, users, resolvable)
         mapping.build(c, store, number)
         one = mapping.one_target_per_natural_key(c, store, number)
@@ -213,14 +215,17 @@ def rows_of(engine: Engine, schema: str = SCHEMA) -> Rows:
     """Every column of every row of every table of a schema, as text, in a fixed order."""
     with session(engine) as connection:
         tables = connection.execute(
-            "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r' ORDER BY 1", [schema]
+            "SELECT relname FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND relkind = 'r' ORDER BY 1",
+            [schema],
         ).fetchall()
         return {table: _rows_of_table(connection, schema, table) for (table,) in tables}
 
 
 def _rows_of_table(connection: "psycopg.Connection[Any]", schema: str, table: str) -> list[Row]:
     qualified = sql.Identifier(schema, table)
-    names = [d.name for d in connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(qualified)).description or ()]
+    names = [
+        d.name for d in connection.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(qualified)).description or ()
+    ]
     columns = sql.SQL(", ").join([sql.SQL("{}::text").format(sql.Identifier(name)) for name in names])
     found = connection.execute(sql.SQL("SELECT {} FROM {}").format(columns, qualified)).fetchall()
     return ordered([dict(zip(names, row, strict=True)) for row in found])
@@ -268,20 +273,20 @@ _CATALOG = """
 SELECT 'column', attrelid::regclass::text, attname::text, concat_ws(' ', attnum, format_type(atttypid, atttypmod),
        attnotnull, pg_get_expr(adbin, adrelid)), attacl::text
 FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relkind = 'r') AND attnum > 0
+WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND relkind = 'r') AND attnum > 0
 UNION ALL SELECT 'constraint', conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated::text
-FROM pg_constraint WHERE connamespace = %(schema)s::regnamespace
+FROM pg_constraint WHERE connamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
 UNION ALL SELECT 'index', indrelid::regclass::text, indexrelid::regclass::text, pg_get_indexdef(indexrelid),
        concat_ws(' ', indisvalid, indisready, indisclustered)
-FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relnamespace = %(schema)s::regnamespace
+FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
 UNION ALL SELECT 'trigger', tgrelid::regclass::text, tgname::text, pg_get_triggerdef(t.oid), tgenabled::text
-FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = %(schema)s::regnamespace AND NOT tgisinternal
+FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND NOT tgisinternal
 UNION ALL SELECT 'policy', tablename::text, policyname::text, qual, with_check FROM pg_policies WHERE schemaname = %(schema)s
 UNION ALL SELECT 'relation', oid::text, relname::text, concat_ws(' ', relkind, relrowsecurity, relforcerowsecurity,
        relowner, reloptions), relacl::text
-FROM pg_class WHERE relnamespace = %(schema)s::regnamespace
+FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
 UNION ALL SELECT 'function', oid::text, proname::text, prosrc, proacl::text
-FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace
+FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
 ORDER BY 1, 2, 3, 4
 """
 

@@ -250,9 +250,7 @@ def test_a_user_sees_the_rows_of_his_documents_only(connection: sqlalchemy.Conne
         ("anon", "SELECT FROM upload_pipeline.documents"),
     ],
 )
-def test_what_a_role_has_no_right_to_is_denied(
-    connection: sqlalchemy.Connection, role: str, statement: str
-) -> None:
+def test_what_a_role_has_no_right_to_is_denied(connection: sqlalchemy.Connection, role: str, statement: str) -> None:
     become(connection, role, uuid.uuid4())
 
     with pytest.raises(DBAPIError, match="permission denied"):
