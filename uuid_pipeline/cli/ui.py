@@ -12,6 +12,7 @@ import typer
 from uuid_pipeline.cli.output import Answer, SpecOption, answer_with
 from uuid_pipeline.cli.session import open_session
 from uuid_pipeline.errors import UsageError
+from uuid_pipeline.operations.instance import dagster_home
 
 HOST = "127.0.0.1"
 
@@ -23,15 +24,15 @@ def ui(
     """Open the Dagster UI of this home on loopback; end it with Ctrl-C."""
 
     def verb(answer: Answer) -> None:
-        with open_session():
-            pass
+        with open_session() as session:
+            workspace = dagster_home(session.settings) / "workspace.yaml"
         require_free(port)
         program = Path(sys.executable).with_name("dagster")
         dagster = str(program) if program.exists() else shutil.which("dagster")
         if dagster is None:
             raise UsageError("The program `dagster` is not installed beside this Python.")
         sys.stderr.write(f"Dagster UI: http://{HOST}:{port}  (Ctrl-C ends it)\n")
-        command = [dagster, "dev", "-m", "uuid_pipeline.definitions", "-h", HOST, "-p", str(port)]
+        command = [dagster, "dev", "-w", str(workspace), "-h", HOST, "-p", str(port)]
         answer.exit_code = subprocess.run(command, check=False).returncode
 
     answer_with(verb, False, spec)

@@ -84,9 +84,12 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     lock(connection, store, plan, direction)
     if direction is FORWARD:
         set_aside(connection, store, plan)
-        for entity in store.entities:
-            if entity.parent is not None:
-                derive_arrivals(connection, store, entity, plan)
+    for entity in store.entities:
+        if entity.parent is not None:
+            forget_departed(connection, store, entity, plan, direction)
+            # What refers to an arrival could not be locked before the arrival was known.
+            if direction is FORWARD and derive_arrivals(connection, store, entity, plan):
+                lock(connection, store, plan, direction)
     entities = _ids_found(connection, store, plan, direction)
     before, touched = _before(connection, store, plan, direction)
     after = _move(connection, store, plan, direction)
@@ -172,6 +175,29 @@ def set_aside(connection: Connection, store: Store, plan: BatchPlan) -> None:
             natural_key=natural_key(root, None),
         )
         sql.execute(connection, statement, {**plan.values, "entity": root.name})
+
+
+def forget_departed(
+    connection: Connection, store: Store, entity: Entity, plan: BatchPlan, direction: Direction
+) -> None:
+    """Take children out of the map that were given to a parent outside the batch.
+
+    The batch does not write such a row, so it must not rewrite what refers to it; the batch of the new parent, if
+    still to come, finds it as an arrival.
+    """
+    statement = sql.compose(
+        """{batch} DELETE FROM {part} m USING {rows} b JOIN {table} t ON t.{key} = b.source
+           WHERE m.{source} = b.source AND NOT EXISTS (SELECT FROM {parents} p WHERE p.source = t.{parent})""",
+        batch=batch_rows(store, direction),
+        part=sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{plan.assessment_no}"),
+        rows=_batch(entity.name),
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+        source=sql.name(direction.source),
+        parents=_batch(entity.parent or ""),
+        parent=sql.name(entity.parent_column or ""),
+    )
+    sql.execute(connection, statement, plan.values)
 
 
 def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> int:

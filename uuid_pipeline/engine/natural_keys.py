@@ -37,4 +37,4 @@ def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Com
 
 def cast_type(type_name: str) -> sql.Composable:
     """A type's name as format_type() wrote it, already quoted by the server."""
-    return sql.Text(type_name)
+    return sql.Text(type_name.replace("%", "%%"))

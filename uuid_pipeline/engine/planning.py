@@ -101,25 +101,19 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
 
 
 def _spans(connection: Connection, store: Store, number: int) -> list[tuple[str, int, int]]:
-    spans = [
-        (row.wave, row.first, row.last)
-        for root in store.roots
-        for row in sql.rows(
-            connection,
-            sql.compose(
-                """SELECT wave, min(ordinal) AS first, max(ordinal) AS last FROM {map}
-                   WHERE assessment_no = %(no)s GROUP BY wave ORDER BY 2""",
-                map=ledger.map_table(root),
-            ),
-            {"no": number},
+    """(kind, first ordinal, last ordinal), one of each kind; further roots' rows come after the first's, as `remaining`."""
+    spans: dict[str, tuple[str, int, int]] = {}
+    for root in store.roots:
+        statement = sql.compose(
+            """SELECT wave, min(ordinal) AS first, max(ordinal) AS last FROM {map}
+               WHERE assessment_no = %(no)s GROUP BY wave ORDER BY 2""",
+            map=ledger.map_table(root),
         )
-    ]
-    first_root = len({kind for kind, _, _ in spans})
-    # A second root's rows come after the first's, all of them in waves of the kind `remaining`.
-    tail = spans[first_root:] if len(store.roots) > 1 else []
-    if tail:
-        return [*spans[:first_root], ("remaining", tail[0][1], tail[-1][2])]
-    return spans
+        for row in sql.rows(connection, statement, {"no": number}):
+            kind = row.wave if root == store.main else "remaining"
+            _, first, _ = spans.get(kind, (kind, row.first, row.last))
+            spans[kind] = (kind, first, row.last)
+    return list(spans.values())
 
 
 def _map_digest(connection: Connection, store: Store, name: str, number: int) -> str:

@@ -53,8 +53,8 @@ def prepare(settings: Settings) -> None:
         _require_reachable(url, settings.dagster_url)
     home = dagster_home(settings)
     home.mkdir(parents=True, exist_ok=True)
-    template = resources.files("uuid_pipeline.operations").joinpath("dagster.yaml").read_text()
-    (home / "dagster.yaml").write_text(template)
+    for name in ("dagster.yaml", "workspace.yaml"):
+        (home / name).write_text(resources.files("uuid_pipeline.operations").joinpath(name).read_text())
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
     os.environ["UUID_PIPELINE_HOME"] = str(settings.home)

@@ -162,7 +162,7 @@ def validate(engine: Engine, spec: Spec) -> list[GateResult]:
         store, execution = bound(c, spec), validation.subject(c)
         found = [
             validation.whole_conservation(c, store, execution),
-            validation.whole_no_dangling_reference(c, store, inventory.orphans(c, store)),
+            validation.whole_no_dangling_reference(inventory.orphans(c, store)),
             validation.whole_ids_exact(c, store, execution),
             validation.schema_unchanged(c, store, execution, "whole_schema_unchanged"),
             validation.timestamps_untouched(c, store, execution),
