@@ -1,8 +1,8 @@
 """``uuid-pipeline ui``"""
 
+import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ def ui(
 ) -> None:
     """Open the Dagster UI of this home on loopback; end it with Ctrl-C."""
 
-    def verb(answer: Answer) -> None:
+    def verb(_answer: Answer) -> None:
         with open_session() as session:
             workspace = dagster_home(session.settings) / "workspace.yaml"
         require_free(port)
@@ -33,7 +33,8 @@ def ui(
             raise UsageError("The program `dagster` is not installed beside this Python.")
         sys.stderr.write(f"Dagster UI: http://{HOST}:{port}  (Ctrl-C ends it)\n")
         command = [dagster, "dev", "-w", str(workspace), "-h", HOST, "-p", str(port)]
-        answer.exit_code = subprocess.run(command, check=False).returncode
+        # The UI takes this process over, so that a signal to it ends the UI and nothing stays behind.
+        os.execv(dagster, command)
 
     answer_with(verb, False, spec)
 

@@ -35,7 +35,7 @@ plan = dg.define_asset_job(
     description="Assess, map and plan: ends with a plan id for a person to approve.",
 )  # fmt: skip
 migrate = dg.define_asset_job(
-    "migrate", _assets("migrated_documents"), partitions_def=WAVES, executor_def=IN_ORDER,
+    "migrate", _assets("migrated_documents"), executor_def=IN_ORDER,
     description="Carry out one wave of the approved plan; waves go in their order.",
 )  # fmt: skip
 validate = dg.define_asset_job(

@@ -13,7 +13,7 @@ SHOWN = 50
 
 @dg.asset(
     deps=[store_profile],
-    group_name="assess",
+    group_name="id_migration",
     kinds={"postgres", "pandas"},
     description="Every document: id class by recomputation, priority, status, chunks, size; users; orphans.",
 )

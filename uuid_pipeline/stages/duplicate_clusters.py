@@ -11,7 +11,7 @@ from uuid_pipeline.stages.session import StoreResource
 
 @dg.asset(
     deps=[document_inventory],
-    group_name="assess",
+    group_name="id_migration",
     kinds={"postgres"},
     description="Clusters: rows of one entity with one normalised natural key, the likely survivor first.",
 )

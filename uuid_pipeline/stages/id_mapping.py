@@ -13,7 +13,7 @@ SHOWN = 50
 
 @dg.asset(
     deps=[duplicate_clusters],
-    group_name="plan",
+    group_name="id_migration",
     kinds={"postgres", "python"},
     description="The id map of every entity: old id, target id, ordinal, wave, role.",
 )

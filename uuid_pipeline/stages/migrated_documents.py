@@ -55,7 +55,7 @@ def report_dead_run(instance: dg.DagsterInstance, run_id: str | None) -> None:
     deps=[migration_plan],
     partitions_def=WAVES,
     pool=WRITER_POOL,
-    group_name="migrate",
+    group_name="id_migration",
     kinds={"postgres"},
     description="The documents of one wave under their target ids, with everything that refers to them.",
 )

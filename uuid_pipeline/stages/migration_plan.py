@@ -11,7 +11,7 @@ from uuid_pipeline.stages.session import StoreResource
 
 @dg.asset(
     deps=[id_mapping],
-    group_name="plan",
+    group_name="id_migration",
     kinds={"postgres"},
     description="Id map, waves and decisions, frozen under the plan id that a person approves.",
 )

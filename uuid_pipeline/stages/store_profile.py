@@ -9,7 +9,7 @@ from uuid_pipeline.stages.session import StoreResource
 
 
 @dg.asset(
-    group_name="assess",
+    group_name="id_migration",
     kinds={"postgres"},
     description="What the store is made of, read from its catalogs: tables, references, triggers, rights, traps.",
 )

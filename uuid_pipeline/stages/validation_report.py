@@ -11,7 +11,7 @@ from uuid_pipeline.stages.session import StoreResource
 
 @dg.asset(
     deps=[dg.AssetDep(migrated_documents, partition_mapping=dg.AllPartitionMapping())],
-    group_name="validate",
+    group_name="id_migration",
     kinds={"postgres"},
     description="The whole store against the state before: rows, ids, references, dates, schema.",
 )

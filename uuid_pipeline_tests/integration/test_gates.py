@@ -1,0 +1,288 @@
+"""Gates bind: without this execution's own green gates no wave writes a row, whoever asks."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import gates, ledger, migration
+from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+PLANNING_GATES = [(stage, gate) for stage in gates.PLANNING_STAGES for gate in gates.GATES[stage]]
+WAVE_GATES = gates.GATES[gates.WAVE_STAGE]
+
+
+@pytest.fixture
+def refused(incident: Engine) -> Iterator[Callable[[str], "pytest.RaisesExc[RefusedError]"]]:
+    """Expects a refusal that says this, and rows and ids as before the test."""
+    before = cycle.rows_of(incident)
+    yield lambda message: pytest.raises(RefusedError, match=message)
+    assert cycle.rows_of(incident) == before
+
+
+Refused = Callable[[str], "pytest.RaisesExc[RefusedError]"]
+
+
+def approved(engine: Engine, spec: Spec = SPEC) -> tuple[ledger.Execution, list[ledger.Wave]]:
+    execution = cycle.approve(engine, spec, cycle.assess_and_plan(engine, spec).plan_id)
+    return execution, cycle.waves_of(engine, execution)
+
+
+def test_a_plan_without_approval_has_no_wave_to_run(incident: Engine, refused: Refused) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+    name = f"{plan.plan_id}-{plan.waves[0].name}"
+
+    with refused("knows no wave .* approve"):
+        migration.run_wave(incident, cycle.bound_store(incident, SPEC), name, cycle.RUN, lambda _: None)
+
+
+@pytest.mark.parametrize(("stage", "gate"), PLANNING_GATES)
+def test_approval_is_refused_while_a_gate_was_not_evaluated(
+    incident: Engine, refused: Refused, stage: str, gate: str
+) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC, skip=[gate])
+
+    with refused(rf"{stage}\.{gate} was not evaluated in assessment 1"):
+        cycle.approve(incident, SPEC, plan.plan_id)
+
+
+def test_approval_is_refused_while_a_gate_is_red_and_names_finding_and_remedy(
+    incident: Engine, refused: Refused
+) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+    red = GateResult.of("no_orphans", False, "orphans: events.document_id 7", "delete them")
+    with incident.begin() as connection:
+        gates.record(connection, Scope(assessment=plan.assessment_no), "document_inventory", red, "x")
+
+    with refused(r"no_orphans did not pass in assessment 1: orphans: events.document_id 7\. Remedy: delete them"):
+        cycle.approve(incident, SPEC, plan.plan_id)
+
+
+def test_a_gate_that_passed_for_an_earlier_plan_does_not_count_for_a_later_one(
+    incident: Engine, refused: Refused
+) -> None:
+    cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.assess_and_plan(incident, SPEC, skip=["no_orphans"])
+
+    with refused("no_orphans was not evaluated in assessment 2"):
+        cycle.approve(incident, SPEC, plan.plan_id)
+
+
+def test_the_newest_result_of_a_gate_counts(incident: Engine) -> None:
+    execution, [canary, *_] = approved(incident)
+    scope = Scope(execution=execution.execution_id)
+    with incident.begin() as connection:
+        for passed in (False, True):
+            result = GateResult.of("no_orphans", passed, "found", "remedy")
+            gates.record(connection, scope, "document_inventory", result, "x")
+
+    assert cycle.migrate(incident, SPEC, canary).documents == 5
+
+
+def test_an_unknown_plan_is_refused_and_the_newest_one_named(incident: Engine, refused: Refused) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+
+    with refused(f"There is no plan 0123.*newest plan is {plan.plan_id}"):
+        cycle.approve(incident, SPEC, "0123")
+
+
+def test_a_gate_that_turned_red_after_approval_stops_the_first_wave(incident: Engine, refused: Refused) -> None:
+    execution, [canary, *_] = approved(incident)
+    red = GateResult.of("witnesses_agree", False, "they do not", "correct the spec")
+    with incident.begin() as connection:
+        gates.record(connection, Scope(execution=execution.execution_id), "id_mapping", red, "x")
+
+    with refused("id_mapping.witnesses_agree did not pass"):
+        cycle.migrate(incident, SPEC, canary)
+
+
+def test_a_wave_does_not_run_before_the_one_ahead_of_it(incident: Engine, refused: Refused) -> None:
+    _, [canary, recent, _] = approved(incident)
+
+    with refused(f"wave {canary.wave} comes before {recent.wave} and is planned"):
+        cycle.migrate(incident, SPEC, recent)
+
+
+def test_a_wave_does_not_run_while_the_checks_of_the_one_ahead_were_deselected(incident: Engine) -> None:
+    _, [canary, recent, _] = approved(incident)
+    cycle.migrate(incident, SPEC, canary)
+    before = cycle.rows_of(incident)
+
+    with pytest.raises(RefusedError) as refusal:
+        cycle.migrate(incident, SPEC, recent)
+
+    assert [gate for gate in WAVE_GATES if f"{gate} was not evaluated" in refusal.value.message] == list(WAVE_GATES)
+    assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.parametrize("gate", WAVE_GATES)
+def test_a_wave_does_not_run_after_a_red_check_of_the_one_ahead(incident: Engine, gate: str) -> None:
+    execution, [canary, recent, _] = approved(incident)
+    cycle.migrate(incident, SPEC, canary)
+    cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+    red = GateResult.of(gate, False, "made red", "look")
+    with incident.begin() as connection:
+        scope = Scope(execution=execution.execution_id, wave=canary.wave)
+        gates.record(connection, scope, gates.WAVE_STAGE, red, "x")
+    before = cycle.rows_of(incident)
+
+    with pytest.raises(RefusedError, match=f"{gate} did not pass in execution .*{canary.wave}: made red"):
+        cycle.migrate(incident, SPEC, recent)
+
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_changed_spec_makes_the_plan_stale_before_and_after_approval(incident: Engine, refused: Refused) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+    other = cycle.spec_with(batch_rows=7)
+
+    with refused("stale: the spec changed"):
+        cycle.approve(incident, other, plan.plan_id)
+    execution = cycle.approve(incident, SPEC, plan.plan_id)
+    with refused("stale: the spec changed"):
+        cycle.migrate(incident, other, cycle.waves_of(incident, execution)[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE INDEX ON upload_pipeline.documents (filename)",
+        "ALTER TABLE upload_pipeline.events ADD COLUMN note text",
+        "ALTER TABLE upload_pipeline.documents DISABLE TRIGGER touch_updated_at",
+        "ALTER TABLE upload_pipeline.events DROP CONSTRAINT events_document_id_fkey",
+        "DROP POLICY own_jobs ON upload_pipeline.upload_jobs",
+        "GRANT DELETE ON upload_pipeline.documents TO authenticated",
+        "GRANT UPDATE (filename) ON upload_pipeline.documents TO authenticated",
+        "ALTER TABLE upload_pipeline.documents FORCE ROW LEVEL SECURITY",
+        "CREATE OR REPLACE FUNCTION upload_pipeline.touch_updated_at() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        "CREATE TABLE upload_pipeline.notes (document_id uuid REFERENCES upload_pipeline.documents)",
+    ],
+)
+def test_a_changed_catalog_makes_the_plan_stale(incident: Engine, refused: Refused, change: str) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+    execution = cycle.approve(incident, SPEC, plan.plan_id)
+    [canary, *_] = cycle.waves_of(incident, execution)
+    store = cycle.bound_store(incident, SPEC)
+    cycle.run_sql(incident, change)
+
+    with refused("stale: the store's tables"):
+        cycle.migrate(incident, SPEC, canary)
+    with refused("stale: the store's tables"):
+        # As a process does that read the catalog before the change.
+        migration.run_wave(incident, store, canary.wave, cycle.RUN, lambda _: None)
+
+
+def test_statistics_and_new_rows_do_not_make_a_plan_stale(incident: Engine) -> None:
+    _, [canary, *_] = approved(incident)
+    cycle.run_sql(incident, "ANALYZE upload_pipeline.documents")
+    cycle.run_sql(
+        incident,
+        """INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+           SELECT gen_random_uuid(), user_id, 'new', 'x', 1, repeat('e', 64), 'x' FROM upload_pipeline.documents LIMIT 1""",
+    )
+
+    assert cycle.migrate(incident, SPEC, canary).documents == 5
+
+
+def test_an_expired_approval_is_refused(incident: Engine, refused: Refused) -> None:
+    _, [canary, *_] = approved(incident)
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.executions SET expires_at = now() - interval '1 second'")
+
+    with refused("approval of plan .* expired"):
+        cycle.migrate(incident, SPEC, canary)
+
+
+def test_an_execution_that_has_begun_in_time_may_end_after_its_approval_expired(incident: Engine) -> None:
+    _, [canary, recent, _] = approved(incident)
+    cycle.migrate(incident, SPEC, canary)
+    cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.executions SET expires_at = now() - interval '1 second'")
+
+    assert cycle.migrate(incident, SPEC, recent).documents == 15
+
+
+def test_a_second_approval_supersedes_a_first_that_has_moved_nothing(incident: Engine, refused: Refused) -> None:
+    first, [canary, *_] = approved(incident)
+    second, _ = approved(incident, cycle.spec_with(approval_hours=1))
+
+    with refused("superseded"):
+        cycle.migrate(incident, SPEC, canary)
+    assert first.execution_id != second.execution_id
+
+
+def test_approving_the_same_plan_twice_is_one_execution(incident: Engine) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+
+    first, second = (cycle.approve(incident, SPEC, plan.plan_id) for _ in range(2))
+
+    assert first == second
+
+
+def test_no_new_plan_is_approved_while_an_execution_has_begun_and_can_go_on(incident: Engine) -> None:
+    execution, [canary, *_] = approved(incident)
+    cycle.migrate(incident, SPEC, canary)
+
+    with pytest.raises(RefusedError, match=f"Execution {execution.execution_id} .* has begun and can go on"):
+        approved(incident)
+
+
+def test_the_execution_is_complete_only_when_every_gate_of_the_whole_store_is_green(incident: Engine) -> None:
+    execution, waves = approved(incident)
+    for wave in waves:
+        assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") != [("completed",)]
+        cycle.migrate(incident, SPEC, wave)
+        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
+        cycle.assert_green(cycle.validate(incident, SPEC))
+
+    assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("completed",)]
+    with incident.begin() as connection:
+        assert ledger.unfinished(connection) is None
+        assert ledger.execution(connection, execution.execution_id).status == "completed"
+
+
+DAMAGE = {
+    "whole_conservation": "UPDATE upload_pipeline.documents SET filename = 'x'",
+    "timestamps_untouched": "UPDATE upload_pipeline.documents SET created_at = created_at - interval '1 day'",
+    "whole_ids_exact": "UPDATE upload_pipeline.documents SET user_id = gen_random_uuid()",
+    "whole_no_dangling_reference": "UPDATE upload_pipeline.events SET document_id = gen_random_uuid()",
+    "whole_schema_unchanged": "DROP INDEX upload_pipeline.uq_user_filehash",
+}
+
+
+@pytest.mark.parametrize("gate", ["whole_ids_exact", "whole_no_dangling_reference", "whole_schema_unchanged"])
+def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident: Engine, gate: str) -> None:
+    _, waves = approved(incident)
+    for wave in waves:
+        cycle.migrate(incident, SPEC, wave)
+        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
+    with incident.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(DAMAGE[gate])
+
+    red = {result.gate for result in cycle.validate(incident, SPEC) if not result.passed}
+
+    assert gate in red
+    assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
+
+
+@pytest.mark.parametrize("gate", ["whole_conservation", "timestamps_untouched"])
+def test_a_value_that_changed_inside_our_own_transactions_is_found(incident: Engine, gate: str) -> None:
+    _, waves = approved(incident)
+    for wave in waves:
+        cycle.migrate(incident, SPEC, wave)
+    with incident.begin() as connection:
+        # Damage that passes for a batch: its transaction stands in the journal.
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(DAMAGE[gate])
+        connection.exec_driver_sql(
+            "UPDATE uuid_pipeline.batches SET transaction_id = pg_current_xact_id() "
+            "WHERE batch_no = (SELECT max(batch_no) FROM uuid_pipeline.batches)"
+        )
+        connection.exec_driver_sql("UPDATE upload_pipeline.documents SET mime = mime WHERE false")
+    written = {result.gate: result for result in cycle.validate(incident, SPEC)}
+
+    assert not written[gate].passed or "application wrote" in written["whole_conservation"].finding

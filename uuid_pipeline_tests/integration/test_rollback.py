@@ -1,0 +1,178 @@
+"""Rollback: the old ids again, on every row, with whatever the application has done since."""
+
+import uuid
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo.incident import add_vector_buffer
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration.test_migration import NEW_CHUNK, ONE_BY_ONE, remove, some_documents
+
+SPEC = load_spec(None)
+
+
+def status_of(engine: Engine) -> list[str]:
+    """Statuses of all executions, oldest first."""
+    return [row[0] for row in cycle.run_sql(engine, "SELECT status FROM uuid_pipeline.executions ORDER BY approved_at")]
+
+
+@pytest.mark.parametrize("spec", [SPEC, ONE_BY_ONE], ids=["in one batch a wave", "one document a batch"])
+def test_every_row_is_back_as_it_was(incident: Engine, spec: cycle.Spec) -> None:
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    rows, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    cycle.run_all(incident, spec)
+
+    runs = cycle.roll_back(incident, spec)
+
+    assert cycle.rows_of(incident) == rows
+    assert cycle.catalog_of(incident) == objects
+    assert [run.documents for run in runs] == [18, 15, 5]
+    assert status_of(incident) == ["rolled_back"]
+
+
+def test_one_wave_goes_back_and_the_others_stay(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    execution = cycle.run_all(incident, SPEC)
+
+    cycle.roll_back(incident, SPEC, "canary")
+
+    back = [row[0] for row in cycle.run_sql(incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal <= 5")]
+    assert len(back) == 5
+    assert cycle.rows_of(incident) == cycle.expected_rows(before, left=back)
+    assert status_of(incident) == ["partly_rolled_back"]
+    assert [wave.status for wave in cycle.waves_of(incident, execution)] == ["rolled_back", "moved", "moved"]
+
+
+def test_after_one_wave_the_rest_can_be_rolled_back_too(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    cycle.run_all(incident, SPEC)
+
+    cycle.roll_back(incident, SPEC, "recent")
+    cycle.roll_back(incident, SPEC)
+
+    assert cycle.rows_of(incident) == before
+    assert status_of(incident) == ["rolled_back"]
+
+
+def test_an_execution_that_has_only_begun_can_be_rolled_back(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
+    assert cycle.rows_of(incident) != before
+
+    cycle.roll_back(incident, SPEC)
+
+    assert cycle.rows_of(incident) == before
+    assert status_of(incident) == ["rolled_back"]
+
+
+def test_rolling_back_again_changes_nothing(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    cycle.run_all(incident, SPEC)
+    cycle.roll_back(incident, SPEC)
+
+    assert cycle.roll_back(incident, SPEC) == []
+
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_wave_of_an_unknown_name_is_refused_with_those_that_can_go_back(incident: Engine) -> None:
+    cycle.run_all(incident, SPEC)
+
+    with pytest.raises(RefusedError, match=r"No moved wave is called canaries.*-010-canary"):
+        cycle.roll_back(incident, SPEC, "canaries")
+
+
+def test_rows_that_the_application_wrote_since_stay_under_the_old_id(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    cycle.run_all(incident, SPEC)
+    [document] = some_documents(incident, 1)
+    old = next(was for was, now in cycle.targets(before).items() if now == document)
+    job, chunk = str(uuid.uuid4()), str(uuid.uuid4())
+    new_job = "INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (%(job)s, %(id)s, 'queued')"
+    cycle.run_sql(incident, new_job, job=job, id=document)
+    cycle.run_sql(incident, NEW_CHUNK, id=chunk, document=document)
+    rename = "UPDATE upload_pipeline.documents SET filename = 'renamed.pdf' WHERE document_id = %(id)s"
+    cycle.run_sql(incident, rename, id=document)
+
+    cycle.roll_back(incident, SPEC)
+
+    after = cycle.rows_of(incident)
+    written = {"upload_jobs": ("job_id", job), "document_chunks": ("chunk_id", chunk)}
+    for table, (key, value) in written.items():
+        [row] = [row for row in after[table] if row[key] == value]
+        assert row["document_id"] == old
+        after[table].remove(row)
+    [renamed] = [row for row in after["documents"] if row["document_id"] == old]
+    assert renamed["filename"] == "renamed.pdf"
+    [original] = [row for row in before["documents"] if row["document_id"] == old]
+    renamed |= {column: original[column] for column in ("filename", "updated_at")}
+    assert {t: cycle.ordered(rows) for t, rows in after.items()} == before
+
+
+def test_rows_that_the_application_deleted_since_stay_deleted(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    cycle.run_all(incident, SPEC)
+    [document] = some_documents(incident, 1)
+    old = next(was for was, now in cycle.targets(before).items() if now == document)
+    remove(incident, document)
+
+    cycle.roll_back(incident, SPEC)
+
+    jobs = {row["job_id"] for row in before["upload_jobs"] if row["document_id"] == old}
+    assert jobs
+    assert cycle.rows_of(incident) == {
+        table: [row for row in rows if row.get("document_id") != old and row.get("job_id") not in jobs]
+        for table, rows in before.items()
+    }
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["to a later batch", "to an earlier batch"])
+def test_a_chunk_given_to_another_document_since_leaves_no_reference_dangling(incident: Engine, later: bool) -> None:
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    cycle.run_all(incident, ONE_BY_ONE)
+    chunks = cycle.run_sql(
+        incident,
+        """SELECT chunk_id, document_id FROM upload_pipeline.document_chunks
+           JOIN uuid_pipeline.id_map_document ON new_id = document_id ORDER BY ordinal""",
+    )
+    given, receiver = (chunks[0], chunks[-1]) if later else (chunks[-1], chunks[0])
+    give = """UPDATE upload_pipeline.document_chunks SET document_id = %(to)s, chunk_ord = chunk_ord + 50
+              WHERE chunk_id = %(id)s"""
+    cycle.run_sql(incident, give, id=given[0], to=receiver[1])
+
+    cycle.roll_back(incident, ONE_BY_ONE)
+
+    dangling = """
+        SELECT count(*) FROM upload_pipeline.document_vector_buffer b
+        WHERE NOT EXISTS (SELECT FROM upload_pipeline.document_chunks c WHERE c.chunk_id = b.chunk_id)"""
+    assert cycle.run_sql(incident, dangling) == [(0,)]
+
+
+def test_after_a_rollback_the_store_can_be_migrated_again(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    first = cycle.run_all(incident, SPEC)
+    cycle.roll_back(incident, SPEC)
+
+    second = cycle.run_all(incident, SPEC)
+
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    assert first.execution_id != second.execution_id
+    cycle.roll_back(incident, SPEC)
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_wave_that_went_back_does_not_run_again_under_the_old_approval(incident: Engine) -> None:
+    execution = cycle.run_all(incident, SPEC)
+    cycle.roll_back(incident, SPEC, "canary")
+    rows = cycle.rows_of(incident)
+
+    with pytest.raises(RefusedError, match="partly_rolled_back"):
+        cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
+
+    assert cycle.rows_of(incident) == rows
