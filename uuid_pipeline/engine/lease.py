@@ -89,9 +89,14 @@ def hold(connection: Connection, lease: Lease) -> None:
 
     Raises RefusedError when another process has taken it over: this one must not write any more.
     """
+    # Who asks for the lease looks at it under this row's lock: that moment is waited out, in a batch by its own timeout.
+    sql.execute(
+        connection,
+        "SELECT set_config('lock_timeout', '10s', true) WHERE current_setting('lock_timeout') = '0'",
+    )
     epoch = sql.scalar(
         connection,
-        "WITH mine AS (SELECT epoch FROM uuid_pipeline.lease FOR UPDATE NOWAIT) "
+        "WITH mine AS (SELECT epoch FROM uuid_pipeline.lease FOR UPDATE) "
         "UPDATE uuid_pipeline.lease l SET renewed_at = clock_timestamp() FROM mine RETURNING l.epoch",
     )
     if epoch != lease.epoch:

@@ -318,7 +318,9 @@ def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None
     """Why a plan no longer fits: the spec or the store's catalog changed; None when it still does."""
     if plan.content["spec_digest"] != store.spec.digest:
         return "the spec changed since"
-    if plan.content["catalog_digest"] != catalogs.digest(catalogs.snapshot(connection, store.catalog)):
+    # Read anew: a table made since the store was bound may refer to what is about to move.
+    now = catalogs.read_catalog(connection, store.spec.schema_name)
+    if plan.content["catalog_digest"] != catalogs.digest(catalogs.snapshot(connection, now)):
         return "the store's tables, constraints, indexes, triggers, policies or grants changed since"
     return None
 
