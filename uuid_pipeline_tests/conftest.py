@@ -89,7 +89,7 @@ def new_database(server: EmbeddedServer, new_role: NewRole) -> Iterator[NewDatab
 
 def _maintain(server: EmbeddedServer, statement: str, *names: str) -> None:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))  # type: ignore[arg-type]
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import os
 import socket
+import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -12,6 +14,8 @@ from uuid_pipeline.errors import RefusedError
 
 # How long a holder whose connection cannot be judged (another role's, or behind a pooler) is taken for alive.
 LEASE_SECONDS = 60
+# How long the last statement of a process that is gone may keep its backend, and so the lease.
+ORPHAN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,39 @@ FROM uuid_pipeline.lease l
 class Holder:
     holder: str
     run_id: str | None
+    renewed_at: datetime
     alive: bool
 
 
 def holder(connection: Connection) -> Holder | None:
     """Who holds the lease, and whether that process still lives."""
     row = sql.rows(connection, _HOLDER, {"ttl": LEASE_SECONDS})[0]
-    return Holder(row.holder, row.run_id, row.alive) if row.holder else None
+    return Holder(row.holder, row.run_id, row.renewed_at, row.alive) if row.holder else None
 
 
 def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
     """Take the lease for ``connection``'s backend, which must stay open while it is held.
 
-    Raises RefusedError naming the holder when a live one has it.
+    Raises RefusedError naming the holder when a live one has it. A holder whose process on this machine is gone, while
+    the server still works on its last statement, is waited for.
     """
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        taken = _try_take(engine, connection, run_id)
+        if isinstance(taken, Lease):
+            return taken
+        if not process_is_gone(taken.holder) or time.monotonic() > deadline:
+            raise RefusedError(
+                f"Another run holds the lease on this store: {taken.holder} (run {taken.run_id}, "
+                f"last sign of life {taken.renewed_at:%Y-%m-%d %H:%M:%S} UTC). Wait for it, or end that process; nothing was changed."
+            )
+        time.sleep(0.2)
+
+
+def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Holder:
+    """The lease, or the live holder; one transaction, so that pg_stat_activity is read anew each time."""
     with engine.begin() as transaction:
-        # The row lock orders two takers; a dead holder's last statement may still hold it for a moment.
+        # The row lock orders two takers; a holder has it for the length of a batch.
         sql.execute(transaction, "SET LOCAL lock_timeout = '10s'")
         try:
             row = sql.rows(transaction, _HOLDER + " FOR UPDATE", {"ttl": LEASE_SECONDS})[0]
@@ -62,14 +83,10 @@ def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
                 raise
             raise RefusedError("Another run is writing to this store right now. See: uuid-pipeline status") from error
         if row.alive:
-            raise RefusedError(
-                f"Another run holds the lease on this store: {row.holder} (run {row.run_id}, last sign of life "
-                f"{row.renewed_at:%Y-%m-%d %H:%M:%S} UTC). Wait for it, or end that process; nothing was changed."
-            )
-        backend = sql.rows(
-            connection,
-            "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-        )[0]
+            return Holder(row.holder, row.run_id, row.renewed_at, True)
+        backend = sql.rows(connection, "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")[
+            0
+        ]
         epoch = sql.scalar(
             transaction,
             """UPDATE uuid_pipeline.lease SET epoch = epoch + 1, holder = %(holder)s, run_id = %(run_id)s,
@@ -84,12 +101,26 @@ def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
         return Lease(int(epoch), row.run_id if row.holder else None)
 
 
+def process_is_gone(holder_name: str) -> bool:
+    """Whether the holder is a process of this machine that no longer exists; False where that cannot be known."""
+    number, _, machine = holder_name.removeprefix("process ").partition(" on ")
+    if machine != socket.gethostname() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
 def hold(connection: Connection, lease: Lease) -> None:
     """First statement of every writing transaction: lock the lease and prove that it is still ours.
 
     Raises RefusedError when another process has taken it over: this one must not write any more.
     """
-    # Who asks for the lease looks at it under this row's lock: that moment is waited out, in a batch by its own timeout.
+    # Who asks for the lease looks at it under this row's lock: wait that moment out (a batch: by its own timeout).
     sql.execute(
         connection,
         "SELECT set_config('lock_timeout', '10s', true) WHERE current_setting('lock_timeout') = '0'",

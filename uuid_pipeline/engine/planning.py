@@ -101,7 +101,7 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
 
 
 def _spans(connection: Connection, store: Store, number: int) -> list[tuple[str, int, int]]:
-    """(kind, first ordinal, last ordinal), one of each kind; further roots' rows come after the first's, as `remaining`."""
+    """(kind, first ordinal, last ordinal), one of each kind; rows of further roots come last, as `remaining`."""
     spans: dict[str, tuple[str, int, int]] = {}
     for root in store.roots:
         statement = sql.compose(

@@ -115,9 +115,9 @@ def dagster_template(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFa
     embedded.ensure_database(server, DAGSTER_TEMPLATE)
     home = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
-        CommandLine(
-            {"UUID_PIPELINE_HOME": str(home), "UUID_PIPELINE_DAGSTER_URL": server.url(DAGSTER_TEMPLATE)}
-        ).apply(patch)
+        CommandLine({"UUID_PIPELINE_HOME": str(home), "UUID_PIPELINE_DAGSTER_URL": server.url(DAGSTER_TEMPLATE)}).apply(
+            patch
+        )
         with open_instance(read_settings()) as instance:
             assert instance.get_run_records(limit=1) == []
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:

@@ -23,7 +23,8 @@ RETRIED = (errors.ForeignKeyViolation, errors.DeadlockDetected, errors.LockNotAv
 CHUNK = """
 INSERT INTO upload_pipeline.document_chunks (chunk_id, document_id, chunker_name, chunker_version, chunk_ord, text,
     chunk_sha, embed_model, embed_version, vector_dim, embedding)
-SELECT %(chunk)s, %(document)s, 'live', '1', %(ord)s, 'written live', '', 'none', '1', 1536, array_fill(0.1::real, ARRAY[1536])
+SELECT %(chunk)s, %(document)s, 'live', '1', %(ord)s, 'written live', '', 'none', '1', 1536,
+       array_fill(0.1::real, ARRAY[1536])
 """
 JOB = "INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (%(job)s, %(document)s, 'queued')"
 EVENT = """
@@ -31,7 +32,8 @@ INSERT INTO upload_pipeline.events (event_id, job_id, document_id, type, severit
 VALUES (%(event)s, %(job)s, %(document)s, 'live', 'info', 'LIVE')
 """
 BUFFER = """
-INSERT INTO upload_pipeline.document_vector_buffer (buffer_id, chunk_id, document_id, embed_model, embed_version, vector)
+INSERT INTO upload_pipeline.document_vector_buffer
+    (buffer_id, chunk_id, document_id, embed_model, embed_version, vector)
 SELECT %(buffer)s, chunk_id, document_id, %(ord)s::text, '1', embedding FROM upload_pipeline.document_chunks
 WHERE document_id = %(document)s ORDER BY chunk_id LIMIT 1
 """
@@ -53,7 +55,9 @@ class Writer:
             with psycopg.connect(self.url) as connection:
                 hashes = [
                     row[0]
-                    for row in connection.execute("SELECT file_sha256 FROM upload_pipeline.documents ORDER BY 1").fetchall()
+                    for row in connection.execute(
+                        "SELECT file_sha256 FROM upload_pipeline.documents ORDER BY 1"
+                    ).fetchall()
                 ]
                 connection.commit()
                 while not self.stop.is_set():
@@ -66,7 +70,9 @@ class Writer:
         values |= {"sha": sha, "ord": 1000 * (self.number + 1) + len(self.written)}
         while not self.stop.is_set():
             try:
-                found = connection.execute("SELECT document_id FROM upload_pipeline.documents WHERE file_sha256 = %s", [sha])
+                found = connection.execute(
+                    "SELECT document_id FROM upload_pipeline.documents WHERE file_sha256 = %s", [sha]
+                )
                 [(values["document"],)] = found.fetchall()
                 for statement in (JOB, EVENT, BUFFER, CHUNK):
                     connection.execute(statement, values)
@@ -116,7 +122,11 @@ def expect_what_was_written(after: cycle.Rows, before: cycle.Rows, written: list
     by_hash = {row["file_sha256"]: targets[str(row["document_id"])] for row in before["documents"]}
     chunks = {(row["document_id"], row["chunk_ord"]): row for row in after["document_chunks"]}
     ids = {str(row["chunk_id"]) for row in after["document_chunks"]}
-    keys = {"upload_jobs": ("job_id", "job"), "events": ("event_id", "event"), "document_vector_buffer": ("buffer_id", "buffer")}
+    keys = {
+        "upload_jobs": ("job_id", "job"),
+        "events": ("event_id", "event"),
+        "document_vector_buffer": ("buffer_id", "buffer"),
+    }
     for table, (column, name) in keys.items():
         found = {row[column]: row for row in after[table]}
         for values in written:
@@ -142,7 +152,7 @@ def test_a_batch_waits_for_a_transaction_that_holds_its_rows_and_then_takes_what
     values = {name: str(uuid.uuid4()) for name in ("job", "event", "chunk", "buffer")}
     with cycle.session(store) as connection:
         for statement in (JOB, EVENT, BUFFER, CHUNK):
-            connection.execute(statement, values | {"document": document, "ord": 1000})  # type: ignore[arg-type]
+            connection.execute(statement, values | {"document": document, "ord": 1000})
         before = cycle.rows_of(store)
         commit = threading.Timer(0.7, connection.commit)
         commit.start()

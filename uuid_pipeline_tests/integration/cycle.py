@@ -199,7 +199,7 @@ def assert_green(found: Collection[GateResult]) -> None:
 def run_sql(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...]]:
     """Act as the application: one statement in a transaction of its own, triggers and keys as they are."""
     with engine.begin() as c:
-        result = c.exec_driver_sql(statement, values or None)  # type: ignore[arg-type]
+        result = c.exec_driver_sql(statement, values or None)
         return [tuple(row) for row in result] if result.returns_rows else []
 
 
@@ -270,28 +270,34 @@ def expected_rows(before: Rows, left: Collection[str] = ()) -> Rows:
 
 
 _CATALOG = """
+WITH s AS (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s),
+rel AS (SELECT c.* FROM pg_class c JOIN s ON s.oid = c.relnamespace)
 SELECT 'column', attrelid::regclass::text, attname::text, concat_ws(' ', attnum, format_type(atttypid, atttypmod),
        attnotnull, pg_get_expr(adbin, adrelid)), attacl::text
-FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND relkind = 'r') AND attnum > 0
-UNION ALL SELECT 'constraint', conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated::text
-FROM pg_constraint WHERE connamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
-UNION ALL SELECT 'index', indrelid::regclass::text, indexrelid::regclass::text, pg_get_indexdef(indexrelid),
+FROM rel JOIN pg_attribute ON attrelid = rel.oid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+WHERE relkind = 'r' AND attnum > 0
+UNION ALL
+SELECT 'constraint', conrelid::regclass::text, conname::text, pg_get_constraintdef(k.oid), convalidated::text
+FROM pg_constraint k JOIN s ON s.oid = connamespace
+UNION ALL
+SELECT 'index', indrelid::regclass::text, indexrelid::regclass::text, pg_get_indexdef(indexrelid),
        concat_ws(' ', indisvalid, indisready, indisclustered)
-FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
-UNION ALL SELECT 'trigger', tgrelid::regclass::text, tgname::text, pg_get_triggerdef(t.oid), tgenabled::text
-FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s) AND NOT tgisinternal
-UNION ALL SELECT 'policy', tablename::text, policyname::text, qual, with_check FROM pg_policies WHERE schemaname = %(schema)s
-UNION ALL SELECT 'relation', oid::text, relname::text, concat_ws(' ', relkind, relrowsecurity, relforcerowsecurity,
-       relowner, reloptions), relacl::text
-FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
-UNION ALL SELECT 'function', oid::text, proname::text, prosrc, proacl::text
-FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)
+FROM pg_index JOIN rel ON rel.oid = indexrelid
+UNION ALL
+SELECT 'trigger', tgrelid::regclass::text, tgname::text, pg_get_triggerdef(t.oid), tgenabled::text
+FROM pg_trigger t JOIN rel ON rel.oid = tgrelid WHERE NOT tgisinternal
+UNION ALL
+SELECT 'policy', tablename::text, policyname::text, qual, with_check FROM pg_policies WHERE schemaname = %(schema)s
+UNION ALL
+SELECT 'relation', oid::text, relname::text, concat_ws(' ', relkind, relrowsecurity, relforcerowsecurity, relowner,
+       reloptions), relacl::text FROM rel
+UNION ALL
+SELECT 'function', f.oid::text, proname::text, prosrc, proacl::text FROM pg_proc f JOIN s ON s.oid = pronamespace
 ORDER BY 1, 2, 3, 4
 """
 
 
 def catalog_of(engine: Engine, schema: str = SCHEMA) -> list[tuple[Any, ...]]:
-    """Columns, constraints, indexes, triggers, policies, functions, grants of a schema: by plain SQL, not the engine's."""
+    """Every object of a schema with its definition and grants, read by plain SQL and not as the engine does."""
     with session(engine) as connection:
         return connection.execute(_CATALOG, {"schema": schema}).fetchall()

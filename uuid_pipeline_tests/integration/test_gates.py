@@ -160,7 +160,8 @@ def test_a_changed_spec_makes_the_plan_stale_before_and_after_approval(incident:
         "GRANT DELETE ON upload_pipeline.documents TO authenticated",
         "GRANT UPDATE (filename) ON upload_pipeline.documents TO authenticated",
         "ALTER TABLE upload_pipeline.documents FORCE ROW LEVEL SECURITY",
-        "CREATE OR REPLACE FUNCTION upload_pipeline.touch_updated_at() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        """CREATE OR REPLACE FUNCTION upload_pipeline.touch_updated_at() RETURNS trigger LANGUAGE plpgsql
+           AS 'BEGIN RETURN NEW; END'""",
         "CREATE TABLE upload_pipeline.notes (document_id uuid REFERENCES upload_pipeline.documents)",
     ],
 )

@@ -43,7 +43,10 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(incident: Engine, 
     [canary, *_] = cycle.waves_of(incident, execution)
     before = cycle.rows_of(incident)
 
-    with migration.writer(other, "run 17"), pytest.raises(RefusedError, match=r"process \d+ on .* \(run run 17, last sign"):
+    with (
+        migration.writer(other, "run 17"),
+        pytest.raises(RefusedError, match=r"process \d+ on .* \(run run 17, last sign"),
+    ):
         cycle.migrate(incident, SPEC, canary)
 
     assert cycle.rows_of(incident) == before

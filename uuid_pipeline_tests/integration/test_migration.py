@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import load_spec, parse_spec
+from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -57,7 +57,7 @@ def finish(engine: Engine, execution: ledger.Execution) -> None:
 
 
 @pytest.mark.parametrize("spec", [SPEC, ONE_BY_ONE], ids=["in one batch a wave", "one document a batch"])
-def test_every_column_of_every_row_is_as_the_standard_uuid5_says(incident: Engine, spec: cycle.Spec) -> None:
+def test_every_column_of_every_row_is_as_the_standard_uuid5_says(incident: Engine, spec: Spec) -> None:
     before = cycle.rows_of(incident)
 
     cycle.run_all(incident, spec)
@@ -348,7 +348,7 @@ def test_text_keys_self_references_and_second_hand_keys_of_any_name_are_moved(em
         str(row["id"]): str(uuid.uuid5(spec.namespace, f"{folders[str(row['folder'])]}{between}{row['nr']}"))
         for row in before["select"]
     }
-    new: dict[str | None, str] = {**folders, **pages}
+    new: dict[str | None, str] = dict([*folders.items(), *pages.items()])
     ids = {"folder": ("the key", "inside"), "select": ("id", "folder", "previous"), "line": ("folder", "page")}
 
     cycle.run_all(empty_store, spec)

@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import load_spec
+from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_migration import NEW_CHUNK, ONE_BY_ONE, remove, some_documents
 
@@ -20,7 +20,7 @@ def status_of(engine: Engine) -> list[str]:
 
 
 @pytest.mark.parametrize("spec", [SPEC, ONE_BY_ONE], ids=["in one batch a wave", "one document a batch"])
-def test_every_row_is_back_as_it_was(incident: Engine, spec: cycle.Spec) -> None:
+def test_every_row_is_back_as_it_was(incident: Engine, spec: Spec) -> None:
     with incident.begin() as connection:
         add_vector_buffer(connection)
     rows, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
@@ -40,7 +40,10 @@ def test_one_wave_goes_back_and_the_others_stay(incident: Engine) -> None:
 
     cycle.roll_back(incident, SPEC, "canary")
 
-    back = [row[0] for row in cycle.run_sql(incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal <= 5")]
+    back = [
+        row[0]
+        for row in cycle.run_sql(incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal <= 5")
+    ]
     assert len(back) == 5
     assert cycle.rows_of(incident) == cycle.expected_rows(before, left=back)
     assert status_of(incident) == ["partly_rolled_back"]

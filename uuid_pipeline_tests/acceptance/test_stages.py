@@ -1,0 +1,314 @@
+"""The stages in Dagster: what there is of them, and gates that bind whatever is launched, in whatever way."""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import gates
+from uuid_pipeline.operations.instance import open_instance
+from uuid_pipeline.settings import read_settings
+from uuid_pipeline_tests.acceptance.conftest import CommandLine, with_password
+from uuid_pipeline_tests.integration import cycle
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+
+SECRET = "pl4nted-s3cret"
+STAGES = (
+    "store_profile",
+    "document_inventory",
+    "duplicate_clusters",
+    "id_mapping",
+    "migration_plan",
+    "migrated_documents",
+    "validation_report",
+)
+
+
+class Stages:
+    """The project's definitions on one instance, launched as from the UI."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        from uuid_pipeline.definitions import defs
+
+        self.instance = instance
+        self.defs = defs
+
+    def job(self, name: str, partition: str | None = None, **ops: dict[str, str]) -> dg.ExecuteInProcessResult:
+        """Run one of the project's jobs."""
+        return self._execute(self.defs, name, partition, ops)
+
+    def launch(self, *stages: str, partition: str | None = None, checks: bool) -> dg.ExecuteInProcessResult:
+        """Materialize chosen stages, with their checks or with all of them deselected."""
+        selection = dg.AssetSelection.assets(*stages)
+        chosen = selection if checks else selection.without_checks()
+        job = dg.define_asset_job("launched", chosen, executor_def=dg.in_process_executor)
+        merged = dg.Definitions.merge(self.defs, dg.Definitions(jobs=[job]))
+        return self._execute(merged, "launched", partition, {})
+
+    def only_checks(self, stage: str) -> dg.ExecuteInProcessResult:
+        """Run the checks of a stage without the stage."""
+        chosen = dg.AssetSelection.checks_for_assets(stage)
+        job = dg.define_asset_job("launched", chosen, executor_def=dg.in_process_executor)
+        return self._execute(dg.Definitions.merge(self.defs, dg.Definitions(jobs=[job])), "launched", None, {})
+
+    def _execute(
+        self, defs: dg.Definitions, name: str, partition: str | None, ops: dict[str, dict[str, str]]
+    ) -> dg.ExecuteInProcessResult:
+        config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        config["ops"] = {op: {"config": values} for op, values in ops.items()}
+        return defs.resolve_job_def(name).execute_in_process(
+            instance=self.instance, partition_key=partition, run_config=config, raise_on_error=False
+        )
+
+    def plan_id(self) -> str:
+        """Plan, and read the plan's id where a person finds it."""
+        result = self.job("plan")
+        assert result.success
+        found = result.asset_materializations_for_node("migration_plan")[0].metadata["plan_id"].value
+        assert isinstance(found, str)
+        return found
+
+    def approved(self) -> list[str]:
+        """Plan and approve; returns the waves."""
+        assert self.job("approve", approve_plan={"plan_id": self.plan_id()}).success
+        return list(self.instance.get_dynamic_partitions("waves"))
+
+
+def refusal(result: dg.ExecuteInProcessResult) -> str:
+    """The words in which a run was refused, as its step shows them."""
+    assert not result.success
+    for event in result.all_events:
+        if event.event_type == dg.DagsterEventType.STEP_FAILURE:
+            failure = event.step_failure_data.user_failure_data
+            assert failure is not None, event.step_failure_data.error_display_string
+            return str(failure.description)
+    raise AssertionError("no step failed")
+
+
+@pytest.fixture
+def stages(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
+    """The stages on the incident, with Dagster's events kept in memory."""
+    command_line.apply(monkeypatch)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Stages(instance)
+
+
+def test_before_a_plan_is_approved_no_wave_can_be_launched(stages: Stages, incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    plan_id = stages.plan_id()
+    assert list(stages.instance.get_dynamic_partitions("waves")) == []
+    stages.instance.add_dynamic_partitions("waves", ["2026-01-01-000000-010-canary", plan_id])
+    for partition in ("2026-01-01-000000-010-canary", plan_id):
+        for checks in (True, False):
+            said = refusal(stages.launch("migrated_documents", partition=partition, checks=checks))
+            assert partition in said
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_wave_whose_earlier_wave_was_not_checked_or_not_moved_is_refused_and_names_the_gate(
+    stages: Stages, incident: Engine
+) -> None:
+    before = cycle.rows_of(incident)
+    canary, recent, remaining = stages.approved()
+    said = refusal(stages.launch("migrated_documents", partition=recent, checks=True))
+    assert f"wave {canary} comes before {recent}" in said
+    assert cycle.rows_of(incident) == before
+
+    assert stages.launch("migrated_documents", partition=canary, checks=False).success
+    moved = cycle.rows_of(incident)
+    assert moved != before
+    for wave in (recent, remaining):
+        for checks in (False, True):
+            said = refusal(stages.launch("migrated_documents", partition=wave, checks=checks))
+            if wave == recent:
+                for gate in ("conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"):
+                    assert f"migrated_documents.{gate} was not evaluated" in said
+    assert cycle.rows_of(incident) == moved
+
+    # The remedy: the same wave with its checks, which moves nothing a second time.
+    assert stages.job("migrate", partition=canary).success
+    assert cycle.rows_of(incident) == moved
+    assert stages.job("migrate", partition=recent).success
+    assert cycle.rows_of(incident) != moved
+
+
+def test_a_red_check_of_a_wave_fails_its_run_and_refuses_the_next_wave_until_it_is_green(
+    stages: Stages, incident: Engine
+) -> None:
+    canary, recent, _ = stages.approved()
+    assert stages.launch("migrated_documents", partition=canary, checks=False).success
+    # A row under its new id whose own columns give another one.
+    moved = [row["document_id"] for row in cycle.rows_of(incident)["documents"] if str(row["document_id"])[14] == "5"]
+    assert len(moved) == 5
+    shift = (
+        "UPDATE upload_pipeline.document_chunks SET chunk_ord = chunk_ord + %(by)s WHERE chunk_id = (SELECT "
+        "min(chunk_id::text)::uuid FROM upload_pipeline.document_chunks WHERE document_id = ANY(%(moved)s))"
+    )
+    cycle.run_sql(incident, shift, by=1000, moved=moved)
+    red = stages.job("migrate", partition=canary)
+    assert not red.success
+    assert {check.check_name for check in red.get_asset_check_evaluations() if not check.passed} >= {"ids_exact"}
+    broken = cycle.rows_of(incident)
+    said = refusal(stages.launch("migrated_documents", partition=recent, checks=False))
+    assert "migrated_documents.ids_exact did not pass" in said
+    assert "Remedy" in said
+    assert cycle.rows_of(incident) == broken
+
+    cycle.run_sql(incident, shift, by=-1000, moved=moved)
+    assert stages.job("migrate", partition=canary).success
+    assert stages.job("migrate", partition=recent).success
+
+
+def test_planning_gates_that_were_never_evaluated_stop_each_later_stage_launched_by_itself(
+    stages: Stages, incident: Engine, incident_url: str
+) -> None:
+    before = cycle.rows_of(incident)
+    for position, stage in enumerate(STAGES[:5]):
+        assert stages.launch(*STAGES[:position], checks=True).success if position else True
+        assert stages.launch(stage, checks=False).success
+        for later in STAGES[position + 1 : 5]:
+            said = refusal(stages.launch(later, checks=False))
+            missing = gates.GATES[stage][0]
+            assert f"{stage}.{missing} was not evaluated" in said, later
+    with psycopg.connect(incident_url) as connection:
+        found = connection.execute("SELECT plan_id FROM uuid_pipeline.plans ORDER BY assessment_no DESC LIMIT 1")
+        plan_id = str((found.fetchone() or [None])[0])
+    said = refusal(stages.job("approve", approve_plan={"plan_id": plan_id}))
+    assert "migration_plan.waves_cover_each_document_once was not evaluated" in said
+    assert list(stages.instance.get_dynamic_partitions("waves")) == []
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_red_blocking_check_stops_what_comes_after_it_in_the_same_run_and_by_itself(
+    stages: Stages, incident: Engine
+) -> None:
+    # A re-upload under the hash in capitals: two documents, one natural key.
+    cycle.run_sql(
+        incident,
+        "UPDATE upload_pipeline.documents SET user_id = first.user_id, file_sha256 = upper(first.file_sha256) "
+        "FROM (SELECT document_id, user_id, file_sha256 FROM upload_pipeline.documents ORDER BY document_id LIMIT 1) "
+        "first WHERE documents.document_id = (SELECT max(document_id::text)::uuid FROM upload_pipeline.documents)",
+    )
+    before = cycle.rows_of(incident)
+    result = stages.job("plan")
+    assert not result.success
+    done = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
+    assert done == {"store_profile", "document_inventory", "duplicate_clusters"}
+    red = [check.check_name for check in result.get_asset_check_evaluations() if not check.passed]
+    assert red == ["each_cluster_decided"]
+    said = refusal(stages.launch("id_mapping", checks=False))
+    assert "duplicate_clusters.each_cluster_decided did not pass" in said
+    assert cycle.rows_of(incident) == before
+
+
+def test_validation_before_all_waves_moved_fails_and_does_not_complete_the_execution(
+    stages: Stages, incident_url: str
+) -> None:
+    canary, *_ = stages.approved()
+    assert stages.job("migrate", partition=canary).success
+    stages.job("validate")
+    with psycopg.connect(incident_url) as connection:
+        assert connection.execute("SELECT status FROM uuid_pipeline.executions").fetchall() == [("running",)]
+
+
+def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
+    from uuid_pipeline.definitions import defs
+
+    repository = defs.get_repository_def()
+    graph = repository.asset_graph
+    assert {key.to_user_string() for key in graph.materializable_asset_keys} == set(STAGES)
+    parents = {stage: {key.to_user_string() for key in graph.get(dg.AssetKey(stage)).parent_keys} for stage in STAGES}
+    chain = {stage: {before} for before, stage in pairwise(STAGES)}
+    assert parents == {"store_profile": set()} | chain
+    checks: dict[str, set[str]] = {}
+    for key in graph.asset_check_keys:
+        checks.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
+        assert graph.get(key).blocking, key
+    assert checks == {
+        "store_profile": {"every_row_visible", "references_known", "nothing_unsupported"},
+        "document_inventory": {"natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"},
+        "duplicate_clusters": {"each_cluster_decided", "never_across_users", "conflicts_resolvable"},
+        "id_mapping": {"witnesses_agree", "one_target_per_natural_key", "no_collision", "recomputed_independently"},
+        "migration_plan": {"waves_cover_each_document_once"},
+        "migrated_documents": {"conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"},
+        "validation_report": {
+            "whole_conservation", "whole_no_dangling_reference", "whole_ids_exact", "whole_schema_unchanged",
+            "timestamps_untouched", "next_step_safe",
+        },
+    }  # fmt: skip
+    assert checks == {stage: set(names) for stage, names in gates.GATES.items()}
+    jobs = {name for name in repository.job_names if not name.startswith("__")}
+    assert jobs == {"assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback"}
+
+
+def test_events_are_written_to_postgresql_and_no_password_is_in_them_or_in_the_ledger_or_the_output(
+    command_line: CommandLine, incident: Engine, incident_url: str
+) -> None:
+    before = cycle.rows_of(incident)
+    planted = command_line.but(UUID_PIPELINE_DATABASE_URL=with_password(incident_url, SECRET))
+    shown = [
+        planted("run", "--approve"),
+        planted("rollback", "--wave", "canary", "--json"),
+        planted("rollback", "--all"),
+    ]
+    assert [said.code for said in shown] == [0, 0, 0]
+    assert cycle.rows_of(incident) == before
+
+    dagster_url = command_line.environment["UUID_PIPELINE_DAGSTER_URL"]
+    with psycopg.connect(dagster_url) as connection:
+        written = connection.execute(
+            "SELECT asset_key, count(*) FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION' GROUP BY 1"
+        ).fetchall()
+        runs = connection.execute("SELECT pipeline_name, status, count(*) FROM runs GROUP BY 1, 2").fetchall()
+    assert dict(written) == {f'["{stage}"]': 3 if stage == "migrated_documents" else 1 for stage in STAGES}
+    assert set(runs) == {
+        ("plan", "SUCCESS", 1), ("approve", "SUCCESS", 1), ("migrate", "SUCCESS", 3), ("validate", "SUCCESS", 1),
+        ("rollback", "SUCCESS", 2),
+    }  # fmt: skip
+
+    # The oracle sees a secret where there is one.
+    assert holding(incident_url, cycle.SCHEMA, "38 random ids is nowhere") == []
+    assert holding(dagster_url, "public", "store_profile")
+    assert holding(incident_url, "uuid_pipeline", "whole_conservation")
+    assert holding(dagster_url, "public", SECRET) == []
+    assert holding(incident_url, "uuid_pipeline", SECRET) == []
+    assert not [said for said in shown if SECRET in said.out + said.err]
+
+
+def holding(url: str, schema: str, text: str) -> list[str]:
+    """Tables of a schema with a row that holds a text, in any column."""
+    with psycopg.connect(url) as connection:
+        tables = connection.execute(
+            "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables WHERE schemaname = %s", [schema]
+        ).fetchall()
+        return [
+            table
+            for (table,) in tables
+            if connection.execute(
+                f"SELECT count(*) FROM {table} t WHERE t::text LIKE %s",  # noqa: S608
+                [f"%{text}%"],
+            ).fetchone()
+            != (0,)
+        ]
+
+
+def test_a_failing_store_writes_no_password_to_dagster(
+    command_line: CommandLine, incident: Engine, incident_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret_url = with_password(incident_url, SECRET)
+    command_line.but(UUID_PIPELINE_DATABASE_URL=secret_url).apply(monkeypatch)
+    with open_instance(read_settings()) as instance:
+        stages = Stages(instance)
+        said = refusal(stages.launch("document_inventory", checks=True))
+        assert re.search("uuid-pipeline", said)
+        gone = re.sub(r"/t_[0-9a-f]+", "/no_such_database", secret_url)
+        monkeypatch.setenv("UUID_PIPELINE_DATABASE_URL", gone)
+        assert "no_such_database" in refusal(stages.launch("store_profile", checks=True))
+    assert holding(command_line.environment["UUID_PIPELINE_DAGSTER_URL"], "public", "no_such_database")
+    assert holding(command_line.environment["UUID_PIPELINE_DAGSTER_URL"], "public", SECRET) == []

@@ -1,0 +1,137 @@
+"""Clusters: rows with one natural key are shown, and block."""
+
+import uuid
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import duplicates
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+UPLOAD = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+VALUES (%(id)s, %(user)s, 'again.pdf', 'application/pdf', 1, %(sha)s, 'storage://again')
+"""
+
+
+def upload_again(engine: Engine, document_id: str | None) -> tuple[str, str, str]:
+    """A document and a second one of the same user and content in capitals; their ids and the natural key."""
+    [(first, user, sha)] = cycle.run_sql(
+        engine, "SELECT document_id::text, user_id::text, file_sha256 FROM upload_pipeline.documents LIMIT 1"
+    )
+    second = document_id or str(uuid.uuid5(cycle.NAMESPACE, f"{user}:{sha}"))
+    cycle.run_sql(engine, UPLOAD, id=second, user=user, sha=sha.upper())
+    return first, second, f"{user}:{sha}"
+
+
+def shown(engine: Engine, assessed: cycle.Assessed) -> list[dict[str, object]]:
+    with engine.begin() as connection:
+        return duplicates.clusters(connection, assessed.store, assessed.number)
+
+
+def test_there_are_none_in_the_incident(incident: Engine) -> None:
+    assessed = cycle.assess(incident, SPEC)
+
+    assert shown(incident, assessed) == []
+    cycle.assert_green(assessed.gates.values())
+
+
+def test_a_re_upload_under_the_right_id_is_a_twin_and_the_likely_survivor(incident: Engine) -> None:
+    first, second, key = upload_again(incident, None)
+
+    assessed = cycle.assess(incident, SPEC)
+
+    assert shown(incident, assessed) == [
+        {
+            "entity": "document",
+            "kind": "re-upload twin",
+            "natural_key": key,
+            "rows": 2,
+            "owners": 1,
+            "ids": [second, first],
+        }
+    ]
+
+
+@pytest.mark.parametrize("second", [None, str(uuid.uuid4())], ids=["a twin", "two random ids"])
+def test_a_cluster_blocks_approval_and_no_row_moves(incident: Engine, second: str | None) -> None:
+    _, _, key = upload_again(incident, second)
+    before = cycle.rows_of(incident)
+    assessed = cycle.assess(incident, SPEC)
+    plan = cycle.plan(incident, assessed)
+
+    with pytest.raises(RefusedError, match=f"each_cluster_decided did not pass.*{key}"):
+        cycle.approve(incident, SPEC, plan.plan_id)
+
+    assert {name for name, gate in assessed.gates.items() if not gate.passed} >= {
+        "each_cluster_decided",
+        "one_target_per_natural_key",
+    }
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_cluster_that_was_removed_blocks_no_more(incident: Engine) -> None:
+    _, second, _ = upload_again(incident, str(uuid.uuid4()))
+    cycle.assess(incident, SPEC)
+
+    cycle.run_sql(incident, "DELETE FROM upload_pipeline.documents WHERE document_id = %(id)s", id=second)
+
+    cycle.run_all(incident, SPEC)
+
+
+def test_an_identity_without_the_owner_that_joins_two_users_is_refused(incident: Engine) -> None:
+    identity = SPEC.entities["document"].model_copy(update={"identity": "{file_sha256}", "witnesses": []})
+    spec = cycle.spec_with(entities={**SPEC.entities, "document": identity})
+    [(sha,)] = cycle.run_sql(incident, "SELECT file_sha256 FROM upload_pipeline.documents LIMIT 1")
+    cycle.run_sql(incident, UPLOAD, id=str(uuid.uuid4()), user=str(uuid.uuid4()), sha=sha)
+
+    gate = cycle.assess(incident, spec).gates["never_across_users"]
+
+    assert not gate.passed
+    assert "owner" in gate.remedy
+
+
+def test_two_natural_keys_that_make_one_text_are_a_red_gate(incident: Engine) -> None:
+    glued = SPEC.entities["chunk"].model_copy(
+        update={"identity": "{document_id}{chunker_name}{chunker_version}{chunk_ord}", "witnesses": []}
+    )
+    spec = cycle.spec_with(entities={**SPEC.entities, "chunk": glued})
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.document_chunks c SET chunker_version = v, chunk_ord = o
+           FROM (VALUES (0, '1', 11), (1, '11', 1)) AS n(was, v, o)
+           WHERE chunk_ord = was AND document_id = (SELECT document_id FROM upload_pipeline.document_chunks LIMIT 1)""",
+    )
+
+    gates = cycle.assess(incident, spec).gates
+
+    assert not gates["one_target_per_natural_key"].passed
+    assert not gates["conflicts_resolvable"].passed
+
+
+def test_a_target_id_that_another_row_holds_is_a_collision(incident: Engine) -> None:
+    rows = cycle.run_sql(
+        incident, "SELECT document_id::text, user_id::text, file_sha256 FROM upload_pipeline.documents LIMIT 1"
+    )
+    target = str(uuid.uuid5(cycle.NAMESPACE, f"{rows[0][1]}:{rows[0][2]}"))
+    cycle.run_sql(incident, UPLOAD, id=target, user=str(uuid.uuid4()), sha="b" * 64)
+
+    gate = cycle.assess(incident, SPEC).gates["no_collision"]
+
+    assert not gate.passed
+    assert f"document {rows[0][0]} -> {target}" in gate.finding
+
+
+def test_a_wrong_witness_is_a_red_gate_with_both_ids(incident: Engine) -> None:
+    document = SPEC.entities["document"]
+    wrong = {**document.witnesses[0], "id": str(uuid.UUID(int=0))}
+    spec = cycle.spec_with(entities={**SPEC.entities, "document": document.model_copy(update={"witnesses": [wrong]})})
+
+    gate = cycle.assess(incident, spec).gates["witnesses_agree"]
+
+    assert not gate.passed
+    assert document.witnesses[0]["id"] in gate.finding
+    assert wrong["id"] in gate.finding

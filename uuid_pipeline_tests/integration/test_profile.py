@@ -1,0 +1,248 @@
+"""The profile: what hides rows, what is missing, what would be tripped over; said before anything is written."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import ledger, profile
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline.spec import IgnoredReference, SoftReference, load_spec
+from uuid_pipeline_tests.conftest import NewRole, as_role
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+TABLES = (
+    "upload_pipeline.documents, upload_pipeline.document_chunks, upload_pipeline.upload_jobs, upload_pipeline.events"
+)
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    """Engines to dispose of after the test."""
+    opened: list[Engine] = []
+    yield opened
+    for engine in opened:
+        engine.dispose()
+
+
+def connected(engines: list[Engine], url: str, role: str) -> Engine:
+    engines.append(open_store(as_role(url, role)))
+    return engines[-1]
+
+
+def missing(engine: Engine) -> list[profile.MissingRight]:
+    with engine.begin() as connection:
+        return profile.missing_rights(connection, cycle.bound(connection, SPEC))
+
+
+def has_ledger(engine: Engine) -> bool:
+    with engine.begin() as connection:
+        return ledger.exists(connection)
+
+
+def test_a_role_from_which_a_policy_hides_rows_is_refused(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    role = new_role()
+    cycle.run_sql(incident, f"GRANT USAGE ON SCHEMA upload_pipeline TO {role}")
+    cycle.run_sql(incident, f"GRANT SELECT, UPDATE ON {TABLES} TO {role}")
+
+    with pytest.raises(RefusedError) as refusal:
+        cycle.assess(connected(engines, incident_url, role), SPEC)
+
+    message = refusal.value.message
+    assert "Row-level security hides rows of upload_pipeline.document" in message
+    assert f"ALTER ROLE {role} BYPASSRLS;" in message
+    assert not has_ledger(incident)
+
+
+def test_forced_row_security_hides_rows_from_the_owner_too(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    role = new_role()
+    cycle.run_sql(incident, f"GRANT USAGE ON SCHEMA upload_pipeline TO {role}")
+    for table in TABLES.split(", "):
+        cycle.run_sql(incident, f"ALTER TABLE {table} OWNER TO {role}")
+    owner = connected(engines, incident_url, role)
+    with owner.begin() as connection:
+        assert profile.hidden_tables(cycle.bound(connection, SPEC)) == []
+
+    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents FORCE ROW LEVEL SECURITY")
+
+    with pytest.raises(RefusedError, match=r"hides rows of upload_pipeline\.documents from the role"):
+        cycle.assess(owner, SPEC)
+
+
+def test_missing_rights_are_named_with_the_grants_that_then_suffice_for_the_whole_cycle(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    role = new_role("BYPASSRLS")
+    before = cycle.rows_of(incident)
+    poor = connected(engines, incident_url, role)
+
+    with pytest.raises(RefusedError) as refusal:
+        cycle.assess(poor, SPEC)
+
+    message = refusal.value.message
+    assert f"The role {role} lacks rights" in message
+    assert not has_ledger(incident)
+    assert f"GRANT SET ON PARAMETER session_replication_role TO {role};" in message
+    grants = re.findall(r"GRANT [^;]+;", message)
+    assert len(grants) == len(message.splitlines()) - 1 == 11
+    for grant in grants:
+        cycle.run_sql(incident, grant)
+    assert missing(poor) == []
+    cycle.run_all(poor, SPEC)
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    cycle.roll_back(poor, SPEC)
+    assert cycle.rows_of(incident) == before
+
+
+def test_update_on_the_id_columns_alone_suffices_as_far_as_it_is_asked(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    role = new_role("BYPASSRLS")
+    poor = connected(engines, incident_url, role)
+    for right in missing(poor):
+        cycle.run_sql(incident, right.remedy)
+    cycle.run_sql(incident, f"REVOKE UPDATE ON upload_pipeline.events FROM {role}")
+
+    assert [(right.right, right.object) for right in missing(poor)] == [("UPDATE", "table upload_pipeline.events")]
+
+
+def test_a_ledger_of_another_role_is_named_as_missing_ownership(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    role = new_role("BYPASSRLS")
+    poor = connected(engines, incident_url, role)
+    for right in missing(poor):
+        cycle.run_sql(incident, right.remedy)
+    cycle.assess(incident, SPEC)
+
+    found = missing(poor)
+
+    assert [(right.right, right.object) for right in found] == [("ownership", "schema uuid_pipeline (the ledger)")]
+
+
+def test_everybody_else_is_kept_out_of_the_ledger(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    cycle.assess(incident, SPEC)
+    other = connected(engines, incident_url, new_role())
+
+    assert cycle.run_sql(other, "SELECT has_schema_privilege('uuid_pipeline', 'USAGE')") == [(False,)]
+
+
+def test_the_profile_writes_nothing(incident: Engine) -> None:
+    rows, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    with incident.begin() as connection:
+        store = cycle.bound(connection, SPEC)
+        profile.require_access(connection, store)
+        profile.describe(connection, store)
+
+    assert (cycle.rows_of(incident), cycle.catalog_of(incident)) == (rows, objects)
+    assert not has_ledger(incident)
+
+
+def test_references_by_foreign_key_are_found_and_triggers_to_silence_named(incident: Engine) -> None:
+    with incident.begin() as connection:
+        found = profile.describe(connection, cycle.bound(connection, SPEC))
+
+    assert {(r["table"], r["column"], r["entity"]) for r in found["references"]} == {
+        ("document_chunks", "document_id", "document"),
+        ("events", "document_id", "document"),
+        ("upload_jobs", "document_id", "document"),
+    }
+    assert {t["table"] for t in found["silenced_triggers"]} == {"documents", "document_chunks", "upload_jobs"}
+    assert found["skipped"] == [
+        "soft reference: schema upload_pipeline has no table document_vector_buffer; the nearest it has is document_chunks"
+    ]
+
+
+SEEN = "CREATE TABLE upload_pipeline.seen AS SELECT document_id AS doc, user_id FROM upload_pipeline.documents"
+
+
+def test_a_uuid_column_that_holds_ids_undeclared_turns_references_known_red(incident: Engine) -> None:
+    cycle.run_sql(incident, SEEN)
+
+    gate = cycle.assess(incident, SPEC).gates["references_known"]
+
+    assert not gate.passed
+    assert gate.finding == "undeclared references: seen.doc holds 38 document ids"
+    assert "- {table: seen, column: doc, entity: document}" in gate.remedy
+
+
+def test_once_declared_it_is_moved_and_once_ignored_it_is_left(incident: Engine) -> None:
+    cycle.run_sql(incident, SEEN)
+    before = cycle.rows_of(incident)
+    declared = cycle.spec_with(soft_references=[SoftReference(table="seen", column="doc", entity="document")])
+    ignored = cycle.spec_with(
+        ignore_references=[*SPEC.ignore_references, IgnoredReference(table="seen", column="doc", reason="history")]
+    )
+    new = cycle.targets(before)
+
+    cycle.run_all(incident, ignored)
+    assert cycle.rows_of(incident)["seen"] == before["seen"]
+    cycle.roll_back(incident, ignored)
+    cycle.run_all(incident, declared)
+
+    assert cycle.rows_of(incident)["seen"] == cycle.ordered(
+        [{**row, "doc": new[str(row["doc"])]} for row in before["seen"]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (
+            "ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER touch_updated_at",
+            "trigger touch_updated_at on documents fires even in replica role (ENABLE ALWAYS)",
+        ),
+        (
+            "ALTER TABLE upload_pipeline.upload_jobs ENABLE REPLICA TRIGGER touch_updated_at",
+            "trigger touch_updated_at on upload_jobs fires even in replica role (ENABLE REPLICA)",
+        ),
+        (
+            "CREATE RULE quiet AS ON UPDATE TO upload_pipeline.events DO INSTEAD NOTHING",
+            "upload_pipeline.events has rewrite rules",
+        ),
+        (
+            "CREATE TABLE upload_pipeline.more () INHERITS (upload_pipeline.documents)",
+            "takes part in table inheritance",
+        ),
+        (
+            "ALTER TABLE upload_pipeline.events REPLICA IDENTITY NOTHING; CREATE PUBLICATION p FOR TABLE upload_pipeline.events",
+            "upload_pipeline.events is published but has no replica identity",
+        ),
+        (
+            """CREATE TABLE upload_pipeline.parts (document_id uuid NOT NULL REFERENCES upload_pipeline.documents, n int)
+               PARTITION BY LIST (n)""",
+            "upload_pipeline.parts is partitioned",
+        ),
+    ],
+)
+def test_what_this_version_cannot_do_is_red_by_name(incident: Engine, change: str, finding: str) -> None:
+    cycle.run_sql(incident, change)
+
+    gate = cycle.assess(incident, SPEC).gates["nothing_unsupported"]
+
+    assert not gate.passed
+    assert finding in gate.finding
+
+
+def test_an_always_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof(incident: Engine) -> None:
+    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER touch_updated_at")
+    plan = cycle.assess_and_plan(incident, SPEC)
+    with incident.begin() as connection:
+        # As if the gate had been blind.
+        connection.exec_driver_sql("UPDATE uuid_pipeline.gates SET passed = true")
+    execution = cycle.approve(incident, SPEC, plan.plan_id)
+    before = cycle.rows_of(incident)
+
+    with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents"):
+        cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
+
+    assert cycle.rows_of(incident) == before

@@ -1,0 +1,84 @@
+"""Settings come from the environment; passwords never come out again."""
+
+from pathlib import Path
+
+import pytest
+
+from uuid_pipeline.engine.connection import open_store, store_url
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.settings import read_settings, without_secrets
+
+URLS = [
+    ("postgresql://me:hunter22@db.example/app", "hunter22"),
+    ("postgresql://me:p%40ss%2Fword@db.example/app", "p@ss/word"),
+    ("postgresql://me:p%40ss%2Fword@db.example/app", "p%40ss%2Fword"),
+    ("postgresql://me@db.example/app?password=hunter22", "hunter22"),
+    ("postgresql://me@db.example/app?password=p%40ss%2Fword", "p@ss/word"),
+    ("postgresql://me@db.example/app?password=p%40ss%2Fword", "p%40ss%2Fword"),
+    ("postgresql://me@db.example/app?sslmode=require&sslpassword=k%65y22", "key22"),
+    ("postgresql://me@db.example/app?password=one+two+three", "one+two+three"),
+    ("postgresql://me:pass#word/with?all@db.example/app", "pass#word/with?all"),
+    ("postgresql://me:pa:ss:word@db.example/app", "pa:ss:word"),
+    ("postgresql://me:hunter22@[::1/app", "hunter22"),
+]
+
+
+@pytest.mark.parametrize(("url", "secret"), URLS)
+def test_no_password_survives_in_any_of_its_spellings(url: str, secret: str) -> None:
+    text = f'connection to "{url}" failed: password "{secret}" was wrong'
+
+    assert secret not in without_secrets(text, url)
+
+
+@pytest.mark.parametrize(("url", "secret"), [(url, secret) for url, secret in URLS if "[" not in url])
+def test_the_refusal_of_a_store_that_cannot_be_reached_holds_no_password(url: str, secret: str) -> None:
+    nobody = url.replace("db.example", "127.0.0.1:1")
+
+    with pytest.raises(UsageError) as fault:
+        open_store(nobody)
+
+    assert secret not in fault.value.message
+    assert "cannot be reached" in fault.value.message
+
+
+def test_several_urls_are_cleaned_at_once_and_none_is_no_url() -> None:
+    found = without_secrets("a:first b:second", "postgresql://u:first@h/d", None, "postgresql://u:second@h/d")
+
+    assert found == "a:*** b:***"
+
+
+def test_text_without_a_secret_stays_as_it_is() -> None:
+    assert without_secrets("nothing here", "postgresql://me@db.example/app", None) == "nothing here"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "app", "mysql://me@h/app", "http://h", "sqlite:///x", "postgresql:/me", "postgresql://h:port/x"]
+)
+def test_what_is_no_postgresql_url_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="UUID_PIPELINE_DATABASE_URL"):
+        store_url(text)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"])
+def test_every_spelling_of_postgresql_gets_our_driver(scheme: str) -> None:
+    assert store_url(f"{scheme}://me@h/app").drivername == "postgresql+psycopg"
+
+
+def test_an_unset_or_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "SPEC", "HOME", "DAGSTER_URL"):
+        monkeypatch.setenv(f"UUID_PIPELINE_{name}", " ")
+
+    found = read_settings()
+
+    assert (found.database_url, found.spec, found.dagster_url) == (None, None, None)
+    assert found.home == tmp_path / ".uuid_pipeline"
+
+
+def test_paths_are_absolute_whatever_directory_comes_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UUID_PIPELINE_SPEC", "my.yaml")
+    monkeypatch.setenv("UUID_PIPELINE_HOME", "home")
+
+    assert read_settings().spec == tmp_path / "my.yaml"
+    assert read_settings().home == tmp_path / "home"
