@@ -66,7 +66,8 @@ def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
         if not process_is_gone(taken.holder) or time.monotonic() > deadline:
             raise RefusedError(
                 f"Another run holds the lease on this store: {taken.holder} (run {taken.run_id}, "
-                f"last sign of life {taken.renewed_at:%Y-%m-%d %H:%M:%S} UTC). Wait for it, or end that process; nothing was changed."
+                f"last sign of life {taken.renewed_at:%Y-%m-%d %H:%M:%S} UTC). "
+                "Wait for it, or end that process; nothing was changed."
             )
         time.sleep(0.2)
 

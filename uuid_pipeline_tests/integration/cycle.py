@@ -215,7 +215,7 @@ def rows_of(engine: Engine, schema: str = SCHEMA) -> Rows:
     """Every column of every row of every table of a schema, as text, in a fixed order."""
     with session(engine) as connection:
         tables = connection.execute(
-            "SELECT relname FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND relkind = 'r' ORDER BY 1",
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY 1",
             [schema],
         ).fetchall()
         return {table: _rows_of_table(connection, schema, table) for (table,) in tables}

@@ -1,5 +1,6 @@
 """The embedded server, on homes of its own: how it starts, who may find it, and what it survives."""
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -18,6 +19,7 @@ import psycopg
 import pytest
 
 import uuid_pipeline
+from uuid_pipeline.demo import installation
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.errors import PipelineError, UsageError
 
@@ -41,8 +43,8 @@ def in_another_process(code: str, home: Path) -> subprocess.Popen[str]:
 def as_nobody(work: Callable[[], str]) -> str:
     """Run work in a fork of this process that gives up root; returns what it gave, or its error."""
     nobody = pwd.getpwnam("nobody")
-    account = embedded._Account(nobody.pw_uid, nobody.pw_gid, other=True)
-    if not account.finds('-x "$1"', embedded._binaries(18, embedded._Account(0, 0, other=False))):
+    account = installation.Account(nobody.pw_uid, nobody.pw_gid, other=True)
+    if not account.finds('-x "$1"', installation.locate_binaries(18, installation.Account(0, 0, other=False))):
         pytest.skip("nobody cannot run what this venv holds")
     reader, writer = os.pipe()
     # A fork, because the interpreter itself may be in /root, where nobody may not enter.
@@ -284,6 +286,23 @@ def test_an_initdb_that_was_killed_leaves_nothing_that_stops_the_next_start(home
     assert not list(home.glob("initdb-*"))
 
 
+def test_an_initdb_that_outlives_its_starter_keeps_the_lock(home: Path) -> None:
+    process = in_another_process("embedded.start(home)", home)
+    while not list(home.glob("initdb-*/global")):
+        time.sleep(0.005)
+    (initdb,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    # Stopped, so that it is there for certain when we look.
+    os.kill(int(initdb), signal.SIGSTOP)
+    try:
+        process.kill()
+        process.communicate()
+
+        with (home / "server.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(int(initdb), signal.SIGKILL)
+
+
 def test_a_failed_start_shows_the_end_of_the_log_and_its_path(hurt_home: Path) -> None:
     server = embedded.start(hurt_home)
     embedded.stop(hurt_home)
@@ -331,7 +350,7 @@ def test_a_path_with_characters_of_the_shell_and_of_lists_of_hosts_will_do(direc
 
 
 def test_a_socket_directory_that_somebody_else_left_open_is_refused(directory: Path) -> None:
-    account = embedded._Account(os.geteuid(), os.getegid(), other=False)
+    account = installation.Account(os.geteuid(), os.getegid(), other=False)
     socket_dir = embedded._socket_dir(directory / "com,ma", account)
     socket_dir.chmod(0o777)
     try:
@@ -388,13 +407,13 @@ def test_as_root_binaries_out_of_the_users_reach_are_copied(
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    wheel = embedded._binaries(18, embedded._account()).parents[1]
+    wheel = installation.locate_binaries(18, installation.server_account()).parents[1]
     for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
         (closed / part.name).symlink_to(part)
     monkeypatch.syspath_prepend(str(closed))
     copies = Path(tempfile.mkdtemp(prefix="copies-"))
     copies.chmod(0o755)
-    monkeypatch.setattr(embedded, "_STATE", copies)
+    monkeypatch.setattr(installation, "_STATE", copies)
     try:
         server = embedded.start(home)
         program = Path(f"/proc/{postmaster_pid(server)}/exe").readlink()

@@ -17,8 +17,8 @@ ONE_BY_ONE = cycle.spec_with(batch_rows=1)
 
 NEW_CHUNK = """
 INSERT INTO upload_pipeline.document_chunks
-SELECT %(id)s, document_id, chunker_name, chunker_version, 1000, text, chunk_sha, embed_model, embed_version, vector_dim,
-       embedding, embed_updated_at, created_at, updated_at
+SELECT %(id)s, document_id, chunker_name, chunker_version, 1000, text, chunk_sha, embed_model, embed_version,
+       vector_dim, embedding, embed_updated_at, created_at, updated_at
 FROM upload_pipeline.document_chunks WHERE document_id = %(document)s LIMIT 1
 """
 REMOVE = [

@@ -158,7 +158,8 @@ def test_references_by_foreign_key_are_found_and_triggers_to_silence_named(incid
     }
     assert {t["table"] for t in found["silenced_triggers"]} == {"documents", "document_chunks", "upload_jobs"}
     assert found["skipped"] == [
-        "soft reference: schema upload_pipeline has no table document_vector_buffer; the nearest it has is document_chunks"
+        "soft reference: schema upload_pipeline has no table document_vector_buffer; "
+        "the nearest it has is document_chunks"
     ]
 
 
@@ -214,12 +215,14 @@ def test_once_declared_it_is_moved_and_once_ignored_it_is_left(incident: Engine)
             "takes part in table inheritance",
         ),
         (
-            "ALTER TABLE upload_pipeline.events REPLICA IDENTITY NOTHING; CREATE PUBLICATION p FOR TABLE upload_pipeline.events",
+            "ALTER TABLE upload_pipeline.events REPLICA IDENTITY NOTHING; "
+            "CREATE PUBLICATION p FOR TABLE upload_pipeline.events",
             "upload_pipeline.events is published but has no replica identity",
         ),
         (
-            """CREATE TABLE upload_pipeline.parts (document_id uuid NOT NULL REFERENCES upload_pipeline.documents, n int)
-               PARTITION BY LIST (n)""",
+            """CREATE TABLE upload_pipeline.parts (
+                   document_id uuid NOT NULL REFERENCES upload_pipeline.documents, n int
+               ) PARTITION BY LIST (n)""",
             "upload_pipeline.parts is partitioned",
         ),
     ],

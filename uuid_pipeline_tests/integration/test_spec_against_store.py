@@ -46,7 +46,8 @@ def refusal(engine: Engine, text: str) -> str:
             "documents.filename has no unique index",
         ),
         (
-            f'document: {DOCUMENT}\n  job: {{table: webhook_log, key: webhook_id, parent: document, identity: "{{job_id}}"}}',
+            f"document: {DOCUMENT}\n"
+            '  job: {table: webhook_log, key: webhook_id, parent: document, identity: "{job_id}"}',
             "no column of webhook_log refers to its parent documents.document_id",
         ),
         (
