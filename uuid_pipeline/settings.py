@@ -1,8 +1,9 @@
 """The environment, read once: which store, which spec, which home, which Dagster database."""
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,17 +44,15 @@ def without_secrets(text: str, *urls: str | None) -> str:
     return text
 
 
-def _secrets(url: str) -> list[str]:
-    from urllib.parse import unquote
+# Read from the text, not from a parsed URL: each library cuts an odd URL elsewhere, and a password must be found
+# however the one that complains has read it.
+_USERINFO = re.compile(r"^[^:/]+://[^:@/]*:(?P<password>[^@]*)@")
+_USERINFO_TO_LAST_AT = re.compile(r"^[^:/]+://[^:@/]*:(?P<password>.*)@")
+_PARAMETER = re.compile(r"(?:^|[?&\s])(?:password|sslpassword)\s*=\s*(?P<password>[^&\s]*)")
 
-    found = []
-    try:
-        parts = urlsplit(url)
-        raw = parts.password
-        query = parse_qs(parts.query)
-    except ValueError:
-        return [url]
-    for secret in [raw, *query.get("password", []), *query.get("sslpassword", [])]:
-        if secret:
-            found += [secret, unquote(secret)]
+
+def _secrets(url: str) -> list[str]:
+    """Each spelling of each password in a URL or connection string, the longest first."""
+    raw = [match["password"] for pattern in (_USERINFO, _USERINFO_TO_LAST_AT, _PARAMETER) for match in pattern.finditer(url)]
+    found = {spelling for secret in raw if secret for spelling in (secret, unquote(secret), unquote_plus(secret))}
     return sorted(found, key=len, reverse=True)

@@ -15,7 +15,7 @@ from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.operations.instance import bind_to_store, open_instance, store_identity
-from uuid_pipeline.operations.runs import Outcome, run_job
+from uuid_pipeline.operations.runs import Outcome, report_dead_runs, run_job
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline.stages.session import DEMO_DATABASE, bound_store
@@ -53,6 +53,7 @@ def open_session() -> Iterator[Session]:
         listen_to_progress()
         with open_instance(settings) as instance:
             bind_to_store(instance, settings, identity)
+            report_dead_runs(instance)
             with engine.begin() as connection:
                 ledger.create(connection, store)
             yield Session(settings, engine, store, instance)

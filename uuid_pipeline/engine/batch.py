@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.lease import Lease
-from uuid_pipeline.engine.natural_keys import cast_type, natural_key, part
+from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, MovedTable, Store
 from uuid_pipeline.errors import BatchError
 from uuid_pipeline.identity import hasher
@@ -229,11 +229,10 @@ def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: 
 
 def _derived(store: Store, entity: Entity, found: list[Any]) -> list[dict[str, Any]]:
     target_of = hasher(store.spec.namespace)
-    patterns = list(entity.spec.valid.values())
     return [
         {"key": key, "ordinal": ordinal, "wave": wave, "natural_key": text, "target": str(target_of(text))}
         for key, ordinal, wave, text, values in found
-        if text is not None and all(re.search(p, v) for p, v in zip(patterns, values, strict=True))
+        if text is not None and first_invalid(entity, values) is None
     ]
 
 

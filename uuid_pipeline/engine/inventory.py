@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.connection import copy_rows
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.natural_keys import natural_key, part
+from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import hasher
 
@@ -147,7 +147,6 @@ def _child_count(store: Store, entity: Entity) -> sql.Composable:
 
 def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, Any], tuple[Any, ...]]:
     target_of = hasher(store.spec.namespace)
-    patterns = [(field, re.compile(pattern)) for field, pattern in entity.spec.valid.items()]
 
     def fault(row: Any) -> str | None:
         if row[4]:
@@ -156,10 +155,8 @@ def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, 
             return f"its {entity.parent} is quarantined"
         if row[2] is None:
             return "a part of the natural key is NULL"
-        for (field, pattern), value in zip(patterns, row[3], strict=True):
-            if not pattern.search(value) or value.endswith("\n"):
-                return f"{field} does not match {pattern.pattern}"
-        return None
+        field = first_invalid(entity, row[3])
+        return None if field is None else f"{field} does not match {entity.spec.valid[field]}"
 
     def make(position: int, row: Any) -> tuple[Any, ...]:
         quarantined = fault(row)

@@ -1,5 +1,7 @@
 """Natural keys as SQL text: the expressions that the derivation reads and that a batch reads again under its locks."""
 
+import re
+from collections.abc import Sequence
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Entity
 from uuid_pipeline.identity import ASCII_SPACE, Normalization
@@ -33,6 +35,17 @@ def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Com
     for field, text in zip(template.fields, template.literals[1:], strict=True):
         pieces += [part(entity, field, parent_target), sql.literal(text)]
     return sql.join(" || ", pieces)
+
+
+def first_invalid(entity: Entity, values: Sequence[str]) -> str | None:
+    """The first field whose normalised value does not match the spec's pattern; ``values`` are those of ``valid``.
+
+    A final newline never matches, though Python's ``$`` would let it.
+    """
+    for (field, pattern), value in zip(entity.spec.valid.items(), values, strict=True):
+        if not re.search(pattern, value) or value.endswith("\n"):
+            return field
+    return None
 
 
 def cast_type(type_name: str) -> sql.Composable:

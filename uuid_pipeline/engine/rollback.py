@@ -33,6 +33,8 @@ def interrupted(connection: Connection) -> list[ledger.Wave]:
 def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     """The waves to roll back: all moved ones for None, else those of that full name or kind in the newest execution.
 
+    What an interrupted rollback left is always among them.
+
     Raises RefusedError when a named wave has nothing to roll back.
     """
     moved = moved_waves(connection)
@@ -48,7 +50,7 @@ def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     if not chosen:
         known = ", ".join(wave.wave for wave in moved) or "none"
         raise RefusedError(f"No moved wave is called {name}. Waves that can be rolled back: {known}.")
-    return chosen
+    return [wave for wave in moved if wave in chosen or wave.status == "rolling_back"]
 
 
 def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id: str, report: Report) -> list[Run]:

@@ -1,12 +1,18 @@
 """Running a job in this process, on the same instance as the UI, and reading what came of it."""
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
+
+MACHINE_TAG = "uuid_pipeline/machine"
+PROCESS_TAG = "uuid_pipeline/process"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ def run_job(
     if ops:
         run_config["ops"] = {name: {"config": dict(config)} for name, config in ops.items()}
     result = defs.resolve_job_def(job).execute_in_process(
-        instance=instance, run_config=run_config, partition_key=partition, raise_on_error=False
+        instance=instance,
+        run_config=run_config,
+        partition_key=partition,
+        tags={MACHINE_TAG: _machine(), PROCESS_TAG: _process(os.getpid())},
+        raise_on_error=False,
     )
     checks = tuple(
         CheckOutcome(
@@ -74,3 +84,31 @@ def _error(result: dg.ExecuteInProcessResult, checks: tuple[CheckOutcome, ...]) 
                 cause = cause.cause
             return RefusedError(f"The run {result.run_id} failed: {cause.message.strip()}. See it in: uuid-pipeline ui")
     return RefusedError(f"The run {result.run_id} failed. See it in: uuid-pipeline ui")
+
+
+def report_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Runs of the command line stay "started" for ever when their process is killed: say that they failed."""
+    statuses = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED]
+    unfinished = dg.RunsFilter(statuses=statuses, tags={MACHINE_TAG: _machine()})
+    for run in instance.get_runs(unfinished):
+        process = run.tags.get(PROCESS_TAG, "")
+        if process and process != _process(int(process.split()[0])):
+            instance.report_run_failed(run, message="The process of this run died.")
+
+
+def _machine() -> str:
+    """Where a process id means something: this host, and on Linux this namespace of process ids."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
+
+
+def _process(pid: int) -> str:
+    """A process id with its start time where that is to be had: ids are reused. Empty when there is no such process."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        return str(pid)
+    return "" if state[0] == "Z" else f"{pid} {state[19]}"

@@ -321,7 +321,8 @@ def test_rows_that_the_application_deleted_or_added_since_are_no_damage(incident
         cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
     statements = {
-        "DELETE": "DELETE FROM upload_pipeline.events WHERE event_id IN (SELECT event_id FROM upload_pipeline.events LIMIT 1)",
+        "DELETE": """DELETE FROM upload_pipeline.events
+                     WHERE event_id IN (SELECT event_id FROM upload_pipeline.events LIMIT 1)""",
         "INSERT": """INSERT INTO upload_pipeline.events
                      SELECT gen_random_uuid(), job_id, document_id, ts, type, severity, code, payload, correlation_id
                      FROM upload_pipeline.events LIMIT 1""",
@@ -330,7 +331,7 @@ def test_rows_that_the_application_deleted_or_added_since_are_no_damage(incident
         application.execute(statements[statement].encode())
         application.commit()
         # Its server process reports a delete to the statistics when it is next busy, a second later or more.
-        next_work = threading.Timer(1.2, lambda: application.execute("SELECT 1") and application.commit())
+        next_work = threading.Timer(1.2, application.execute, ["SELECT 1; COMMIT"])
         next_work.start()
 
         found = cycle.validate(incident, SPEC)
