@@ -44,7 +44,7 @@ def parse_template(text: str) -> Template:
         literal += before
         if field is None:
             continue
-        if not field.isidentifier() or spec or conversion:
+        if not field or field != field.strip() or set(field) & set(".[]") or field.isdigit() or spec or conversion:
             raise ValueError(f"identity {text!r}: {{{field}}} must be a plain column name")
         literals.append(literal)
         fields.append(field)

@@ -53,6 +53,10 @@ _PARAMETER = re.compile(r"(?:^|[?&\s])(?:password|sslpassword)\s*=\s*(?P<passwor
 
 def _secrets(url: str) -> list[str]:
     """Each spelling of each password in a URL or connection string, the longest first."""
-    raw = [match["password"] for pattern in (_USERINFO, _USERINFO_TO_LAST_AT, _PARAMETER) for match in pattern.finditer(url)]
+    raw = [
+        match["password"]
+        for pattern in (_USERINFO, _USERINFO_TO_LAST_AT, _PARAMETER)
+        for match in pattern.finditer(url)
+    ]
     found = {spelling for secret in raw if secret for spelling in (secret, unquote(secret), unquote_plus(secret))}
     return sorted(found, key=len, reverse=True)

@@ -158,8 +158,10 @@ class Spec(_Part):
     @model_validator(mode="after")
     def _entities_are_known(self) -> "Spec":
         for name, entity in self.entities.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
-                raise ValueError(f"entity {name!r}: use lower-case letters, digits and _ (at most 40)")
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or re.search(r"_[0-9]+$", name):
+                raise ValueError(
+                    f"entity {name!r}: use lower-case letters, digits and _ (at most 40), but end in no _ and number"
+                )
             if entity.parent is not None and entity.parent not in self.entities:
                 raise ValueError(f"entity {name}: its parent {entity.parent!r} is no entity of this spec")
         for reference in self.soft_references:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -55,9 +56,10 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
     except PipelineError as error:
         answer.exit_code = error.exit_code
         answer.data["error"] = _clean(error.message)
-    except DBAPIError as error:
+    except (DBAPIError, psycopg.Error) as error:
         answer.exit_code = 1
-        answer.data["error"] = _clean(f"The database refused a statement: {str(error.orig).strip()}")
+        detail = getattr(error, "orig", None) or error
+        answer.data["error"] = _clean(f"The database refused a statement: {str(detail).strip()}")
     except KeyboardInterrupt:
         answer.exit_code = 130
         answer.data["error"] = "Interrupted. What was committed stands; the next run goes on from there."

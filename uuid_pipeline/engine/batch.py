@@ -5,7 +5,6 @@ the statements before it; that is why locking and moving are never one statement
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,7 @@ class BatchResult:
 
     tables: dict[str, int]
     entities: dict[str, int]
-    touched: int
+    touched: dict[str, int]
 
 
 # Short lock waits (below deadlock_timeout); index look-ups by ordinal and key, never a scan of the map for a batch.
@@ -82,8 +81,7 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     Raises BatchError when the rows after are not the rows before with ids as mapped.
     """
     lock(connection, store, plan, direction)
-    if direction is FORWARD:
-        set_aside(connection, store, plan)
+    set_aside(connection, store, plan, direction)
     for entity in store.entities:
         if entity.parent is not None:
             forget_departed(connection, store, entity, plan, direction)
@@ -159,35 +157,44 @@ def lock(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
             sql.execute(connection, statement, plan.values)
 
 
-def set_aside(connection: Connection, store: Store, plan: BatchPlan) -> None:
-    """Journal roots that the application deleted, or whose natural key is no longer the planned one, as not moved."""
+def set_aside(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> None:
+    """Journal the roots that this batch must leave: gone, changed since the plan, or their goal held by another row.
+
+    Going back, what is gone needs no journal and a changed natural key is no hindrance.
+    """
     for root in store.roots:
         statement = sql.compose(
             """{batch} INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
                SELECT %(execution)s, %(wave)s, %(entity)s, b.ordinal, b.source::text,
-                      CASE WHEN t.{key} IS NULL THEN 'gone' ELSE 'changed' END
+                      CASE WHEN t.{key} IS NULL THEN 'gone' WHEN h.{key} IS NOT NULL THEN 'taken' ELSE 'changed' END
                FROM {rows} b LEFT JOIN {table} t ON t.{key} = b.source
-               WHERE t.{key} IS NULL OR ({natural_key}) IS DISTINCT FROM b.natural_key""",
-            batch=batch_rows(store, FORWARD),
+               LEFT JOIN {table} h ON h.{key} = b.goal AND b.goal <> b.source
+               WHERE (h.{key} IS NOT NULL AND t.{key} IS NOT NULL)
+                  OR (%(forward)s AND (t.{key} IS NULL OR ({natural_key}) IS DISTINCT FROM b.natural_key))
+               ON CONFLICT DO NOTHING""",
+            batch=batch_rows(store, direction),
             rows=_batch(root.name),
             table=sql.table(root.table.schema, root.table.name),
             key=sql.name(root.key),
             natural_key=natural_key(root, None),
         )
-        sql.execute(connection, statement, {**plan.values, "entity": root.name})
+        values = {**plan.values, "entity": root.name, "forward": direction is FORWARD}
+        sql.execute(connection, statement, values)
 
 
 def forget_departed(
     connection: Connection, store: Store, entity: Entity, plan: BatchPlan, direction: Direction
 ) -> None:
-    """Take children out of the map that were given to a parent outside the batch.
+    """Take children out of the map that are gone, have another parent now, or whose goal another row holds.
 
-    The batch does not write such a row, so it must not rewrite what refers to it; the batch of the new parent, if
-    still to come, finds it as an arrival.
+    The batch does not re-key such a row, so it must not rewrite what refers to it. The batch of a new parent, if still
+    to come, finds it as an arrival; a gone child's successor may claim the same target id.
     """
     statement = sql.compose(
-        """{batch} DELETE FROM {part} m USING {rows} b JOIN {table} t ON t.{key} = b.source
-           WHERE m.{source} = b.source AND NOT EXISTS (SELECT FROM {parents} p WHERE p.source = t.{parent})""",
+        """{batch} DELETE FROM {part} m USING {rows} b LEFT JOIN {table} t ON t.{key} = b.source
+           WHERE m.{source} = b.source AND m.ordinal BETWEEN %(first)s AND %(last)s
+             AND (NOT EXISTS (SELECT FROM {parents} p WHERE p.source = t.{parent})
+                  OR (b.goal <> b.source AND EXISTS (SELECT FROM {table} h WHERE h.{key} = b.goal)))""",
         batch=batch_rows(store, direction),
         part=sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{plan.assessment_no}"),
         rows=_batch(entity.name),
@@ -221,10 +228,23 @@ def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: 
         parent=sql.name(entity.parent_column or ""),
         rows=_batch(entity.name),
     )
-    arrivals = _derived(store, entity, sql.rows(connection, statement, plan.values))
+    found = sql.rows(connection, statement, plan.values)
+    arrivals = _derived(store, entity, found)
+    if found:
+        _forget(connection, entity, plan, [row[0] for row in found])
     if arrivals:
         _write_arrivals(connection, entity, plan, arrivals)
     return len(arrivals)
+
+
+def _forget(connection: Connection, entity: Entity, plan: BatchPlan, keys: list[str]) -> None:
+    """Children whose natural key is another one now lose their old target, also when they get no new one."""
+    statement = sql.compose(
+        "DELETE FROM {part} WHERE old_id = ANY(%(keys)s::{type}[])",
+        part=sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{plan.assessment_no}"),
+        type=cast_type(entity.key_type),
+    )
+    sql.execute(connection, statement, {"keys": keys})
 
 
 def _derived(store: Store, entity: Entity, found: list[Any]) -> list[dict[str, Any]]:
@@ -237,15 +257,21 @@ def _derived(store: Store, entity: Entity, found: list[Any]) -> list[dict[str, A
 
 
 def _write_arrivals(connection: Connection, entity: Entity, plan: BatchPlan, arrivals: list[dict[str, Any]]) -> None:
-    """Into the plan's own part of the map, whose unique index on old_id turns a changed child into an update."""
+    """Into the plan's own part of the map; of two that claim one target id the second stays under the id it has."""
     statement = sql.compose(
         """INSERT INTO {part} AS m (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
-           SELECT %(no)s, a.ordinal, a.wave, CASE WHEN a.key = a.target THEN 'keep' ELSE 'move' END, a.natural_key,
+           SELECT DISTINCT ON (a.target) %(no)s, a.ordinal, a.wave,
+                  CASE WHEN a.key = a.target THEN 'keep' ELSE 'move' END, a.natural_key,
                   a.key::{type}, a.target::{type}
            FROM jsonb_to_recordset(%(arrivals)s::jsonb)
                 AS a(key text, ordinal bigint, wave text, natural_key text, target text)
+           WHERE NOT EXISTS (SELECT FROM {part} o WHERE o.new_id = a.target::{type})
+             AND (a.key = a.target OR NOT EXISTS (SELECT FROM {table} h WHERE h.{key} = a.target::{type}))
+           ORDER BY a.target, a.key
            ON CONFLICT (old_id) DO UPDATE SET ordinal = excluded.ordinal, wave = excluded.wave, role = excluded.role,
                   natural_key = excluded.natural_key, new_id = excluded.new_id""",
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
         part=sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{plan.assessment_no}"),
         type=cast_type(entity.key_type),
     )
@@ -307,12 +333,12 @@ def _mapped(moved: MovedTable) -> tuple[dict[str, sql.Composable], sql.Composabl
     return mapped, sql.join(" ", joins)
 
 
-# Rows that the application wrote since the execution's first snapshot: not visible in it, and not written by us.
+# Rows that the application wrote since the execution's first snapshot, and not we: by a transaction not older than the
+# oldest that ran then (a snapshot does not name subtransactions, so those in flight count as written).
 # This transaction has an id of its own by now (it wrote the lease), so age() counts from exactly that.
 _WRITTEN_SINCE = """
 age({row}.xmin) < 2000000000
-AND NOT pg_visible_in_snapshot((pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8,
-                               %(snapshot)s::pg_snapshot)
+AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
 AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 NOT IN
     (SELECT j.transaction_id FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s)
 """
@@ -325,14 +351,14 @@ def written_since(alias: str) -> sql.Composable:
 
 def _before(
     connection: Connection, store: Store, plan: BatchPlan, direction: Direction
-) -> tuple[dict[str, Fingerprint], int]:
+) -> tuple[dict[str, Fingerprint], dict[str, int]]:
     """Of the locked rows by table: the fingerprint that they must have after the move."""
     snapshot = sql.scalar(
         connection,
         "SELECT snapshot_before FROM uuid_pipeline.executions WHERE execution_id = %(execution)s",
         plan.values,
     )
-    found, touched = {}, 0
+    found, touched = {}, {}
     for moved in store.tables:
         mapped, joins = _mapped(moved)
         statement = sql.compose(
@@ -348,7 +374,7 @@ def _before(
         )
         row = sql.rows(connection, statement, {**plan.values, "snapshot": snapshot})[0]
         found[fingerprint.qualified(moved)] = Fingerprint(int(row.rows), int(row.digest), int(row.timestamps))
-        touched += int(row.touched)
+        touched[fingerprint.qualified(moved)] = int(row.touched)
     return found, touched
 
 

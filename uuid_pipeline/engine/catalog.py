@@ -83,8 +83,11 @@ class Catalog:
         return sorted(name for schema, name in self.tables if schema == self.schema)
 
 
-# Tables of the schema, and those elsewhere that a foreign key ties to them.
+# Tables of the schema, and those elsewhere that refer to them, directly or through others.
 _TABLES = """
+WITH RECURSIVE reach AS (
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %(schema)s
+    UNION SELECT f.conrelid FROM pg_constraint f JOIN reach r ON f.confrelid = r.oid WHERE f.contype = 'f')
 SELECT n.nspname, c.relname, c.oid, c.relkind::text, pg_get_userbyid(c.relowner) AS owner,
        c.relrowsecurity, c.relrowsecurity AND row_security_active(c.oid) AS hides_rows,
        c.relispartition, EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) AS inherits,
@@ -93,16 +96,17 @@ SELECT n.nspname, c.relname, c.oid, c.relkind::text, pg_get_userbyid(c.relowner)
        greatest(c.reltuples, 0)::bigint AS estimated, CASE WHEN c.relkind IN ('r', 'm', 'p')
            THEN pg_total_relation_size(c.oid) ELSE 0 END AS bytes
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (n.nspname = %(schema)s OR c.oid IN (
-    SELECT f.conrelid FROM pg_constraint f JOIN pg_class t ON t.oid = f.confrelid
-    JOIN pg_namespace tn ON tn.oid = t.relnamespace WHERE f.contype = 'f' AND tn.nspname = %(schema)s))
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.oid IN (SELECT oid FROM reach)
 ORDER BY 1, 2
 """
 
-# A type's send function may live in any schema, so its name is taken qualified.
+# A type's send function may live in any schema, so its name is taken qualified. A domain's may not take the domain, an
+# array's fails where its element has none: both are read as text.
 _COLUMNS = """
 SELECT a.attrelid AS oid, a.attname, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull, a.attgenerated <> '',
-       CASE WHEN t.typsend <> 0 THEN (SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname)
+       CASE WHEN t.typsend <> 0 AND t.typtype <> 'd'
+             AND NOT EXISTS (SELECT FROM pg_type e WHERE e.oid = t.typelem AND e.typsend = 0)
+       THEN (SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname)
            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = t.typsend) END AS send
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = ANY(%(oids)s) AND a.attnum > 0 AND NOT a.attisdropped
@@ -127,7 +131,8 @@ SELECT f.conname, sn.nspname, s.relname,
        f.confupdtype::text, f.confdeltype::text, f.condeferrable, f.convalidated
 FROM pg_constraint f JOIN pg_class s ON s.oid = f.conrelid JOIN pg_namespace sn ON sn.oid = s.relnamespace
 JOIN pg_class t ON t.oid = f.confrelid JOIN pg_namespace tn ON tn.oid = t.relnamespace
-WHERE f.contype = 'f' AND f.confrelid = ANY(%(oids)s) ORDER BY sn.nspname, s.relname, f.conname
+WHERE f.contype = 'f' AND (f.confrelid = ANY(%(oids)s) OR f.conrelid = ANY(%(oids)s))
+ORDER BY sn.nspname, s.relname, f.conname
 """
 
 _TRIGGERS = """

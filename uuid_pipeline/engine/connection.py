@@ -24,6 +24,7 @@ SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', 
 
 def store_url(text: str) -> URL:
     """A SQLAlchemy URL with our driver. Raises UsageError when ``text`` is no PostgreSQL URL."""
+    require_one_at_sign(text, "UUID_PIPELINE_DATABASE_URL")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:
@@ -36,6 +37,12 @@ def store_url(text: str) -> URL:
             "(postgresql://USER:PASSWORD@HOST:PORT/DATABASE)."
         )
     return url.set(drivername="postgresql+psycopg")
+
+
+def require_one_at_sign(text: str, variable: str) -> None:
+    """Raise UsageError for a URL with a bare "@" in its password: the rest would be taken, and shown, as a host."""
+    if text.count("@") > 1:
+        raise UsageError(f'{variable} has more than one "@". Write one that is part of a name or password as %40.')
 
 
 def open_store(text: str) -> Engine:
@@ -71,7 +78,9 @@ def _pin_settings(connection: sa.Connection) -> None:
 def _unreachable(url: URL, text: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()
     detail = without_secrets(reason[0] if reason else type(error).__name__, text)
-    place = url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
+    # Only what cannot hold a password: an unencoded "@" or "/" in one would end up in the host's place.
+    shown = url.set(drivername="postgresql", password=None, query={})
+    place = shown.render_as_string(hide_password=True)
     return without_secrets(
         f"The store {place} cannot be reached: {detail}. Check UUID_PIPELINE_DATABASE_URL and that the server is up.",
         text,

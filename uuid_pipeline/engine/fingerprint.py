@@ -66,10 +66,12 @@ def of_table(connection: Connection, moved: MovedTable) -> Fingerprint:
 
 
 # Ordinals whose ids are the new ones now: in a batch that went forward and in none later that went back.
-MOVED_ORDINALS = """EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s
-    AND m.ordinal BETWEEN b.first_ordinal AND b.last_ordinal AND b.direction = 'forward'
-    AND NOT EXISTS (SELECT FROM uuid_pipeline.batches u WHERE u.execution_id = b.execution_id
-        AND u.direction = 'back' AND m.ordinal BETWEEN u.first_ordinal AND u.last_ordinal))"""
+MOVED_ORDINALS = """m.ordinal <@ (SELECT
+    coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]')) FILTER (WHERE b.direction = 'forward'), '{}')
+    - coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]')) FILTER (WHERE b.direction = 'back'), '{}')
+    FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s)
+    AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u
+                    WHERE u.execution_id = %(execution)s AND u.ordinal = m.ordinal)"""
 
 
 def unmapped(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> Fingerprint:

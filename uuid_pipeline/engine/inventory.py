@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
@@ -17,6 +17,14 @@ from uuid_pipeline.identity import hasher
 
 _RANDOM = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
 _DESCRIBED = ("owner", "created_at", "status", "size", "title")
+# Through Python as text: PostgreSQL's dates reach further than Python's, and may be infinite.
+_AS_TEXT: dict[str, LiteralString] = {
+    "owner": "t.{column}::text",
+    "created_at": "t.{column}::timestamptz::text",
+    "status": "t.{column}::text",
+    "size": "round(t.{column}::numeric)::bigint",
+    "title": "t.{column}::text",
+}
 
 
 @dataclass(frozen=True)
@@ -107,16 +115,19 @@ def _source(store: Store, entity: Entity) -> sql.Composable:
         sql.compose("ARRAY[{valid}]::text[]", valid=sql.join(", ", valid)),
         sql.Text("p.key IS NULL AS orphan, p.quarantined IS NOT NULL") if entity.parent else sql.Text("false, false"),
         *[
-            sql.compose("t.{column}", column=sql.name(described[purpose])) if purpose in described else sql.Text("NULL")
+            sql.compose(_AS_TEXT[purpose], column=sql.name(described[purpose]))
+            if purpose in described
+            else sql.Text("NULL")
             for purpose in _DESCRIBED
         ],
         _child_count(store, entity),
     ]
     return sql.compose(
-        "SELECT {columns} FROM {table} t {parents} {order}",
+        "SELECT {columns} FROM {table} t {parents} {children} {order}",
         columns=sql.join(", ", columns),
         table=sql.table(entity.table.schema, entity.table.name),
         parents=_join_parent(store, entity),
+        children=_join_child_counts(store, entity),
         # Batches in heap order touch each page once (ENGINE.md, section 5); children follow their parents.
         order=sql.Text("ORDER BY t.ctid") if entity.parent is None else sql.Text(""),
     )
@@ -133,16 +144,25 @@ def _join_parent(store: Store, entity: Entity) -> sql.Composable:
 
 
 def _child_count(store: Store, entity: Entity) -> sql.Composable:
-    counts = [
+    names = [sql.name(f"count_{child.name}") for child in store.children(entity)]
+    counts = [sql.compose("coalesce({name}.n, 0)", name=name) for name in names]
+    return sql.join(" + ", counts) if counts else sql.Text("NULL")
+
+
+def _join_child_counts(store: Store, entity: Entity) -> sql.Composable:
+    """Each child table grouped once; a look-up a row would need an index that a store may lack."""
+    joins = [
         sql.compose(
-            "(SELECT count(*) FROM {table} c WHERE c.{parent} = t.{key})",
-            table=sql.table(child.table.schema, child.table.name),
+            "LEFT JOIN (SELECT {parent} AS parent, count(*) AS n FROM {table} GROUP BY 1) {name} "
+            "ON {name}.parent = t.{key}",
             parent=sql.name(child.parent_column or ""),
+            table=sql.table(child.table.schema, child.table.name),
+            name=sql.name(f"count_{child.name}"),
             key=sql.name(entity.key),
         )
         for child in store.children(entity)
     ]
-    return sql.join(" + ", counts) if counts else sql.Text("NULL")
+    return sql.join(" ", joins)
 
 
 def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, Any], tuple[Any, ...]]:
@@ -164,7 +184,7 @@ def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, 
         owner, created_at, status, size, title, children = row[6:12]
         return (
             assessment, position, row[0], row[1], row[2], target, id_class(row[0], target), quarantined,
-            None if owner is None else str(owner), created_at, status, size, title, children,
+            owner, created_at, status, size, title, children,
         )  # fmt: skip
 
     return make

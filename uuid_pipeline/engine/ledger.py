@@ -141,8 +141,25 @@ def _part(kind: str, entity: Entity, assessment: int) -> sql.Composable:
     return sql.table(SCHEMA, f"{kind}_{entity.name}_{assessment}")
 
 
+def require_unapproved(connection: Connection, assessment: int) -> None:
+    """Raise RefusedError when an execution hangs on this assessment: its map is what a rollback needs."""
+    # The lease's row lock keeps an approval from coming between this look and the write.
+    sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
+    held = sql.scalar(
+        connection,
+        "SELECT execution_id FROM uuid_pipeline.executions WHERE assessment_no = %(no)s",
+        {"no": assessment},
+    )
+    if held is not None:
+        raise RefusedError(
+            f"Assessment {assessment} was approved as execution {held}, whose id map must stay as it is. "
+            "To look again, begin with the first stage: uuid-pipeline plan (in the UI: the job plan)."
+        )
+
+
 def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: int) -> sql.Composable:
     """An empty table for one assessment's rows, to be filled and then attached with :func:`attach_part`."""
+    require_unapproved(connection, assessment)
     part = _part(kind, entity, assessment)
     parent = sql.table(SCHEMA, f"{kind}_{entity.name}")
     sql.execute(connection, sql.compose("DROP TABLE IF EXISTS {part}", part=part))

@@ -79,7 +79,7 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.unmoved (
     entity text NOT NULL,
     ordinal bigint NOT NULL,
     old_id text NOT NULL,
-    reason text NOT NULL CHECK (reason IN ('gone', 'changed')),
+    reason text NOT NULL CHECK (reason IN ('gone', 'changed', 'taken')),
     PRIMARY KEY (execution_id, entity, old_id)
 );
 

@@ -284,4 +284,5 @@ def _raw_values(
     )
     for rows in sql.stream(connection, statement, {"no": assessment}):
         for row in rows:
-            yield row[0], row[1], dict(zip(fields, row[2:], strict=True))
+            if None not in row[2:]:
+                yield row[0], row[1], dict(zip(fields, row[2:], strict=True))

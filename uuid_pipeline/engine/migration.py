@@ -104,6 +104,7 @@ def _admit(connection: Connection, store: Store, wave_name: str, lease: leases.L
             scope = Scope(execution=execution.execution_id, wave=earlier.wave)
             gates.require(connection, scope, [gates.WAVE_STAGE], f"wave {wave_name}")
     if execution.status == "approved":
+        planning.require_map_as_approved(connection, store, planning.of_assessment(connection, execution.assessment_no))
         _begin(connection, store, execution)
     return wave
 
@@ -194,6 +195,7 @@ def run_batch(
             with connection.begin():
                 batch.set_up(connection)
                 leases.hold(connection, lease)
+                require_status(connection, wave, direction)
                 result = batch.run(connection, store, plan, direction, lease)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) not in RETRIED:
@@ -206,6 +208,13 @@ def run_batch(
         f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows through "
         f"{MAX_TRIES} tries. What was committed stands; end the long transactions (see pg_stat_activity) and run again."
     )
+
+
+def require_status(connection: Connection, wave: ledger.Wave, direction: Direction) -> None:
+    """Raise RefusedError when the execution was superseded or turned round since the wave began."""
+    status = ledger.execution(connection, wave.execution_id).status
+    if status != ("running" if direction is batch.FORWARD else "rolling_back"):
+        raise RefusedError(f"Execution {wave.execution_id} became {status} meanwhile; wave {wave.wave} stopped.")
 
 
 def halve(first: int, last: int, direction: Direction) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Entity
 from uuid_pipeline.identity import ASCII_SPACE, Normalization

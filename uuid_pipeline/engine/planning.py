@@ -8,11 +8,13 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import gates, ledger, mapping, sql
+from uuid_pipeline.engine import gates, lease, ledger, mapping, sql
+from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.inventory import Summary
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import Spec
 
 # Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
 _POSITIONS = {"canary": 10, "recent": 20, "remaining": 30}
@@ -73,6 +75,7 @@ def split_waves(spans: list[tuple[str, int, int]], size: int) -> list[PlannedWav
 def make(connection: Connection, store: Store, assessment: ledger.Assessment, summary: Summary) -> Plan:
     """Freeze the id map of an assessment into a plan and write it to the ledger."""
     number = assessment.assessment_no
+    ledger.require_unapproved(connection, number)
     waves = split_waves(_spans(connection, store, number), store.spec.waves.remaining)
     map_rows, ledger_bytes = _map_size(connection, store, number)
     content = {
@@ -170,6 +173,30 @@ def of_assessment(connection: Connection, assessment: int) -> Plan:
     if not found:
         raise RefusedError(f"Assessment {assessment} has no plan. Run: uuid-pipeline plan")
     return Plan(*found[0])
+
+
+def require_map_as_approved(connection: Connection, store: Store, plan: Plan) -> None:
+    """Raise RefusedError when the id map is not the one whose digest the plan was approved with."""
+    for name, digest in plan.content["maps"].items():
+        if _map_digest(connection, store, name, plan.assessment_no) != digest:
+            raise RefusedError(
+                f"The id map of {name} is not the one that plan {plan.plan_id} was approved with: somebody changed the "
+                "ledger. Run: uuid-pipeline plan, and approve the new plan."
+            )
+
+
+def store_of(connection: Connection, store: Store, assessment: int) -> Store:
+    """The store bound by the spec that an assessment was made with: what a rollback must follow, whatever is given now.
+
+    Raises UsageError when the tables or columns of that time are gone.
+    """
+    found = sql.scalar(
+        connection,
+        "SELECT profile->'spec' FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
+        {"no": assessment},
+    )
+    spec = Spec.model_validate(found)
+    return store if spec.digest == store.spec.digest else bind(spec, read_catalog(connection, spec.schema_name))
 
 
 def waves_cover_each_document_once(connection: Connection, store: Store, plan: Plan) -> GateResult:
@@ -292,6 +319,11 @@ def _supersede_open(connection: Connection, store: Store, plan_id: str) -> None:
         raise RefusedError(
             f"Execution {open_one.execution_id} (plan {open_one.plan_id}) has begun and can go on. "
             f"Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) before approving {plan_id}."
+        )
+    writer = lease.holder(connection)
+    if writer is not None and writer.alive:
+        raise RefusedError(
+            f"{writer.holder} (run {writer.run_id}) is writing to this store. Wait for it, then approve."
         )
     ledger.change_status(connection, open_one.execution_id, "superseded")
 

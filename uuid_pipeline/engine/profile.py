@@ -132,7 +132,7 @@ def unsupported(connection: Connection, store: Store) -> list[str]:
     return (
         [fault for moved in store.tables for fault in _table_faults(moved)]
         + _trigger_faults(store)
-        + (_publication_faults(connection, store) + _soft_faults(store))
+        + (_publication_faults(connection, store) + _soft_faults(store) + _outgoing_faults(store))
     )
 
 
@@ -199,6 +199,19 @@ def _soft_faults(store: Store) -> list[str]:
         f"{store.entity(r.entity).key_type}; only columns of the key's own type are moved"
         for r in store.references
         if (r.table.columns[r.column].type == "uuid") != (store.entity(r.entity).key_type == "uuid")
+    ]
+
+
+def _outgoing_faults(store: Store) -> list[str]:
+    """Foreign keys from a moved column to one that does not move with it: silent orphans in replica role."""
+    moved = {(m.table.schema, m.table.name, column): entity for m in store.tables for column, entity in m.columns}
+    return [
+        f"{key.table}.{column} moves as {entity}, but its foreign key {key.name} refers to "
+        f"{key.target_schema}.{key.target}.{target}, which does not"
+        for key in store.catalog.foreign_keys
+        for column, target in zip(key.columns, key.target_columns, strict=True)
+        for entity in [moved.get((key.table_schema, key.table, column))]
+        if entity is not None and moved.get((key.target_schema, key.target, target)) != entity
     ]
 
 
@@ -319,5 +332,6 @@ def describe(connection: Connection, store: Store) -> dict[str, Any]:
             if (t.table_schema, t.table) in moved and t.on_update and t.enabled == "O"
         ],
         "skipped": list(store.skipped),
+        "spec": store.spec.model_dump(mode="json", by_alias=True),
         "unsupported": unsupported(connection, store),
     }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import batch, ledger, sql
+from uuid_pipeline.engine import batch, ledger, planning, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.migration import Progress, Report, Run, batch_size, run_batch, writer
 from uuid_pipeline.engine.store import Store
@@ -50,6 +50,14 @@ def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     if not chosen:
         known = ", ".join(wave.wave for wave in moved) or "none"
         raise RefusedError(f"No moved wave is called {name}. Waves that can be rolled back: {known}.")
+    later = sorted(
+        {wave.execution_id for wave in moved if wave.execution_id == newest} - {w.execution_id for w in chosen}
+    )
+    if later:
+        raise RefusedError(
+            f"Execution {later[0]} moved rows after {chosen[0].wave}; roll that one back first: "
+            "uuid-pipeline rollback --all goes newest first."
+        )
     return [wave for wave in moved if wave in chosen or wave.status == "rolling_back"]
 
 
@@ -59,10 +67,18 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
     Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted.
     """
     with writer(engine, run_id) as (connection, lease):
+        stores = _stores(connection, store, waves)
         _open(connection, waves, lease)
-        runs = [_roll_back_wave(connection, store, wave, lease, report) for wave in waves]
+        runs = [_roll_back_wave(connection, stores[wave.execution_id], wave, lease, report) for wave in waves]
         _close(connection, lease)
     return runs
+
+
+def _stores(connection: Connection, store: Store, waves: Sequence[ledger.Wave]) -> dict[str, Store]:
+    """The store as each execution's own spec binds it: another spec would leave rows behind."""
+    with connection.begin():
+        executions = [ledger.execution(connection, execution_id) for execution_id in {w.execution_id for w in waves}]
+        return {e.execution_id: planning.store_of(connection, store, e.assessment_no) for e in executions}
 
 
 def _open(connection: Connection, waves: Sequence[ledger.Wave], lease: leases.Lease) -> None:

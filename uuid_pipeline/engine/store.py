@@ -137,6 +137,7 @@ def _entities(spec: Spec, catalog: Catalog) -> tuple[Entity, ...]:
         entity = spec.entities[name]
         table = catalog.tables[spec.schema_name, entity.table]
         _require_key(name, entity, table)
+        _require_described_types(name, entity, table)
         parent = make(entity.parent) if entity.parent else None
         column = _parent_column(spec, catalog, name, parent) if parent else None
         made[name] = Entity(
@@ -159,6 +160,10 @@ def _require_key(name: str, entity: EntitySpec, table: Table) -> None:
         raise UsageError(f"Entity {name}: the key {table.name}.{entity.key} is {type_name}; it must be uuid or text.")
     if "(" in type_name and int(type_name.split("(")[1].rstrip(")")) < 36:
         raise UsageError(f"Entity {name}: {table.name}.{entity.key} is {type_name}; a UUID's text takes 36 characters.")
+    if not table.columns[entity.key].not_null:
+        raise UsageError(
+            f"Entity {name}: {table.name}.{entity.key} may be NULL, so it is no key. Make it NOT NULL first."
+        )
     if (entity.key,) not in table.unique_keys:
         raise UsageError(f"Entity {name}: {table.name}.{entity.key} has no unique index of its own, so it is no key.")
 
@@ -203,7 +208,9 @@ def _by_foreign_key(catalog: Catalog, entities: tuple[Entity, ...]) -> list[Refe
         grown = False
         for key in catalog.foreign_keys:
             table = catalog.tables[key.table_schema, key.table]
-            target = catalog.tables[key.target_schema, key.target]
+            target = catalog.tables.get((key.target_schema, key.target))
+            if target is None:
+                continue  # a table that this schema refers to; profile.unsupported looks at those keys
             for column, target_column in zip(key.columns, key.target_columns, strict=True):
                 entity = holders.get((target.oid, target_column))
                 if entity is not None and (table.oid, column) not in holders:
@@ -223,6 +230,23 @@ def _refuse_undeclared_parents(entities: tuple[Entity, ...], references: list[Re
                     f"Entity {entity.name}: its identity uses {reference.column}, which refers to {reference.entity}; "
                     f"an identity may use the key of one entity only, declared as `parent: {reference.entity}`."
                 )
+
+
+_DESCRIBED_TYPES = {
+    "created_at": ("timestamp", "date"),
+    "size": ("smallint", "integer", "bigint", "numeric", "real", "double precision"),
+}
+
+
+def _require_described_types(name: str, entity: EntitySpec, table: Table) -> None:
+    for purpose, column in entity.describe.columns().items():
+        wanted = _DESCRIBED_TYPES.get(purpose)
+        actual = table.columns[column].type
+        if wanted is not None and not actual.startswith(wanted):
+            raise UsageError(
+                f"Entity {name}: describe.{purpose} names {table.name}.{column}, which is {actual}; "
+                f"it must be {' or '.join(wanted)}. Leave it out if there is none."
+            )
 
 
 def _moved_tables(entities: tuple[Entity, ...], references: tuple[Reference, ...]) -> tuple[MovedTable, ...]:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from uuid_pipeline.demo import server
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.connection import require_one_at_sign
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import Settings, without_secrets
 
@@ -37,6 +38,7 @@ def dagster_url(settings: Settings) -> URL:
         text = embedded.url(DAGSTER_DATABASE)
     else:
         text = settings.dagster_url
+        require_one_at_sign(text, "UUID_PIPELINE_DAGSTER_URL")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:

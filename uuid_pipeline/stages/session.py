@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -36,8 +37,9 @@ class StoreResource(dg.ConfigurableResource[None]):
                 engine.dispose()
         except PipelineError as error:
             raise failure(error) from error
-        except DBAPIError as error:
-            message = without_secrets(f"The store refused a statement: {error.orig}".strip(), settings.database_url)
+        except (DBAPIError, psycopg.Error) as error:
+            detail = getattr(error, "orig", None) or error
+            message = without_secrets(f"The store refused a statement: {detail}".strip(), settings.database_url)
             raise failure(RefusedError(message)) from error
 
 

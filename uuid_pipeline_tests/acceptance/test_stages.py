@@ -143,14 +143,12 @@ def test_a_red_check_of_a_wave_fails_its_run_and_refuses_the_next_wave_until_it_
 ) -> None:
     canary, recent, _ = stages.approved()
     assert stages.launch("migrated_documents", partition=canary, checks=False).success
-    # A row under its new id whose own columns give another one.
-    moved = [row["document_id"] for row in cycle.rows_of(incident)["documents"] if str(row["document_id"])[14] == "5"]
-    assert len(moved) == 5
-    shift = (
-        "UPDATE upload_pipeline.document_chunks SET chunk_ord = chunk_ord + %(by)s WHERE chunk_id = (SELECT "
-        "min(chunk_id::text)::uuid FROM upload_pipeline.document_chunks WHERE document_id = ANY(%(moved)s))"
+    # A moved chunk under its old id again, which no writer of the application would give it.
+    swap = (
+        "UPDATE upload_pipeline.document_chunks c SET chunk_id = m.{goal} FROM uuid_pipeline.id_map_chunk m "
+        "WHERE m.{source} = c.chunk_id AND m.ordinal <= 5"
     )
-    cycle.run_sql(incident, shift, by=1000, moved=moved)
+    cycle.run_sql(incident, swap.format(source="new_id", goal="old_id"))
     red = stages.job("migrate", partition=canary)
     assert not red.success
     assert {check.check_name for check in red.get_asset_check_evaluations() if not check.passed} >= {"ids_exact"}
@@ -160,7 +158,7 @@ def test_a_red_check_of_a_wave_fails_its_run_and_refuses_the_next_wave_until_it_
     assert "Remedy" in said
     assert cycle.rows_of(incident) == broken
 
-    cycle.run_sql(incident, shift, by=-1000, moved=moved)
+    cycle.run_sql(incident, swap.format(source="old_id", goal="new_id"))
     assert stages.job("migrate", partition=canary).success
     assert stages.job("migrate", partition=recent).success
 
