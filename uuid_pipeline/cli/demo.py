@@ -1,5 +1,6 @@
 """``uuid-pipeline demo``"""
 
+import json
 import shutil
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from uuid_pipeline.demo import incident, server
 from uuid_pipeline.engine import inventory, ledger
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import UsageError
+from uuid_pipeline.operations.instance import store_identity
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.stages.session import DEMO_DATABASE
 
@@ -46,16 +48,29 @@ def demo(
 
 
 def start_over(settings: Settings) -> None:
-    """Drop the demo's databases and records; only in a home that the demo made."""
-    found = server.find(settings.home) or (server.start(settings.home) if settings.home.exists() else None)
-    if found is None:
+    """Drop the demo's databases and records, in a home that is the demo's. Raises UsageError in any other."""
+    if not settings.home.exists():
         return
+    found = server.start(settings.home)
     record = settings.home / "store.json"
-    if record.exists() and not record.read_text().rstrip('"}').endswith(f"/{DEMO_DATABASE}"):
+    if record.exists() and json.loads(record.read_text())["store"] != demo_identity(found):
         raise UsageError(f"The home {settings.home} belongs to a store of yours. Set UUID_PIPELINE_HOME for the demo.")
     drop_databases(found)
     record.unlink(missing_ok=True)
     shutil.rmtree(settings.home / "dagster", ignore_errors=True)
+
+
+def demo_identity(found: server.EmbeddedServer) -> str | None:
+    """The identity of the demo's store on this server; None when there is none."""
+    try:
+        engine = open_store(found.url(DEMO_DATABASE))
+    except UsageError:
+        return None
+    try:
+        with engine.begin() as connection:
+            return store_identity(connection)
+    finally:
+        engine.dispose()
 
 
 def drop_databases(found: server.EmbeddedServer) -> None:

@@ -156,7 +156,8 @@ def _moved_rows(connection: Connection, entity: Entity, wave: ledger.Wave) -> It
     sql.execute(connection, "SELECT pg_current_xact_id()")
     fields = entity.spec.template.fields
     statement = sql.compose(
-        """SELECT t.{key}::text, m.new_id::text, {written}, {values} FROM {map} m JOIN {table} t ON t.{key} IN (m.new_id, m.old_id)
+        """SELECT t.{key}::text, m.new_id::text, {written}, {values}
+           FROM {map} m JOIN {table} t ON t.{key} IN (m.new_id, m.old_id)
            WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s
              AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)""",
         key=sql.name(entity.key),

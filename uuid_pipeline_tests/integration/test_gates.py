@@ -253,8 +253,8 @@ def test_the_execution_is_complete_only_when_every_gate_of_the_whole_store_is_gr
 DAMAGE = {
     "whole_conservation": "UPDATE upload_pipeline.documents SET filename = 'x'",
     "timestamps_untouched": "UPDATE upload_pipeline.documents SET created_at = created_at - interval '1 day'",
-    "whole_ids_exact": "UPDATE upload_pipeline.document_chunks c SET chunk_id = m.old_id FROM uuid_pipeline.id_map_chunk m "
-    "WHERE m.new_id = c.chunk_id",
+    "whole_ids_exact": "UPDATE upload_pipeline.document_chunks c SET chunk_id = m.old_id "
+    "FROM uuid_pipeline.id_map_chunk m WHERE m.new_id = c.chunk_id",
     "whole_no_dangling_reference": "UPDATE upload_pipeline.events SET document_id = gen_random_uuid()",
     "whole_schema_unchanged": "DROP INDEX upload_pipeline.uq_user_filehash",
 }
