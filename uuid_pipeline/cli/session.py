@@ -31,7 +31,7 @@ class Session:
     instance: dg.DagsterInstance
 
     def run(self, job: str, partition: str | None = None, **ops: dict[str, object]) -> Outcome:
-        """Run a job; raise its error, if it has one that is no red gate."""
+        """Run a job to its end on this session's instance; its error, if any, is in the outcome."""
         from uuid_pipeline.definitions import defs
 
         return run_job(defs, self.instance, job, partition, ops)

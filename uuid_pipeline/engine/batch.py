@@ -353,11 +353,7 @@ def _before(
     connection: Connection, store: Store, plan: BatchPlan, direction: Direction
 ) -> tuple[dict[str, Fingerprint], dict[str, int]]:
     """Of the locked rows by table: the fingerprint that they must have after the move."""
-    snapshot = sql.scalar(
-        connection,
-        "SELECT snapshot_before FROM uuid_pipeline.executions WHERE execution_id = %(execution)s",
-        plan.values,
-    )
+    snapshot = ledger.first_snapshot(connection, plan.execution_id)
     found, touched = {}, {}
     for moved in store.tables:
         mapped, joins = _mapped(moved)
@@ -405,7 +401,7 @@ def move_statement(store: Store, direction: Direction) -> sql.Composable:
 def _update(index: int, moved: MovedTable) -> sql.Composable:
     mapped, joins = _mapped(moved)
     columns = list(moved.table.columns.values())
-    moments = [c for c in columns if c.type.startswith(("timestamp", "date", "time"))]
+    moments = fingerprint.moment_columns(columns)
     new_values = [
         sql.compose("{value} AS {column}", value=value, column=sql.name(column)) for column, value in mapped.items()
     ]

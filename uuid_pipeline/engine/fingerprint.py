@@ -44,10 +44,15 @@ def row_digest(columns: list[Column], mapped: dict[str, sql.Composable], alias: 
     return sql.compose("hash_record_extended(ROW({fields}), 0)::numeric", fields=fields)
 
 
+def moment_columns(columns: list[Column]) -> list[Column]:
+    """Those that hold a date or a time."""
+    return [column for column in columns if column.type.startswith(("timestamp", "date", "time"))]
+
+
 def aggregates(moved: MovedTable, mapped: dict[str, sql.Composable], alias: str) -> sql.Composable:
     """The select list ``rows, digest, timestamps`` over the rows of ``alias``."""
     columns = list(moved.table.columns.values())
-    moments = [c for c in columns if c.type.startswith(("timestamp", "date", "time"))]
+    moments = moment_columns(columns)
     return sql.compose(
         "count(*) AS rows, coalesce(sum({all}), 0) AS digest, coalesce(sum({moments}), 0) AS timestamps",
         all=row_digest(columns, mapped, alias),

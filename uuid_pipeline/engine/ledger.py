@@ -248,6 +248,16 @@ def execution(connection: Connection, execution_id: str) -> Execution:
     return Execution(*found[0])
 
 
+def first_snapshot(connection: Connection, execution_id: str) -> str | None:
+    """The snapshot that the state before was taken in, as PostgreSQL writes it; None before the first wave."""
+    found: str | None = sql.scalar(
+        connection,
+        "SELECT snapshot_before FROM uuid_pipeline.executions WHERE execution_id = %(id)s",
+        {"id": execution_id},
+    )
+    return found
+
+
 def executions(connection: Connection) -> list[Execution]:
     """All executions, newest first."""
     return [

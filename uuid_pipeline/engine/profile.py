@@ -161,17 +161,25 @@ def _table_faults(moved: MovedTable) -> list[str]:
 
 def _trigger_faults(store: Store) -> list[str]:
     oids = {(moved.table.schema, moved.table.name) for moved in store.tables}
-    return [
-        f"trigger {trigger.name} on {trigger.table} fires even in replica role (ENABLE {kind}); "
-        f"for the migration: ALTER TABLE {trigger.table_schema}.{trigger.table} ENABLE TRIGGER {trigger.name}"
-        for trigger in store.catalog.triggers
-        if (trigger.table_schema, trigger.table) in oids and trigger.enabled in "AR" and trigger.on_update
-        for kind in ("ALWAYS" if trigger.enabled == "A" else "REPLICA",)
-    ] + [
-        f"the spec asks trigger {name} to fire, which silencing by session_replication_role cannot do for one alone"
-        for name, wish in store.spec.triggers.items()
-        if wish == "fire"
-    ]
+    return (
+        [
+            f"trigger {trigger.name} on {trigger.table} fires even in replica role (ENABLE {kind}); "
+            f"for the migration: ALTER TABLE {trigger.table_schema}.{trigger.table} ENABLE TRIGGER {trigger.name}"
+            for trigger in store.catalog.triggers
+            if (trigger.table_schema, trigger.table) in oids and trigger.enabled in "AR" and trigger.on_update
+            for kind in ("ALWAYS" if trigger.enabled == "A" else "REPLICA",)
+        ]
+        + [
+            f"the spec asks trigger {name} to fire, which silencing by session_replication_role cannot do for one alone"
+            for name, wish in store.spec.triggers.items()
+            if wish == "fire"
+        ]
+        + [
+            f"the spec tells when a {entity.name} is busy, and this version cannot make documents wait; take `busy` out"
+            for entity in store.entities
+            if entity.spec.busy is not None
+        ]
+    )
 
 
 # A published table without a replica identity makes every UPDATE an error.

@@ -173,21 +173,11 @@ def _moved_rows(connection: Connection, entity: Entity, wave: ledger.Wave) -> It
         "last": wave.last_ordinal,
         "wave": wave.wave,
         "execution": execution.execution_id,
-        "snapshot": first_snapshot(connection, execution),
+        "snapshot": ledger.first_snapshot(connection, execution.execution_id),
     }
     for rows in sql.stream(connection, statement, span):
         for row in rows:
             yield MovedRow(row[0], row[1], row[2], dict(zip(fields, row[3:], strict=True)))
-
-
-def first_snapshot(connection: Connection, execution: ledger.Execution) -> str | None:
-    """The snapshot that the state before was taken in, as PostgreSQL writes it; None before the first wave."""
-    found: str | None = sql.scalar(
-        connection,
-        "SELECT snapshot_before FROM uuid_pipeline.executions WHERE execution_id = %(id)s",
-        {"id": execution.execution_id},
-    )
-    return found
 
 
 def schema_unchanged(connection: Connection, store: Store, execution: ledger.Execution, gate: str) -> GateResult:
@@ -302,7 +292,7 @@ def _application_writes(
         "table": fingerprint.qualified(moved),
         "entities": [entity for _, entity in moved.columns],
         "deleted": deleted_before,
-        "snapshot": first_snapshot(connection, execution),
+        "snapshot": ledger.first_snapshot(connection, execution.execution_id),
     }
     return int(sql.scalar(connection, statement, values) or 0)
 

@@ -236,6 +236,19 @@ def test_what_this_version_cannot_do_is_red_by_name(incident: Engine, change: st
     assert finding in gate.finding
 
 
+def test_what_the_spec_asks_and_this_version_cannot_do_is_red_by_name(incident: Engine) -> None:
+    document = SPEC.entities["document"].model_copy(update={"busy": "processing_status = 'chunking'"})
+    asking = SPEC.model_copy(
+        update={"triggers": {"touch_updated_at": "fire"}, "entities": {**SPEC.entities, "document": document}}
+    )
+
+    gate = cycle.assess(incident, asking).gates["nothing_unsupported"]
+
+    assert not gate.passed
+    assert "asks trigger touch_updated_at to fire" in gate.finding
+    assert "when a document is busy" in gate.finding
+
+
 def test_an_always_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof(incident: Engine) -> None:
     cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER touch_updated_at")
     plan = cycle.assess_and_plan(incident, SPEC)
