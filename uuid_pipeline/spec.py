@@ -17,6 +17,7 @@ from uuid_pipeline.identity import Normalization, Template, parse_template
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+SurvivorRule = Literal["complete", "children", "oldest", "newest"]
 
 
 class _Part(BaseModel):
@@ -48,6 +49,7 @@ class EntitySpec(_Part):
     valid: dict[Name, str] = {}
     describe: Describe = Describe()
     on_duplicate: Literal["merge", "block"] = "merge"
+    survivor: list[SurvivorRule] = Field(default=["complete", "children", "oldest"], min_length=1)
     merge_as_set: list[Name] = []
     witnesses: list[dict[str, str]] = []
     busy: str | None = None
@@ -96,11 +98,15 @@ class EntitySpec(_Part):
 
 
 class SoftReference(_Part):
-    """A column that holds an entity's key without a foreign key."""
+    """A column that holds an entity's key without a foreign key.
+
+    ``path`` leads to the id inside a json(b) column: names separated by dots, ``*`` for every element of an array.
+    """
 
     table: Name
     column: Name
     entity: Name
+    path: str | None = Field(default=None, pattern=r"^[^.]+(\.[^.]+)*$")
     optional: bool = False
 
 
@@ -138,6 +144,36 @@ class Waves(_Part):
     remaining: int = Field(default=100_000, ge=1)
 
 
+class Sweep(_Part):
+    """How often, after the planned waves, what arrived meanwhile is taken along."""
+
+    max_passes: int = Field(default=2, ge=0, le=20)
+
+
+class Aliases(_Part):
+    """``finalize`` refuses while an old id was used within the last ``quiet_hours``."""
+
+    quiet_hours: float = Field(default=24, ge=0)
+
+
+class Throttle(_Part):
+    """Limits of the health signals; a signal without a limit is not read. Seconds, or milliseconds where named so."""
+
+    replication_lag_seconds: float | None = Field(default=None, gt=0)
+    lock_waits: int | None = Field(default=None, ge=0)
+    long_transaction_seconds: float | None = Field(default=None, gt=0)
+    query: str | None = None
+    query_milliseconds: float | None = Field(default=None, gt=0)
+    check_seconds: float = Field(default=1, ge=0)
+    max_wait_seconds: float = Field(default=600, ge=0)
+
+    @model_validator(mode="after")
+    def _query_has_a_limit(self) -> "Throttle":
+        if (self.query is None) != (self.query_milliseconds is None):
+            raise ValueError("throttle: query and query_milliseconds belong together")
+        return self
+
+
 class Spec(_Part):
     """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
 
@@ -151,6 +187,9 @@ class Spec(_Part):
     statuses: Statuses = Statuses()
     retrieval: Retrieval | None = None
     waves: Waves = Waves()
+    sweep: Sweep = Sweep()
+    aliases: Aliases = Aliases()
+    throttle: Throttle = Throttle()
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)

@@ -15,23 +15,27 @@ from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import RefusedError
 
 SCHEMA = "uuid_pipeline"
-VERSION = 1
+VERSION = 2
 
 # The legal moves of an execution. A status not named as a key is final.
 #   approved            a plan was approved; nothing has moved
 #   running             a wave has begun
 #   completed           every planned id accounted for, every gate green
+#   cancelled           stopped by a person between two batches; what it moved can still be rolled back
 #   superseded          stale, a newer plan was approved instead; what it moved can still be rolled back
 #   rolling_back        a rollback has begun and must finish
 #   partly_rolled_back  some waves are back under their old ids
 #   rolled_back         all of them are
+#   finalized           the aliases are gone, and with them the way back
 TRANSITIONS: dict[str, frozenset[str]] = {
-    "approved": frozenset({"running", "superseded", "rolling_back"}),
-    "running": frozenset({"completed", "superseded", "rolling_back"}),
-    "completed": frozenset({"rolling_back"}),
-    "superseded": frozenset({"rolling_back"}),
+    "approved": frozenset({"running", "superseded", "cancelled", "rolling_back"}),
+    "running": frozenset({"completed", "superseded", "cancelled", "rolling_back"}),
+    "completed": frozenset({"rolling_back", "finalized"}),
+    "cancelled": frozenset({"rolling_back", "finalized"}),
+    "superseded": frozenset({"rolling_back", "finalized"}),
     "rolling_back": frozenset({"rolled_back", "partly_rolled_back"}),
-    "partly_rolled_back": frozenset({"rolling_back"}),
+    "rolled_back": frozenset({"finalized"}),
+    "partly_rolled_back": frozenset({"rolling_back", "finalized"}),
 }
 
 
@@ -57,6 +61,7 @@ class Wave:
     last_ordinal: int
     documents: int
     status: str
+    assessment_no: int
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ def newest_assessment(connection: Connection) -> Assessment:
     found = sql.rows(
         connection,
         """SELECT assessment_no, spec_digest, catalog_digest, profile FROM uuid_pipeline.assessments
-           ORDER BY assessment_no DESC LIMIT 1""",
+           WHERE kind = 'plan' ORDER BY assessment_no DESC LIMIT 1""",
     )
     if not found:
         raise RefusedError("Nothing has been assessed yet. Run: uuid-pipeline plan")
@@ -277,14 +282,20 @@ def rolling_back(connection: Connection) -> list[Execution]:
     return [Execution(*row) for row in sql.rows(connection, _EXECUTION + " WHERE status = 'rolling_back'")]
 
 
+WAVE = """
+SELECT w.execution_id, w.position, w.wave, w.kind, w.first_ordinal, w.last_ordinal, w.documents, w.status,
+       coalesce(w.assessment_no, e.assessment_no) AS assessment_no
+FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e USING (execution_id)
+"""
+
+
 def waves(connection: Connection, execution_id: str) -> list[Wave]:
     """The waves of an execution, in their order."""
     return [
         Wave(*row)
         for row in sql.rows(
             connection,
-            """SELECT execution_id, position, wave, kind, first_ordinal, last_ordinal, documents, status
-               FROM uuid_pipeline.waves WHERE execution_id = %(id)s ORDER BY position""",
+            WAVE + " WHERE w.execution_id = %(id)s ORDER BY w.position",
             {"id": execution_id},
         )
     ]

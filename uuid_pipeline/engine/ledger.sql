@@ -15,6 +15,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.assessments (
     spec_digest text NOT NULL,
     catalog_digest text NOT NULL,
     profile jsonb NOT NULL,
+    -- A sweep derives what arrived since the plan under a number of its own, so that its id map stands beside the plan's.
+    kind text NOT NULL DEFAULT 'plan' CHECK (kind IN ('plan', 'sweep')),
     started_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -31,7 +33,10 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.executions (
     assessment_no integer NOT NULL REFERENCES uuid_pipeline.plans,
     plan_id text NOT NULL,
     status text NOT NULL CHECK (status IN
-        ('approved', 'running', 'completed', 'superseded', 'rolling_back', 'rolled_back', 'partly_rolled_back')),
+        ('approved', 'running', 'completed', 'superseded', 'cancelled', 'rolling_back', 'rolled_back',
+         'partly_rolled_back', 'finalized')),
+    -- What people want of it; the writer obeys between batches.
+    desired text NOT NULL DEFAULT 'run' CHECK (desired IN ('run', 'pause', 'cancel')),
     approved_by text NOT NULL,
     approved_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
@@ -51,7 +56,10 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.waves (
     first_ordinal bigint NOT NULL,
     last_ordinal bigint NOT NULL,
     documents bigint NOT NULL,
-    status text NOT NULL DEFAULT 'planned' CHECK (status IN ('planned', 'moved', 'rolling_back', 'rolled_back')),
+    -- Whose id map: the plan's, or for a sweep its own once it has looked.
+    assessment_no integer REFERENCES uuid_pipeline.assessments,
+    status text NOT NULL DEFAULT 'planned' CHECK (status IN
+        ('planned', 'moved', 'unneeded', 'rolling_back', 'rolled_back')),
     PRIMARY KEY (execution_id, position)
 );
 
@@ -79,7 +87,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.unmoved (
     entity text NOT NULL,
     ordinal bigint NOT NULL,
     old_id text NOT NULL,
-    reason text NOT NULL CHECK (reason IN ('gone', 'changed', 'taken')),
+    -- busy and locked rows are taken up again; the others wait for the next plan.
+    reason text NOT NULL CHECK (reason IN ('gone', 'changed', 'taken', 'busy', 'locked')),
     PRIMARY KEY (execution_id, entity, old_id)
 );
 
@@ -111,6 +120,25 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.fingerprints (
     PRIMARY KEY (execution_id, table_name)
 );
 
+-- What we altered in the application's schema, with the definition to put back; gone once it is back.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.altered (
+    kind text NOT NULL CHECK (kind IN ('trigger', 'index')),
+    object text NOT NULL,
+    definition text NOT NULL,
+    altered_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, object)
+);
+
+-- Why and how long a wave waited: for a health signal, or because people paused it.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.waits (
+    wait_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    wave text NOT NULL,
+    cause text NOT NULL,
+    reason text NOT NULL,
+    began_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz
+);
+
 -- The one writer. epoch grows with every holder, so that a revived earlier one is fenced off.
 CREATE TABLE IF NOT EXISTS uuid_pipeline.lease (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -131,4 +159,4 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.audit (
 );
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
-INSERT INTO uuid_pipeline.ledger (version) VALUES (1) ON CONFLICT DO NOTHING;
+INSERT INTO uuid_pipeline.ledger (version) VALUES (2) ON CONFLICT DO NOTHING;

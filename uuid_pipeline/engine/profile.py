@@ -132,7 +132,7 @@ def unsupported(connection: Connection, store: Store) -> list[str]:
     return (
         [fault for moved in store.tables for fault in _table_faults(moved)]
         + _trigger_faults(store)
-        + (_publication_faults(connection, store) + _soft_faults(store) + _outgoing_faults(store))
+        + (_publication_faults(connection, store) + _outgoing_faults(store))
     )
 
 
@@ -198,15 +198,6 @@ def _publication_faults(connection: Connection, store: Store) -> list[str]:
     return [
         f"{row.name} is published but has no replica identity, so every UPDATE of it fails"
         for row in sql.rows(connection, _NO_IDENTITY, {"oids": oids})
-    ]
-
-
-def _soft_faults(store: Store) -> list[str]:
-    return [
-        f"the reference {r.table.name}.{r.column} is {r.table.columns[r.column].type} where {r.entity} keys are "
-        f"{store.entity(r.entity).key_type}; only columns of the key's own type are moved"
-        for r in store.references
-        if (r.table.columns[r.column].type == "uuid") != (store.entity(r.entity).key_type == "uuid")
     ]
 
 

@@ -16,9 +16,8 @@ def moved_waves(connection: Connection) -> list[ledger.Wave]:
     """Every wave with rows under new ids, newest execution and last wave first."""
     found = sql.rows(
         connection,
-        """SELECT w.execution_id, w.position, w.wave, w.kind, w.first_ordinal, w.last_ordinal, w.documents, w.status
-           FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e USING (execution_id)
-           WHERE w.status IN ('moved', 'rolling_back')
+        ledger.WAVE
+        + """WHERE w.status IN ('moved', 'rolling_back')
               OR (w.status = 'planned' AND EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.wave = w.wave))
            ORDER BY e.approved_at DESC, e.execution_id DESC, w.position DESC""",
     )

@@ -3,12 +3,14 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from uuid_pipeline.engine.catalog import Catalog, Table
 from uuid_pipeline.errors import UsageError
-from uuid_pipeline.spec import EntitySpec, Spec
+from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
 
 KEY_TYPES = ("uuid", "text", "character varying")
+Form = Literal["key", "text", "array", "json"]
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,35 @@ class Entity:
 
 @dataclass(frozen=True)
 class Reference:
-    """A column that holds an entity's key; ``foreign_key`` is None for a soft reference."""
+    """A column that holds an entity's key; ``foreign_key`` is None for a soft reference.
+
+    ``form`` says how it holds it: ``key`` in the key's own type, ``text`` as its text, ``array`` among others,
+    ``json`` at ``path`` (``*`` stands for every element of an array).
+    """
 
     table: Table
     column: str
     entity: str
     foreign_key: str | None
+    form: Form = "key"
+    path: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return ".".join([self.table.name, self.column, *self.path])
 
 
 @dataclass(frozen=True)
 class MovedTable:
-    """A table that the migration writes to, with each column that holds an id, and of which entity."""
+    """A table that the migration writes to, with each column that holds an id, and of which entity.
+
+    ``columns`` are those that hold an id as it is; ``embedded`` are the references that hold it in another form.
+    """
 
     table: Table
     columns: tuple[tuple[str, str], ...]
     entity: Entity | None
+    embedded: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,12 +207,38 @@ def _parent_column(spec: Spec, catalog: Catalog, name: str, parent: Entity) -> s
 def _references(spec: Spec, catalog: Catalog, entities: tuple[Entity, ...]) -> tuple[Reference, ...]:
     found = _by_foreign_key(catalog, entities)
     known = {(reference.table.oid, reference.column) for reference in found}
+    of_name = {entity.name: entity for entity in entities}
     for soft in spec.soft_references:
         table = catalog.table(soft.table)
         if table is not None and soft.column in table.columns and (table.oid, soft.column) not in known:
-            found.append(Reference(table, soft.column, soft.entity, None))
+            form = _form(soft, table, of_name[soft.entity])
+            path = tuple(soft.path.split(".")) if soft.path else ()
+            found.append(Reference(table, soft.column, soft.entity, None, form, path))
     _refuse_undeclared_parents(entities, found)
     return tuple(found)
+
+
+def _form(soft: SoftReference, table: Table, entity: Entity) -> Form:
+    """How a soft reference holds the key. Raises UsageError for a column that cannot hold it."""
+    where, kind = f"soft reference {soft.table}.{soft.column}", table.columns[soft.column].type.split("(")[0]
+    is_json = kind in ("json", "jsonb")
+    if is_json != (soft.path is not None):
+        raise UsageError(
+            f"The spec's {where} is {kind}: "
+            + ("say with `path` where in it the id is." if is_json else "`path` is for json columns only.")
+        )
+    if is_json:
+        return "json"
+    if kind in ("uuid[]", "text[]", "character varying[]"):
+        return "array"
+    if (kind == "uuid") == (entity.key_type == "uuid") and kind in KEY_TYPES:
+        return "key"
+    if kind in KEY_TYPES and kind != "uuid":
+        return "text"
+    raise UsageError(
+        f"The spec's {where} is {kind}, which cannot hold a key of {entity.name} ({entity.key_type}); "
+        "it must be uuid, text, an array of these, or json with a path."
+    )
 
 
 def _by_foreign_key(catalog: Catalog, entities: tuple[Entity, ...]) -> list[Reference]:
@@ -257,6 +299,17 @@ def _moved_tables(entities: tuple[Entity, ...], references: tuple[Reference, ...
         columns.setdefault(entity.table.oid, {})[entity.key] = entity.name
     for reference in references:
         tables[reference.table.oid] = reference.table
-        columns.setdefault(reference.table.oid, {}).setdefault(reference.column, reference.entity)
+        held = columns.setdefault(reference.table.oid, {})
+        if reference.form == "key":
+            held.setdefault(reference.column, reference.entity)
     own = {entity.table.oid: entity for entity in entities}
-    return tuple(MovedTable(tables[oid], tuple(columns[oid].items()), own.get(oid)) for oid in columns)
+    embedded = [reference for reference in references if reference.form != "key"]
+    return tuple(
+        MovedTable(
+            tables[oid],
+            tuple(columns[oid].items()),
+            own.get(oid),
+            tuple(reference for reference in embedded if reference.table.oid == oid),
+        )
+        for oid in columns
+    )

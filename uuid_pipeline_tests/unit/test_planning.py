@@ -110,7 +110,8 @@ def test_an_id_is_deterministic_by_equality_random_by_version_4_and_else_stray(
 
 
 def test_every_status_can_reach_a_rollback_and_its_end() -> None:
-    for status in ("approved", "running", "completed", "superseded", "partly_rolled_back"):
+    for status in ("approved", "running", "completed", "superseded", "cancelled", "partly_rolled_back"):
         assert "rolling_back" in TRANSITIONS[status]
-    assert "rolled_back" not in TRANSITIONS
+    assert TRANSITIONS["rolled_back"] == {"finalized"}
+    assert "finalized" not in TRANSITIONS
     assert TRANSITIONS["rolling_back"] == {"rolled_back", "partly_rolled_back"}
