@@ -102,7 +102,8 @@ def _create_typed(connection: Connection, entity: Entity) -> None:
         sql.compose(
             """CREATE TABLE IF NOT EXISTS {table} (
                    assessment_no integer NOT NULL, ordinal bigint NOT NULL, wave text NOT NULL, role text NOT NULL,
-                   natural_key text NOT NULL, old_id {type} NOT NULL, new_id {type} NOT NULL
+                   natural_key text NOT NULL, old_id {type} NOT NULL, new_id {type} NOT NULL,
+                   arrived boolean NOT NULL DEFAULT false
                ) PARTITION BY LIST (assessment_no)""",
             table=id_map,
             type=key_type,
@@ -168,7 +169,8 @@ def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: in
     part = _part(kind, entity, assessment)
     parent = sql.table(SCHEMA, f"{kind}_{entity.name}")
     sql.execute(connection, sql.compose("DROP TABLE IF EXISTS {part}", part=part))
-    sql.execute(connection, sql.compose("CREATE TABLE {part} (LIKE {parent})", part=part, parent=parent))
+    like = sql.compose("CREATE TABLE {part} (LIKE {parent} INCLUDING DEFAULTS)", part=part, parent=parent)
+    sql.execute(connection, like)
     return part
 
 

@@ -187,13 +187,11 @@ def run_batch(
     the smallest batch gets no locks.
     """
     first, last = span
-    execution = ledger.execution(connection, wave.execution_id)
-    connection.rollback()
     for attempt in range(1, MAX_TRIES + 1):
-        plan = BatchPlan(wave.execution_id, execution.assessment_no, wave.wave, first, last)
+        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last)
         try:
             with connection.begin():
-                batch.set_up(connection)
+                batch.set_up(connection, "R")
                 leases.hold(connection, lease)
                 require_status(connection, wave, direction)
                 result = batch.run(connection, store, plan, direction, lease)
