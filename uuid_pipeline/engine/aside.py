@@ -95,7 +95,6 @@ def forget_departed(
         "table": held.table,
         "key": sql.name(entity.key),
         "not_aside": sql.Text(NOT_ASIDE),
-        "roles": sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
     }
     taken = sql.compose(
         """WITH taken AS (
@@ -105,7 +104,7 @@ def forget_departed(
         **parts,
     )
     gone = sql.compose(
-        """DELETE FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND {roles} AND {not_aside}
+        """DELETE FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge' AND {not_aside}
            AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.{source})""",
         **parts,
     )

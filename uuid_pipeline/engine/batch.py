@@ -5,12 +5,13 @@ the statements before it; that is why locking and moving are never one statement
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import aside, fingerprint, ledger, locks, sql
+from uuid_pipeline.engine import archive, aside, fingerprint, ledger, locks, merging, sql
+from uuid_pipeline.engine.collapse import Collapsed
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
@@ -24,12 +25,14 @@ __all__ = ["BACK", "FORWARD", "BatchPlan", "BatchResult", "Direction", "run", "s
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Rows written by table, ids moved by entity, rows that the application had written since the execution began."""
+    """By table: rows written, those of them that the application had written since the execution began, rows restored
+    from the archive; ids moved by entity; and what was merged."""
 
     tables: dict[str, int]
     entities: dict[str, int]
     touched: dict[str, int]
-    merged: dict[str, Any] = field(default_factory=dict)
+    merged: Collapsed
+    restored: dict[str, int]
 
 
 # Short lock waits (below deadlock_timeout); look-ups by ordinal, key and place, never a scan of the map for a batch.
@@ -55,6 +58,10 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     locks.make_room(connection, store)
     locks.hold_roots(connection, store, plan, direction)
     aside.set_aside(connection, store, plan, direction)
+    merged = Collapsed()
+    if direction is FORWARD and merging.wanted(connection, store, plan):
+        merged = merging.merge(connection, store, plan)
+        locks.hold_roots(connection, store, plan, direction)
     for entity in store.entities:
         if entity.parent is not None:
             locks.hold_children(connection, store, entity, plan, direction)
@@ -66,7 +73,8 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     before, touched = _before(connection, store, plan)
     after = _move(connection, store)
     _prove(before, after)
-    result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched)
+    restored = archive.restore(connection, store, plan) if direction is BACK else {}
+    result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
     _journal(connection, plan, direction, lease, result, after)
     return result
 
@@ -287,7 +295,8 @@ def _journal(
                     "tables": result.tables,
                     "entities": result.entities,
                     "touched": result.touched,
-                    "merged": result.merged,
+                    "merged": asdict(result.merged),
+                    "restored": result.restored,
                 }
             ),
             "digests": json.dumps({name: [f.rows, str(f.digest), str(f.timestamps)] for name, f in after.items()}),

@@ -77,13 +77,10 @@ def take(connection: Connection, store: Store, assessment: int) -> dict[str, dic
             "counted": int(counted),
             "derived": _derive(connection, store, entity, assessment),
         }
-    orphans = {
-        f"{r.table.name}.{r.column}": int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references
-    }
     sql.execute(
         connection,
         "UPDATE uuid_pipeline.assessments SET profile = profile || %(counts)s::jsonb WHERE assessment_no = %(no)s",
-        {"counts": json.dumps({"counts": counts, "orphans": orphans}), "no": assessment},
+        {"counts": json.dumps({"counts": counts, "orphans": orphans(connection, store)}), "no": assessment},
     )
     return counts
 
@@ -203,10 +200,8 @@ def _orphan_count(store: Store, reference: Any) -> sql.Composable:
 
 
 def orphans(connection: Connection, store: Store) -> dict[str, int]:
-    """Rows by reference whose entity row does not exist, now."""
-    return {
-        f"{r.table.name}.{r.column}": int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references
-    }
+    """Rows by reference whose entity row does not exist, now; text, arrays and json may hold ids of other things."""
+    return {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references if r.form == "key"}
 
 
 _SUMMARY = """

@@ -256,16 +256,16 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tar
     sql.execute(connection, statement, {"path": list(reference.path)})
 
 
-def ids_in(reference: Reference) -> sql.Composable:
-    """The ids that the value ``w.was`` of an embedded reference holds, as rows of text."""
+def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
+    """The ids that ``w.was`` (the value of an embedded reference) holds, as text; ``path`` names a bound value."""
     if reference.form == "text":
         return sql.Text("(SELECT w.was::text)")
     if reference.form == "array":
         return sql.Text("(SELECT DISTINCT unnest(w.was)::text)")
-    return sql.Text("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was::jsonb, %(path)s))")
+    return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was::jsonb, {path}))", path=sql.bound(path))
 
 
-def rewritten(reference: Reference, type_name: str) -> sql.Composable:
+def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.Composable:
     """The value ``w.was`` with the ids of ``b`` (source, goal) replaced: an aggregate over them."""
     if reference.form == "text":
         return sql.compose("min(b.goal)::{type}", type=cast_type(type_name))
@@ -278,7 +278,9 @@ def rewritten(reference: Reference, type_name: str) -> sql.Composable:
         )
     function = "rewritten_json" if type_name == "jsonb" else "rewritten_json_text"
     return sql.compose(
-        "uuid_pipeline.{function}(w.was, %(path)s, array_agg(b.source), array_agg(b.goal))", function=sql.name(function)
+        "uuid_pipeline.{function}(w.was, {path}, array_agg(b.source), array_agg(b.goal))",
+        function=sql.name(function),
+        path=sql.bound(path),
     )
 
 

@@ -38,6 +38,15 @@ def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Com
     return sql.join(" || ", pieces)
 
 
+def as_stored(entity: Entity) -> sql.Composable:
+    """The identity's own columns of the row ``t`` as they are stored, before any normalising, as one json array."""
+    fields = [field for field in entity.spec.template.fields if field != entity.parent_column]
+    return sql.compose(
+        "jsonb_build_array({fields})",
+        fields=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
+    )
+
+
 def first_invalid(entity: Entity, values: Sequence[str]) -> str | None:
     """The first field whose normalised value does not match the spec's pattern; ``values`` are those of ``valid``.
 

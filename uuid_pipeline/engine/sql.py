@@ -47,6 +47,11 @@ def literal(value: str | int) -> Composable:
     return sql.Literal(_escaped(value) if isinstance(value, str) else value)
 
 
+def bound(value: str) -> Composable:
+    """A placeholder for the bound value of that name, where the name itself is composed."""
+    return sql.Placeholder(value)
+
+
 def execute(
     connection: Connection, statement: Composable | LiteralString, values: Mapping[str, Any] | None = None
 ) -> CursorResult[Any]:
