@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.engine import ledger, profile
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.triggers import MissingRight
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline.spec import IgnoredReference, SoftReference, load_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role
@@ -33,7 +34,7 @@ def connected(engines: list[Engine], url: str, role: str) -> Engine:
     return engines[-1]
 
 
-def missing(engine: Engine) -> list[profile.MissingRight]:
+def missing(engine: Engine) -> list[MissingRight]:
     with engine.begin() as connection:
         return profile.missing_rights(connection, cycle.bound(connection, SPEC))
 
