@@ -64,7 +64,10 @@ def _table_faults(moved: MovedTable) -> list[str]:
 def _update_faults(connection: Connection, moved: MovedTable) -> list[str]:
     """What the server says to an UPDATE that is planned and not run: replica identity, filters of publications."""
     columns = [column for column, _ in moved.columns] + [reference.column for reference in moved.embedded]
-    assignments = [sql.compose("{c} = {c}", c=sql.name(column)) for column in dict.fromkeys(columns)]
+    written = [column for column in dict.fromkeys(columns) if not moved.table.columns[column].generated]
+    if not written:
+        return []
+    assignments = [sql.compose("{c} = {c}", c=sql.name(column)) for column in written]
     statement = sql.compose(
         "EXPLAIN UPDATE {table} SET {assignments}",
         table=sql.table(moved.table.schema, moved.table.name),
@@ -156,7 +159,7 @@ def _generated_key_faults(store: Store) -> list[str]:
         (moved.table.schema, moved.table.name, column.name)
         for moved in store.tables
         for column in moved.table.columns.values()
-        if column.generated
+        if column.generated and column.name not in dict(moved.columns)
     }
     return [
         f"the foreign key {key.name} of {key.table_schema}.{key.table} takes part in the generated column "
