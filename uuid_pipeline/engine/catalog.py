@@ -221,10 +221,48 @@ ORDER BY 1
 
 
 def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
-    """Every object of the catalog's tables with its definition."""
-    sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+    """Every object of the catalog's tables with its definition; triggers as they were before we altered them."""
+    pin_names(connection)
     oids = [table.oid for table in catalog.tables.values()]
-    return {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
+    found = {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
+    for record in altered_triggers(connection).values():
+        name = f"trigger {record['schema']}.{record['table']}.{record['trigger']}"
+        enabled, _, rest = found.get(name, "").partition(" ")
+        if rest.startswith(record["guarded"] + " "):
+            found[name] = f"{enabled} {record['definition']}{rest[len(record['guarded']) :]}"
+    return found
+
+
+def pin_names(connection: Connection) -> None:
+    """With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role."""
+    sql.execute(
+        connection,
+        """SELECT set_config('search_path', 'pg_catalog', true), set_config('quote_all_identifiers', 'off', true),
+                  set_config('standard_conforming_strings', 'on', true)""",
+    )
+
+
+# Asked of the catalogs, which answer whether or not the ledger is there, and is readable for this role.
+_ALTERED_READABLE = """
+SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = 'uuid_pipeline' AND c.relname = 'altered'
+                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+"""
+
+
+def altered_triggers(connection: Connection) -> dict[tuple[str, str, str], dict[str, str]]:
+    """What the ledger keeps of triggers that hold our condition now, by (schema, table, trigger)."""
+    if not sql.scalar(connection, _ALTERED_READABLE):
+        return {}
+    rows = sql.rows(connection, "SELECT definition FROM uuid_pipeline.altered WHERE kind = 'trigger' ORDER BY object")
+    records = [json.loads(row.definition) for row in rows]
+    return {(record["schema"], record["table"], record["trigger"]): record for record in records}
+
+
+def unaltered(altered: dict[tuple[str, str, str], dict[str, str]], name: tuple[str, str, str], definition: str) -> str:
+    """A trigger's definition without the condition that we gave it; as it is when it is not what we left."""
+    record = altered.get(name)
+    return record["definition"] if record and record["guarded"] == definition else definition
 
 
 def digest(objects: dict[str, str]) -> str:

@@ -23,12 +23,19 @@ def store_profile(context: dg.AssetExecutionContext, store: StoreResource) -> dg
             "assessment": number,
             "server_version": found["server_version"],
             "role": found["role"],
+            "tier": f"{found['tier']}: {found['tier_reason']}",
             "tables": dg.MetadataValue.md(markdown(found["tables"])),
             "references": dg.MetadataValue.md(markdown(found["references"])),
             "silenced_triggers": dg.MetadataValue.md(markdown(found["silenced_triggers"])),
-            "skipped": dg.MetadataValue.md("\n".join(f"- {line}" for line in found["skipped"]) or "_nothing_"),
+            "fired_triggers": dg.MetadataValue.md(markdown(found["fired_triggers"])),
+            "warnings": _listed(found["warnings"]),
+            "skipped": _listed(found["skipped"]),
         }
     )
+
+
+def _listed(lines: list[str]) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "_nothing_")
 
 
 CHECKS = [
