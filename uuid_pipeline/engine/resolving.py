@@ -28,7 +28,8 @@ def map_part(entity: Entity, assessment: int) -> str:
 
 
 # Ids only ever went up (old to new) and came back down, newest execution first. So from a stale id the row is reached
-# by going down and then up; going down after up would end at another row of a merged cluster.
+# by going down and then up; going down after up would end at another row of a merged cluster. Down only where a
+# rollback has begun: before that no row had the new id, and one that the application makes itself is none of ours.
 _REACH = """
 WITH RECURSIVE reach (alias, id, hops, rank, rising, path) AS (
     {start}
@@ -40,7 +41,10 @@ WITH RECURSIVE reach (alias, id, hops, rank, rising, path) AS (
 """
 _NEIGHBOURS = """
 SELECT m.new_id, m.role, true FROM {part} m WHERE m.old_id = r.id
-UNION ALL SELECT m.old_id, m.role, false FROM {part} m WHERE m.new_id = r.id AND NOT r.rising
+UNION ALL SELECT m.old_id, m.role, false FROM {part} m WHERE m.new_id = r.id AND NOT r.rising AND EXISTS (
+    SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+    WHERE coalesce(w.assessment_no, e.assessment_no) = m.assessment_no
+      AND m.ordinal BETWEEN w.first_ordinal AND w.last_ordinal AND w.status IN ('rolling_back', 'rolled_back'))
 """
 
 
@@ -73,25 +77,31 @@ def _count(entity: Entity) -> sql.Composable:
 _HELD_BODY = """
 DECLARE
     current_id {type};
+    tries integer := 0;
 BEGIN
     -- Waits behind a batch that holds the row, and keeps a later one away until the writer's transaction ends.
     PERFORM FROM {table} t WHERE t.{key} = $1 FOR KEY SHARE;
-    IF FOUND OR NOT EXISTS ({known}) THEN
+    IF FOUND THEN
         RETURN $1;
     END IF;
-    -- A statement of its own, whose snapshot has what the batch committed; again if the next batch came between.
-    FOR attempt IN 1..3 LOOP
+    -- Statements of their own, whose snapshots have what the batch committed. Nearly always one step up is enough.
+    SELECT m.id INTO current_id FROM ({known}) m (id) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN $1;
+    END IF;
+    PERFORM FROM {table} t WHERE t.{key} = current_id FOR KEY SHARE;
+    -- Again, when another batch came between.
+    WHILE NOT FOUND AND tries < 3 LOOP
+        tries := tries + 1;
         {reach}
         SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id
         ORDER BY r.hops, r.rank LIMIT 1 FOR KEY SHARE OF t;
-        IF FOUND THEN
-            IF current_id <> $1 THEN
-                {count}
-            END IF;
-            RETURN current_id;
-        END IF;
     END LOOP;
-    RETURN $1;
+    IF NOT FOUND OR current_id = $1 THEN
+        RETURN $1;
+    END IF;
+    {count}
+    RETURN current_id;
 END
 """
 
@@ -102,10 +112,16 @@ BEGIN
     IF EXISTS (SELECT FROM {table} t WHERE t.{key} = $1) THEN
         RETURN $1;
     END IF;
-    {reach}
-    SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id ORDER BY r.hops, r.rank LIMIT 1;
+    SELECT m.id INTO current_id FROM ({known}) m (id) LIMIT 1;
     IF NOT FOUND THEN
         RETURN $1;
+    END IF;
+    IF NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = current_id) THEN
+        {reach}
+        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id ORDER BY r.hops, r.rank LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN $1;
+        END IF;
     END IF;
     -- On a standby every transaction is read-only.
     IF NOT current_setting('transaction_read_only')::boolean THEN
@@ -140,18 +156,15 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     """What finds the rows of one entity: for writers (``held``), for readers (``resolve``), and the list of aliases."""
     parts, type_name = _parts(entity, assessments), entity.key_type
     named = {"table": sql.table(entity.table.schema, entity.table.name), "key": sql.name(entity.key)}
-    typed = {**named, "type": cast_type(type_name), "count": _count(entity)}
     start = sql.compose("SELECT $1, $1, 0, 0, false, ARRAY[$1]")
-    known = sql.join(
-        " UNION ALL ",
-        [
-            sql.compose("SELECT FROM {part} m WHERE m.{column} = $1", part=part, column=sql.name(column))
-            for part in parts
-            for column in ("old_id", "new_id")
-        ],
-    )
-    held = sql.compose(_HELD_BODY, **typed, known=known, reach=_reach(start, parts))
-    resolve = sql.compose(_RESOLVE_BODY, **typed, reach=_reach(start, parts))
+    filled = {
+        **named,
+        "type": cast_type(type_name),
+        "count": _count(entity),
+        "known": _known(parts),
+        "reach": _reach(start, parts),
+    }
+    held, resolve = sql.compose(_HELD_BODY, **filled), sql.compose(_RESOLVE_BODY, **filled)
     of_text = sql.compose(
         _HELD_TEXT_BODY, canonical=sql.literal(CANONICAL_UUID), held=sql.table(SCHEMA, HELD + entity.name)
     )
@@ -163,6 +176,13 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     return (
         made if type_name == "text" else [*made, function(HELD + entity.name, {"id": "text"}, "text", _HELD, of_text)]
     )
+
+
+def _known(parts: Sequence[sql.Composable]) -> sql.Composable:
+    """A row if any map knows the id: where it went up to, or NULL when it is a new one."""
+    up = [sql.compose("SELECT m.new_id FROM {part} m WHERE m.old_id = $1", part=part) for part in parts]
+    down = [sql.compose("SELECT NULL FROM {part} m WHERE m.new_id = $1", part=part) for part in parts]
+    return sql.join(" UNION ALL ", [*up, *down])
 
 
 def _view(entity: Entity, parts: Sequence[sql.Composable]) -> Definition:
