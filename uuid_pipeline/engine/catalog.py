@@ -135,11 +135,12 @@ WHERE f.contype = 'f' AND (f.confrelid = ANY(%(oids)s) OR f.conrelid = ANY(%(oid
 ORDER BY sn.nspname, s.relname, f.conname
 """
 
+# Our own triggers on the application's tables (their functions live in the ledger) are no part of what it is.
 _TRIGGERS = """
 SELECT g.tgname, n.nspname, c.relname, g.tgenabled::text, pg_get_triggerdef(g.oid), p.proname,
        (g.tgtype & 16) <> 0 AS on_update
 FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_proc p ON p.oid = g.tgfoid
+JOIN pg_proc p ON p.oid = g.tgfoid AND p.pronamespace IS DISTINCT FROM to_regnamespace('uuid_pipeline')
 WHERE g.tgrelid = ANY(%(oids)s) AND NOT g.tgisinternal ORDER BY n.nspname, c.relname, g.tgname
 """
 
@@ -206,6 +207,7 @@ UNION ALL
 SELECT 'trigger ' || nspname || '.' || relname || '.' || tgname, concat_ws(' ', tgenabled, pg_get_triggerdef(t.oid),
        md5(pg_get_functiondef(tgfoid)))
 FROM rel JOIN pg_trigger t ON t.tgrelid = rel.oid AND NOT tgisinternal
+JOIN pg_proc f ON f.oid = tgfoid AND f.pronamespace IS DISTINCT FROM to_regnamespace('uuid_pipeline')
 UNION ALL
 SELECT 'policy ' || nspname || '.' || relname || '.' || polname, concat_ws(' ', polcmd, polpermissive,
        array(SELECT pg_get_userbyid(r) FROM unnest(polroles) r)::text, pg_get_expr(polqual, polrelid),
