@@ -21,7 +21,7 @@ def read(connection: Connection, throttle: Throttle) -> HealthSignal:
     limit = throttle.lock_waits or 0
     row = sql.rows(connection, _WAITING)[0]
     if row.hidden:
-        return unknown(NAME, sessions.hidden_reason(connection, row.hidden, "the sessions that wait for a lock, out"))
+        return unknown(NAME, sessions.hidden_reason(connection, row.hidden))
     who = f" (pid {', '.join(map(str, row.pids))})" if row.pids else ""
     return compared(NAME, row.waiting, limit, f"{row.waiting} sessions wait for a lock{who}; the limit is {limit}")
 

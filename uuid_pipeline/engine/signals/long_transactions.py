@@ -28,7 +28,7 @@ def read(connection: Connection, throttle: Throttle) -> HealthSignal:
     limit = throttle.long_transaction_seconds or 0.0
     row = sql.rows(connection, _OLDEST)[0]
     if row.hidden:
-        return unknown(NAME, sessions.hidden_reason(connection, row.hidden, "the transactions of others, in sessions"))
+        return unknown(NAME, sessions.hidden_reason(connection, row.hidden))
     if row.who is None:
         return compared(NAME, 0.0, limit, f"no transaction of others is open; the limit is {limit:g} s")
     age = f"the oldest transaction of others ({row.who}) is {row.seconds:.1f} s old"

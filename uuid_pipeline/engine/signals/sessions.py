@@ -25,10 +25,10 @@ def with_others(statement: LiteralString) -> LiteralString:
     return f"WITH others AS ({OTHERS}) {statement}"
 
 
-def hidden_reason(connection: Connection, hidden: int, what: str) -> str:
-    """Why ``what`` is not known, with the remedy."""
-    cause = unavailable(connection)
-    return f"{what} of {hidden} cannot be seen: {cause or 'track_activities is off in them'}"
+def hidden_reason(connection: Connection, hidden: int) -> str:
+    """Why what these sessions do is not known, with the remedy."""
+    cause = unavailable(connection) or "track_activities is off there"
+    return f"what {hidden} sessions do cannot be seen: {cause}"
 
 
 def unavailable(connection: Connection) -> str | None:
