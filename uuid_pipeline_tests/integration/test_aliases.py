@@ -21,7 +21,7 @@ from uuid_pipeline.engine import aliases, batch, migration
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import SoftReference
+from uuid_pipeline.spec import SoftReference, parse_spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 
@@ -566,3 +566,51 @@ def test_json_is_rewritten_at_its_path_only(store: Migrated) -> None:
     assert found["json"][0] == wanted
     assert list(map(json.loads, found["jsonb"][0])) == list(map(json.loads, wanted))
     assert found["json"][1] == found["jsonb"][1] == [text.count('"Y"') for text in wanted]
+
+
+LIBRARY = """
+CREATE SCHEMA "Lib 100%";
+CREATE TABLE "Lib 100%"."Papers" ("Id" varchar(64) PRIMARY KEY, sha text NOT NULL);
+CREATE TABLE "Lib 100%".pages (page text PRIMARY KEY, of_paper varchar(64) NOT NULL REFERENCES "Lib 100%"."Papers",
+    number int NOT NULL, follows text REFERENCES "Lib 100%".pages);
+CREATE TABLE "Lib 100%".shelves (shelf int PRIMARY KEY, papers text[], loans json);
+INSERT INTO "Lib 100%"."Papers" VALUES ('p/1 "é"', 'a'), ('p/2', 'b');
+INSERT INTO "Lib 100%".pages VALUES ('p/1-1', 'p/1 "é"', 1, NULL), ('p/1-2', 'p/1 "é"', 2, 'p/1-1');
+"""
+LIBRARY_SPEC = """
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+schema: Lib 100%
+entities:
+  paper: {table: Papers, key: Id, identity: "{sha}"}
+  page: {table: pages, key: page, parent: paper, identity: "{of_paper}:{number}"}
+"""
+LIBRARY_REFERENCES = """
+soft_references:
+  - {table: shelves, column: papers, entity: paper}
+  - {table: shelves, column: loans, entity: paper, path: "*"}
+"""
+
+
+def test_text_keys_of_any_spelling_and_references_to_the_own_table_are_translated_as_well(empty_store: Engine) -> None:
+    with cycle.session(empty_store) as connection:
+        connection.execute(LIBRARY)
+    spec = parse_spec(LIBRARY_SPEC, "library")
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    wide = cycle.bound_store(empty_store, parse_spec(LIBRARY_SPEC + LIBRARY_REFERENCES, "library"))
+    aliases.install(empty_store, wide, [execution.assessment_no])
+    cycle.migrate_all(empty_store, spec, execution)
+
+    old, new = 'p/1 "é"', str(uuid.uuid5(cycle.NAMESPACE, "a"))
+    page, first = (str(uuid.uuid5(cycle.NAMESPACE, f"{new}:{number}")) for number in (3, 1))
+    insert = (
+        'INSERT INTO "Lib 100%%".pages VALUES (%(page)s, %(paper)s, 3, %(first)s) RETURNING page, of_paper, follows'
+    )
+    assert cycle.run_sql(empty_store, insert, page=page, paper=old, first="p/1-1") == [(page, new, first)]
+    insert = 'INSERT INTO "Lib 100%%".shelves VALUES (1, %(papers)s, %(loans)s) RETURNING papers, loans::text'
+    loans = '[ "p\\/1 \\"\\u00e9\\"", "p/1 \\"é\\" " ]'
+    found = cycle.run_sql(empty_store, insert, papers=[old, "p/3"], loans=loans)
+    assert found == [([new, "p/3"], f'[ "{new}", "p/1 \\"é\\" " ]')]
+    names = ['"Lib 100%"."Papers"', '"Lib 100%".pages', '"Lib 100%".shelves']
+    with empty_store.begin() as reader:
+        assert aliases.installed(reader) == names
+    aliases.remove(empty_store)
