@@ -286,7 +286,7 @@ def test_a_merged_duplicate_resolves_to_the_survivor_and_its_new_id_back_to_the_
 
 def test_before_its_row_has_moved_a_target_id_stands_for_nothing_but_itself(fresh: Engine) -> None:
     before = cycle.rows_of(fresh)
-    install(fresh, cycle.assess_and_plan(fresh, SPEC).assessment_no)
+    install(fresh, cycle.approve(fresh, SPEC, cycle.assess_and_plan(fresh, SPEC).plan_id).assessment_no)
     chunk, target = before["document_chunks"][0], cycle.targets(before)
 
     edit = "UPDATE upload_pipeline.document_chunks SET chunk_ord = 77 WHERE chunk_id = %(c)s"
