@@ -297,14 +297,17 @@ GROUP BY l.pid, a.usename, a.state, a.xact_start ORDER BY 1
 
 def _who_holds(engine: Engine, relations: Sequence[str]) -> str:
     with engine.begin() as connection:
+        sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
         found = sql.rows(connection, _HOLDERS, {"relations": list(relations)})
+        named = sql.rows(connection, "SELECT unnest(%(names)s::regclass[])::text AS name", {"names": list(relations)})
     holders = [
         f"pid {row.pid or '- (a prepared transaction)'} ({row.usename or 'unknown'}, {row.mode}, {row.state}, "
         + (f"for {row.seconds} s)" if row.seconds is not None else "for how long is not shown)")
         for row in found
     ]
+    where = ", ".join(row.name for row in named) or "the ledger"
     return (
-        f"The aliases need a short lock on {', '.join(relations) or 'the ledger'}, which was not to be had for "
-        f"{PATIENCE_SECONDS:.0f} s. Held by: {', '.join(holders) or 'transactions that have just ended'}. "
+        f"The aliases need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
+        f"Held by: {', '.join(holders) or 'transactions that have just ended'}. "
         "End these transactions (SELECT pg_terminate_backend(PID)), or wait until they end, and run again."
     )

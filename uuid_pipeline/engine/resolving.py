@@ -62,7 +62,7 @@ def _parts(entity: Entity, assessments: Sequence[int]) -> list[sql.Composable]:
 
 # Sequences count without a row or a lock that another transaction would wait for.
 _COUNT = """
-PERFORM nextval({uses}::regclass), setval({last}::regclass, extract(epoch FROM clock_timestamp())::bigint);
+PERFORM nextval({uses}::regclass), setval({last}::regclass, floor(extract(epoch FROM clock_timestamp()))::bigint);
 """
 
 
