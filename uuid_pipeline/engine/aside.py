@@ -2,12 +2,22 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.locks import BACK, FORWARD, NOT_ASIDE, BatchPlan, Direction, held_of, map_part
 from uuid_pipeline.engine.store import Entity, Store
 
 # These wait for a moment in which nobody works on them, and are then taken up again.
 WAITING = ("busy", "locked")
+
+
+# The spec's predicate reads as in a query on the table alone: for its statement the schema is on the path.
+IN_REACH = "SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_catalog', true)"
+OUT_OF_REACH = "SELECT set_config('search_path', 'pg_catalog', true)"
+
+
+def predicate(text: str) -> sql.Composable:
+    """A condition of the spec, as it is written there."""
+    return sql.Text(text.replace("%", "%%"))
 
 
 def set_aside(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> None:
@@ -50,7 +60,6 @@ def set_aside(connection: Connection, store: Store, plan: BatchPlan, direction: 
 
 
 def _set_busy_aside(connection: Connection, root: Entity, store: Store, plan: BatchPlan) -> None:
-    """The spec's predicate reads as in a query on the table alone, so the schema is on the path for this statement."""
     held = held_of(store, root.name)
     statement = sql.compose(
         """INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
@@ -61,12 +70,11 @@ def _set_busy_aside(connection: Connection, root: Entity, store: Store, plan: Ba
         held=held.relation,
         table=sql.name(root.table.name),
         key=sql.name(root.key),
-        busy=sql.Text((root.spec.busy or "").replace("%", "%%")),
+        busy=predicate(root.spec.busy or ""),
     )
-    path = "SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_catalog', true)"
-    sql.execute(connection, path, {"schema": root.table.schema})
+    sql.execute(connection, IN_REACH, {"schema": root.table.schema})
     sql.execute(connection, statement, {**plan.values, "entity": root.name})
-    sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+    sql.execute(connection, OUT_OF_REACH)
 
 
 def _let_go(connection: Connection, store: Store, root: Entity, plan: BatchPlan) -> None:
@@ -110,3 +118,59 @@ def forget_departed(
     )
     sql.execute(connection, taken, plan.values)
     sql.execute(connection, gone, plan.values)
+
+
+def set_held_aside(connection: Connection, store: Store, plan: BatchPlan) -> None:
+    """Journal as locked the documents that somebody holds at this moment; the others are ours from here on."""
+    for root in store.roots:
+        statement = sql.compose(
+            """WITH free AS MATERIALIZED (
+                   SELECT m.ordinal, m.old_id FROM {map} m JOIN {table} t ON t.{key} = m.old_id
+                   WHERE m.ordinal BETWEEN %(first)s AND %(last)s FOR UPDATE OF t SKIP LOCKED)
+               INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
+               SELECT %(execution)s, %(wave)s, %(entity)s, m.ordinal, m.old_id::text, 'locked' FROM {map} m
+               WHERE m.ordinal IN (
+                   SELECT h.ordinal FROM {map} h JOIN {table} t ON t.{key} = h.old_id
+                   WHERE h.ordinal BETWEEN %(first)s AND %(last)s
+                     AND NOT EXISTS (SELECT FROM free f WHERE f.old_id = h.old_id))
+               ON CONFLICT DO NOTHING""",
+            map=map_part(root.name, plan),
+            table=sql.table(root.table.schema, root.table.name),
+            key=sql.name(root.key),
+        )
+        sql.execute(connection, statement, {**plan.values, "entity": root.name})
+
+
+def set_all_aside(connection: Connection, store: Store, plan: BatchPlan) -> None:
+    """Journal every document of a span as locked: its rows, or some that refer to it, were not to be had."""
+    for root in store.roots:
+        statement = sql.compose(
+            """INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
+               SELECT %(execution)s, %(wave)s, %(entity)s, m.ordinal, m.old_id::text, 'locked' FROM {map} m
+               WHERE m.ordinal BETWEEN %(first)s AND %(last)s ON CONFLICT DO NOTHING""",
+            map=map_part(root.name, plan),
+        )
+        sql.execute(connection, statement, {**plan.values, "entity": root.name})
+
+
+def waiting(connection: Connection, waves: list[ledger.Wave]) -> list[tuple[ledger.Wave, int]]:
+    """(wave, ordinal) of what is to be taken up again."""
+    of_name = {wave.wave: wave for wave in waves}
+    found = sql.rows(
+        connection,
+        """SELECT DISTINCT wave, ordinal FROM uuid_pipeline.unmoved
+           WHERE wave = ANY(%(waves)s) AND reason = ANY(%(reasons)s) ORDER BY wave, ordinal""",
+        {"waves": list(of_name), "reasons": list(WAITING)},
+    )
+    connection.rollback()
+    return [(of_name[row.wave], int(row.ordinal)) for row in found]
+
+
+def take_up(connection: Connection, plan: BatchPlan) -> None:
+    """Forget that these documents wait; the batch sets them aside again if they must."""
+    sql.execute(
+        connection,
+        """DELETE FROM uuid_pipeline.unmoved WHERE wave = %(wave)s AND ordinal BETWEEN %(first)s AND %(last)s
+           AND reason = ANY(%(reasons)s)""",
+        {**plan.values, "reasons": list(WAITING)},
+    )

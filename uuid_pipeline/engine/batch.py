@@ -6,7 +6,7 @@ the statements before it; that is why locking and moving are never one statement
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -17,6 +17,7 @@ from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
 from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError
 from uuid_pipeline.identity import hasher
 
@@ -37,17 +38,14 @@ class BatchResult:
 
 # Short lock waits (below deadlock_timeout); look-ups by ordinal, key and place, never a scan of the map for a batch.
 _SETTINGS = """
-SELECT set_config('lock_timeout', '200ms', true), set_config('uuid_pipeline.batch', 'on', true),
-       set_config('enable_seqscan', 'off', true), set_config('enable_mergejoin', 'off', true),
-       set_config('jit', 'off', true)
+SELECT set_config('lock_timeout', '200ms', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)
 """
 
 
-def set_up(connection: Connection, tier: Literal["R", "O"]) -> None:
-    """Settings of one batch, gone with its transaction. Tier O's trigger guards read uuid_pipeline.batch."""
+def set_up(connection: Connection) -> None:
+    """Settings of one batch, gone with its transaction."""
     sql.execute(connection, _SETTINGS)
-    if tier == "R":
-        sql.execute(connection, "SELECT set_config('session_replication_role', 'replica', true)")
 
 
 def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direction, lease: Lease) -> BatchResult:
@@ -55,12 +53,25 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
 
     Raises BatchError when the rows after are not the rows before with ids as mapped.
     """
+    merged = hold(connection, store, plan, direction)
+    entities = _ids_held(connection, store)
+    after, touched = move_and_prove(connection, store, plan)
+    restored = archive.restore(connection, store, plan) if direction is BACK else {}
+    result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
+    _journal(connection, plan, direction, lease, result, after)
+    reach("journaled")
+    return result
+
+
+def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> Collapsed:
+    """Lock every row of the batch, level by level, with the id that it is to get; merge what the plan merges."""
     locks.make_room(connection, store)
     locks.hold_roots(connection, store, plan, direction)
     aside.set_aside(connection, store, plan, direction)
     merged = Collapsed()
     if direction is FORWARD and merging.wanted(connection, store, plan):
         merged = merging.merge(connection, store, plan)
+        reach("merged")
         locks.hold_roots(connection, store, plan, direction)
     for entity in store.entities:
         if entity.parent is not None:
@@ -69,14 +80,23 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
             if direction is FORWARD:
                 derive_arrivals(connection, store, entity, plan)
     locks.hold_references(connection, store)
-    entities = _ids_held(connection, store)
+    reach("held")
+    return merged
+
+
+def move_and_prove(
+    connection: Connection, store: Store, plan: BatchPlan
+) -> tuple[dict[str, Fingerprint], dict[str, int]]:
+    """Write what is held and compare it with what was read; returns fingerprints and rows touched by the application.
+
+    Raises BatchError when they differ.
+    """
     before, touched = _before(connection, store, plan)
     after = _move(connection, store)
+    reach("moved")
     _prove(before, after)
-    restored = archive.restore(connection, store, plan) if direction is BACK else {}
-    result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
-    _journal(connection, plan, direction, lease, result, after)
-    return result
+    reach("proved")
+    return after, touched
 
 
 def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> int:
@@ -268,7 +288,7 @@ def _prove(before: dict[str, Fingerprint], after: dict[str, Fingerprint]) -> Non
         raise BatchError(
             "A batch was rolled back because its rows changed in more than their ids. "
             + "; ".join(wrong)
-            + ". A trigger that fires in replica role, or a rule, writes to these columns: look at their triggers."
+            + ". A trigger that fires all the same, or a rule, writes to these columns: look at their triggers."
         )
 
 

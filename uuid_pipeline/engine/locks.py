@@ -262,7 +262,7 @@ def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
         return sql.Text("(SELECT w.was::text)")
     if reference.form == "array":
         return sql.Text("(SELECT DISTINCT unnest(w.was)::text)")
-    return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was::jsonb, {path}))", path=sql.bound(path))
+    return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was, {path}))", path=sql.bound(path))
 
 
 def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.Composable:
@@ -276,11 +276,9 @@ def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.C
                 LEFT JOIN unnest(array_agg(b.source), array_agg(b.goal)) r(old, new) ON r.old = o.id)::{type}""",
             type=cast_type(type_name),
         )
-    function = "rewritten_json" if type_name == "jsonb" else "rewritten_json_text"
+    # Of json and of jsonb alike; a json text stays byte for byte but for the id.
     return sql.compose(
-        "uuid_pipeline.{function}(w.was, {path}, array_agg(b.source), array_agg(b.goal))",
-        function=sql.name(function),
-        path=sql.bound(path),
+        "uuid_pipeline.rewritten_json(w.was, {path}, array_agg(b.source), array_agg(b.goal))", path=sql.bound(path)
     )
 
 

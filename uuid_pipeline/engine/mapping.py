@@ -8,17 +8,17 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
+from uuid_pipeline.engine.natural_keys import as_read
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import hasher, normalize, recomputed
 
 
-def build(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
-    """Write the id map of every entity; returns its rows by entity.
+def build(connection: Connection, store: Store, assessment: int, first: int = 0) -> dict[str, int]:
+    """Write the id map of every entity, with ordinals after ``first``; returns its rows by entity.
 
     A root that is right but has a descendant that is not takes part with the role ``keep``, so that each
     descendant belongs to exactly one batch.
     """
-    first = 0
     written = {}
     for root in store.roots:
         written[root.name] = _build_root(connection, store, root, assessment, first)
@@ -223,11 +223,15 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
         for row in sql.rows(
             connection,
             sql.compose(
-                """SELECT target_id, (array_agg(DISTINCT natural_key))[:3] AS keys FROM {inventory}
-                   WHERE assessment_no = %(no)s AND target_id IN (
+                """SELECT i.target_id, (array_agg(DISTINCT {parts}::text))[:3] AS keys
+                   FROM {inventory} i JOIN {table} t ON t.{key} = i.key
+                   WHERE i.assessment_no = %(no)s AND i.target_id IN (
                        SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
                        GROUP BY target_id HAVING count(*) > 1)
-                   GROUP BY target_id HAVING count(DISTINCT natural_key) > 1 LIMIT 10""",
+                   GROUP BY i.target_id HAVING count(DISTINCT {parts}) > 1 LIMIT 10""",
+                parts=as_read(entity),
+                table=sql.table(entity.table.schema, entity.table.name),
+                key=sql.name(entity.key),
                 inventory=ledger.inventory_table(entity),
             ),
             {"no": assessment},

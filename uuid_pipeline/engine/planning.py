@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import gates, lease, ledger, mapping, sql
+from uuid_pipeline.engine import gates, lease, ledger, mapping, signals, sql
 from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.inventory import Summary
@@ -17,7 +17,7 @@ from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec
 
 # Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
-_POSITIONS = {"canary": 10, "recent": 20, "remaining": 30}
+_POSITIONS = {"canary": 10, "recent": 20, "remaining": 30, "sweep": 900}
 ROWS_A_SECOND = 20_000  # ENGINE.md, section 1: 2.2 M rows in 20 to 37 s there; said to be an estimate wherever shown
 
 
@@ -96,6 +96,8 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "silenced_triggers": assessment.profile["silenced_triggers"],
         "witnesses": sum(len(entity.spec.witnesses) for entity in store.entities),
         "batch_rows": store.spec.batch_rows,
+        "unreadable_signals": signals.unreadable(connection, store.spec.throttle),
+        "sweep_passes": store.spec.sweep.max_passes,
         "risks": _risks(store, assessment),
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -272,7 +274,11 @@ def approve(connection: Connection, store: Store, plan_id: str) -> ledger.Execut
     _supersede_open(connection, store, plan_id)
     gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
     execution_id = _insert_execution(connection, plan, store.spec.approval_hours)
-    for position, wave in enumerate(plan.waves, 1):
+    sweeps = [
+        PlannedWave(f"{_POSITIONS['sweep']}-sweep-{number}", "sweep", 1, 0, 0)
+        for number in range(1, plan.content["sweep_passes"] + 1)
+    ]
+    for position, wave in enumerate([*plan.waves, *sweeps], 1):
         sql.execute(
             connection,
             """INSERT INTO uuid_pipeline.waves

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.aside import IN_REACH, OUT_OF_REACH, predicate
 from uuid_pipeline.engine.silencing import DEPARSED
 from uuid_pipeline.engine.store import MovedTable, Store
 from uuid_pipeline.engine.triggers import ROW_DEED, Tier, choose, deeds
@@ -30,7 +31,7 @@ def unsupported(connection: Connection, store: Store) -> list[str]:
         for fault in (*_update_faults(connection, moved), *_check_faults(connection, moved))
     ]
     keys = _outgoing_faults(store) + _generated_key_faults(store)
-    return plain + list(choose(connection, store).refusals) + tried + keys + _busy_faults(store)
+    return plain + list(choose(connection, store).refusals) + tried + keys + _busy_faults(connection, store)
 
 
 def _where(moved: MovedTable) -> str:
@@ -174,12 +175,30 @@ def _generated_key_faults(store: Store) -> list[str]:
     ]
 
 
-def _busy_faults(store: Store) -> list[str]:
-    return [
-        f"the spec tells when a {entity.name} is busy, and this version cannot make documents wait; take `busy` out"
-        for entity in store.entities
-        if entity.spec.busy is not None
-    ]
+def _busy_faults(connection: Connection, store: Store) -> list[str]:
+    """The spec's predicate is tried on no row, with the names in reach that a batch gives it."""
+    faults = []
+    for entity in store.entities:
+        if entity.spec.busy is None:
+            continue
+        if entity.parent is not None:
+            faults.append(f"the spec tells when a {entity.name} is busy; only a document can wait, so say it there")
+            continue
+        sql.execute(connection, IN_REACH, {"schema": entity.table.schema})
+        refused = _refused(
+            connection,
+            sql.compose(
+                "SELECT FROM {table} WHERE ({busy}) LIMIT 0",
+                table=sql.name(entity.table.name),
+                busy=predicate(entity.spec.busy),
+            ),
+        )
+        sql.execute(connection, OUT_OF_REACH)
+        if refused:
+            faults.append(
+                f"the spec's busy predicate of {entity.name} is no condition on {entity.table.name}: {refused}"
+            )
+    return faults
 
 
 def warnings(connection: Connection, store: Store) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import archive, batch, fingerprint, gates, ledger, locks, sql
+from uuid_pipeline.engine import archive, aside, batch, fingerprint, gates, ledger, locks, sql
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult, Scope
@@ -62,7 +62,7 @@ def conservation(connection: Connection, store: Store, wave: ledger.Wave) -> Gat
     said = ", ".join(f"{count} {name}" for name, count in found.items())
     return GateResult.of(
         "conservation",
-        missing == 0 and wave.status == "moved",
+        missing == 0 and wave.status in ("moved", "unneeded"),
         said if missing == 0 else f"{said}: {missing} unaccounted for",
         "run the wave again (uuid-pipeline run); if it stays, roll it back",
         figures=found,
@@ -351,7 +351,10 @@ def _application_writes(
 def next_step_safe(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: every wave that began has ended with all its gates green, so the next one, or the end, may come."""
     open_gates, unaccounted, done, waiting = [], 0, 0, []
+    left = 0
     for wave in ledger.waves(connection, execution.execution_id):
+        if wave.status == "unneeded":
+            continue
         begun = wave.status == "moved" or sql.scalar(
             connection,
             "SELECT EXISTS (SELECT FROM uuid_pipeline.batches WHERE wave = %(w)s)",
@@ -365,14 +368,16 @@ def next_step_safe(connection: Connection, store: Store, execution: ledger.Execu
         open_gates += gates.open_gates(connection, scope, [gates.WAVE_STAGE])
         found = accounted(connection, store, wave)
         unaccounted += found["planned"] - sum(n for name, n in found.items() if name != "planned")
-    safe = not open_gates and unaccounted == 0
+        left += sum(found.get(reason, 0) for reason in aside.WAITING)
+    safe = not open_gates and unaccounted == 0 and (left == 0 or bool(waiting))
+    unsafe = f"{unaccounted} documents unaccounted for" if unaccounted else f"{left} documents are busy or locked"
     after = f"next: {waiting[0]}" if waiting else "the execution may end"
     return GateResult.of(
         "next_step_safe",
         safe,
         f"{done} waves done, every document accounted for; {after}" if safe else "; ".join(open_gates)
-        or f"{unaccounted} documents unaccounted for",
-        "run the wave named again with its checks, or roll back",
+        or unsafe,
+        "run again (uuid-pipeline run), which takes up what is left; or roll back",
         figures={"waves_done": done, "waves_waiting": len(waiting)},
     )  # fmt: skip
 
@@ -396,15 +401,13 @@ def settle(connection: Connection, execution: ledger.Execution) -> bool:
     now = ledger.execution(connection, execution.execution_id)
     if now.status != "running":
         return now.status == "completed"
-    if any(wave.status != "moved" for wave in ledger.waves(connection, now.execution_id)):
+    waves = [wave for wave in ledger.waves(connection, now.execution_id) if wave.status != "unneeded"]
+    if any(wave.status != "moved" for wave in waves):
         return False
     scopes: list[tuple[Scope, tuple[str, ...]]] = [
         (Scope(execution=now.execution_id), (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE))
     ]
-    scopes += [
-        (Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,))
-        for wave in ledger.waves(connection, now.execution_id)
-    ]
+    scopes += [(Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,)) for wave in waves]
     if any(gates.open_gates(connection, scope, stages) for scope, stages in scopes):
         return False
     if not _validated_at_once(connection, now):

@@ -184,7 +184,7 @@ def test_rows_are_streamed_and_their_ids_take_no_dictionary(
     rows = from_parquet(path)
     assert {row["old_id"]: row["new_id"] for row in rows} == expected(before, *TABLES["chunk"])
     found = parquet.ParquetFile(path)
-    assert found.metadata.num_row_groups >= 3
+    assert found.metadata.num_row_groups >= 6
     encodings = {
         found.metadata.row_group(0).column(i).path_in_schema: found.metadata.row_group(0).column(i).encodings
         for i in range(found.metadata.num_columns)
@@ -206,7 +206,7 @@ def test_nothing_is_replaced_unless_everything_is_written(
     incomplete = command_line("export", "--format", "csv", "--output", str(out))
     assert incomplete.code == 1
     assert "holds 38 rows, but 37 were found by its waves" in incomplete.err
-    cycle.run_sql(incident, "DROP TABLE uuid_pipeline.id_map_document_1")
+    cycle.run_sql(incident, "DROP TABLE uuid_pipeline.id_map_document_1 CASCADE")
     dropped = command_line("export", "--format", "csv", "--output", str(out))
     assert dropped.code == 1
     assert "no longer holds the id map of assessment 1" in dropped.err

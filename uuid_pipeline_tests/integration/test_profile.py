@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, profile
+from uuid_pipeline.engine import ledger, profile, sync_points
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.triggers import MissingRight
 from uuid_pipeline.errors import BatchError, RefusedError
-from uuid_pipeline.spec import IgnoredReference, SoftReference, load_spec
+from uuid_pipeline.spec import IgnoredReference, SoftReference, Waves, load_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 
@@ -261,7 +261,7 @@ def test_what_this_version_cannot_do_is_red_by_name(incident: Engine, change: st
 
 
 def test_what_the_spec_asks_and_this_version_cannot_do_is_red_by_name(incident: Engine) -> None:
-    document = SPEC.entities["document"].model_copy(update={"busy": "processing_status = 'chunking'"})
+    document = SPEC.entities["document"].model_copy(update={"busy": "processing_state = 'chunking'"})
     asking = SPEC.model_copy(
         update={"triggers": {"touch_update_at": "fire"}, "entities": {**SPEC.entities, "document": document}}
     )
@@ -270,19 +270,29 @@ def test_what_the_spec_asks_and_this_version_cannot_do_is_red_by_name(incident: 
 
     assert not gate.passed
     assert "the spec's triggers name touch_update_at, which no table that moves has" in gate.finding
-    assert "when a document is busy" in gate.finding
+    assert "busy predicate of document is no condition on documents" in gate.finding
+    assert "processing_state" in gate.finding
 
 
-def test_an_always_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof(incident: Engine) -> None:
-    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER touch_updated_at")
-    plan = cycle.assess_and_plan(incident, SPEC)
-    with incident.begin() as connection:
-        # As if the gate had been blind.
-        connection.exec_driver_sql("UPDATE uuid_pipeline.gates SET passed = true")
-    execution = cycle.approve(incident, SPEC, plan.plan_id)
+def test_a_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof_with_the_rows_side_by_side(
+    incident: Engine,
+) -> None:
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
     before = cycle.rows_of(incident)
+    victim = before["documents"][0]
+    spoil = f"""CREATE FUNCTION upload_pipeline.spoil() RETURNS trigger LANGUAGE plpgsql AS
+                    $$BEGIN NEW.filename := 'spoilt'; RETURN NEW; END$$;
+                CREATE TRIGGER spoil BEFORE UPDATE ON upload_pipeline.documents FOR EACH ROW
+                    WHEN (OLD.filename = '{victim["filename"]}') EXECUTE FUNCTION upload_pipeline.spoil();
+                ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER spoil"""
+    sync_points.on("guarded", lambda: cycle.run_sql(incident, spoil) and None)
+    try:
+        with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents") as caught:
+            cycle.migrate_all(incident, cycle.spec_with(waves=Waves(canary=38)), execution)
+    finally:
+        sync_points.clear()
 
-    with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents"):
-        cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
-
-    assert cycle.rows_of(incident) == before
+    target = next(new for old, new in cycle.targets(before).items() if old == victim["document_id"])
+    assert f"documents (document_id {target}): filename should be '{victim['filename']}' and is 'spoilt'" in str(
+        caught.value
+    )

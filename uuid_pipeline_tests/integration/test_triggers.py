@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import catalog, ledger, migration, silencing, triggers
+from uuid_pipeline.engine import catalog, ledger, silencing, triggers
+from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.triggers import Tier
 from uuid_pipeline.errors import RefusedError
@@ -95,19 +96,19 @@ def tier_of(engine: Engine, spec: Any = SPEC) -> Tier:
 
 
 def guard(engine: Engine, tier: Tier) -> list[str]:
-    with migration.writer(engine, "guarding run") as (connection, lease):
+    with leases.held(engine, "guarding run") as (connection, lease):
         return silencing.guard(connection, lease, tier.guarded)
 
 
 def guard_all(engine: Engine) -> list[str]:
-    with migration.writer(engine, "guarding run") as (connection, lease):
+    with leases.held(engine, "guarding run") as (connection, lease):
         with connection.begin():
             found = triggers.read(connection, cycle.bound(connection, SPEC))
         return silencing.guard(connection, lease, found)
 
 
 def put_back(engine: Engine) -> list[str]:
-    with migration.writer(engine, "another run") as (connection, lease):
+    with leases.held(engine, "another run") as (connection, lease):
         return silencing.put_back(connection, lease)
 
 
@@ -271,7 +272,7 @@ def test_a_table_that_others_hold_is_waited_for_then_refused_by_name_and_pid(
 def test_a_run_that_lost_its_lease_alters_nothing(shop: Engine) -> None:
     cycle.run_sql(shop, PLAIN)
     before = definitions(shop)
-    with migration.writer(shop, "first") as (connection, lease):
+    with leases.held(shop, "first") as (connection, lease):
         with connection.begin():
             found = triggers.read(connection, cycle.bound(connection, SPEC))
         cycle.run_sql(shop, "UPDATE uuid_pipeline.lease SET epoch = epoch + 1")
