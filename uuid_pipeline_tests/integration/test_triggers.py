@@ -2,12 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.demo import server as embedded
+from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import catalog, ledger, migration, silencing, triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.triggers import Tier
@@ -76,13 +79,38 @@ DELETE FROM shop.parts WHERE part = 1
 """
 
 
+def build(engine: Engine) -> Engine:
+    """A store whose ledger exists, as it does before any wave."""
+    cycle.run_sql(engine, STORE)
+    with engine.begin() as connection:
+        ledger.create(connection, cycle.bound(connection, SPEC))
+    return engine
+
+
 @pytest.fixture
 def shop(empty_store: Engine) -> Engine:
-    """A store whose ledger exists, as it does before any wave."""
-    cycle.run_sql(empty_store, STORE)
-    with empty_store.begin() as connection:
-        ledger.create(connection, cycle.bound(connection, SPEC))
-    return empty_store
+    """A store of the test's own."""
+    return build(empty_store)
+
+
+@pytest.fixture(scope="module")
+def common_shop(server: EmbeddedServer) -> Iterator[Engine]:
+    name = f"t_{uuid.uuid4().hex}"
+    embedded.ensure_database(server, name)
+    engine = open_store(server.url(name))
+    yield build(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def bare_shop(common_shop: Engine) -> Iterator[Engine]:
+    """A store for tests that only make triggers; it has none before, and none after."""
+    yield common_shop
+    for name, table in cycle.run_sql(
+        common_shop, "SELECT quote_ident(tgname), tgrelid::regclass FROM pg_trigger WHERE NOT tgisinternal"
+    ):
+        cycle.run_sql(common_shop, f"DROP TRIGGER {name} ON {table}")
+    put_back(common_shop)
 
 
 def wishing(**wishes: Literal["fire", "silence"]) -> Any:
@@ -250,22 +278,22 @@ PLAIN = "CREATE TRIGGER plain BEFORE UPDATE ON shop.things FOR EACH ROW EXECUTE 
 
 
 def test_a_table_that_others_hold_is_waited_for_then_refused_by_name_and_pid(
-    shop: Engine, monkeypatch: pytest.MonkeyPatch
+    bare_shop: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(silencing, "LOCK_SECONDS", 0.5)
-    cycle.run_sql(shop, PLAIN)
-    before = definitions(shop)
-    with cycle.session(shop) as writer:
+    cycle.run_sql(bare_shop, PLAIN)
+    before = definitions(bare_shop)
+    with cycle.session(bare_shop) as writer:
         writer.execute("UPDATE shop.things SET n = n")
 
         with pytest.raises(RefusedError) as refusal:
-            guard_all(shop)
+            guard_all(bare_shop)
 
         assert "shop.things could not be changed" in refusal.value.message
         assert f"now pid {writer.info.backend_pid}." in refusal.value.message
-        assert (definitions(shop), altered(shop)) == (before, {})
+        assert (definitions(bare_shop), altered(bare_shop)) == (before, {})
         writer.rollback()
-    assert guard_all(shop) == ["plain on shop.things"]
+    assert guard_all(bare_shop) == ["plain on shop.things"]
 
 
 def test_a_run_that_lost_its_lease_alters_nothing(shop: Engine) -> None:
@@ -305,18 +333,18 @@ OTHER = "CREATE TRIGGER other BEFORE UPDATE ON shop.parts FOR EACH ROW EXECUTE F
     ],
 )
 def test_the_tier_follows_from_what_is_to_fire(
-    shop: Engine, made: str, wishes: dict[str, Any], tier: str, guarded: list[str], fired: list[str]
+    bare_shop: Engine, made: str, wishes: dict[str, Any], tier: str, guarded: list[str], fired: list[str]
 ) -> None:
-    cycle.run_sql(shop, made or OUTSIDE)
+    cycle.run_sql(bare_shop, made or OUTSIDE)
 
-    found = tier_of(shop, wishing(**wishes))
+    found = tier_of(bare_shop, wishing(**wishes))
 
     assert (found.name, [t.name for t in found.guarded], [t.name for t in found.fired]) == (tier, guarded, fired)
     assert (found.refusals, found.missing) == ((), ())
-    guard(shop, found)
+    guard(bare_shop, found)
     # By hand what a batch does: only what is to fire does.
     role = "SET LOCAL session_replication_role = replica; " if tier == "R" else ""
-    assert fired_by(shop, role + IN_BATCH) == set(fired)
+    assert fired_by(bare_shop, role + IN_BATCH) == set(fired)
 
 
 @pytest.mark.parametrize(
@@ -333,11 +361,11 @@ def test_the_tier_follows_from_what_is_to_fire(
     ],
 )
 def test_what_cannot_be_as_the_spec_says_is_refused_with_the_way_out(
-    shop: Engine, made: str, wishes: dict[str, Any], why: str
+    bare_shop: Engine, made: str, wishes: dict[str, Any], why: str
 ) -> None:
-    cycle.run_sql(shop, made)
+    cycle.run_sql(bare_shop, made)
 
-    (refusal,) = tier_of(shop, wishing(**wishes)).refusals
+    (refusal,) = tier_of(bare_shop, wishing(**wishes)).refusals
 
     assert re.search(why, refusal)
 
