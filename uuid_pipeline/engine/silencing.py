@@ -225,7 +225,10 @@ def _held(connection: Connection, schema: str, table: str) -> str:
         holders = sql.rows(
             connection,
             """SELECT DISTINCT coalesce('pid ' || l.pid, 'prepared transaction ' || p.gid) AS who
-               FROM pg_locks l LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
+               FROM pg_locks l
+               LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
+                                       AND t.virtualtransaction = l.virtualtransaction
+               LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
                WHERE l.relation = %(oid)s AND l.database = (SELECT oid FROM pg_database
                                                             WHERE datname = current_database())
                  AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') ORDER BY 1""",

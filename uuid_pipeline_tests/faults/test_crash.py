@@ -68,7 +68,7 @@ def moments(direction: str) -> Iterator[tuple[str, int]]:
     """Seeded moments, near and far, before a statement and before a commit."""
     chance = random.Random(f"{SEED} {direction}")
     for number in range(KILLS):
-        yield ("statement", chance.randrange(2, 120)) if number % 2 == 0 else ("commit", chance.randrange(1, 7))
+        yield ("statement", chance.randrange(2, 400)) if number % 2 == 0 else ("commit", chance.randrange(1, 30))
 
 
 def test_a_migration_killed_at_many_moments_ends_as_if_nothing_had_happened(

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import aliases, batch, migration
+from uuid_pipeline.engine import aliases, batch
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
@@ -308,7 +308,7 @@ def in_batch(fresh: Engine) -> Iterator[Callable[[], Any]]:
     plan = batch.BatchPlan(
         execution.execution_id, execution.assessment_no, wave.wave, wave.first_ordinal, wave.last_ordinal
     )
-    with migration.writer(fresh, cycle.RUN) as (connection, lease):
+    with leases.held(fresh, cycle.RUN) as (connection, lease):
 
         def begin() -> Any:
             connection.begin()

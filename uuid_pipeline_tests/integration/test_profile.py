@@ -277,7 +277,8 @@ def test_what_the_spec_asks_and_this_version_cannot_do_is_red_by_name(incident: 
 def test_a_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof_with_the_rows_side_by_side(
     incident: Engine,
 ) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    spec = cycle.spec_with(waves=Waves(canary=38))
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
     before = cycle.rows_of(incident)
     victim = before["documents"][0]
     spoil = f"""CREATE FUNCTION upload_pipeline.spoil() RETURNS trigger LANGUAGE plpgsql AS
@@ -288,7 +289,7 @@ def test_a_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof_with_the_r
     sync_points.on("guarded", lambda: cycle.run_sql(incident, spoil) and None)
     try:
         with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents") as caught:
-            cycle.migrate_all(incident, cycle.spec_with(waves=Waves(canary=38)), execution)
+            cycle.migrate_all(incident, spec, execution)
     finally:
         sync_points.clear()
 
