@@ -7,7 +7,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from uuid_pipeline.cli.demo import build, scenario_of
+from uuid_pipeline.cli.output import Answer
 from uuid_pipeline.demo import server as embedded
+from uuid_pipeline.settings import Settings
 from uuid_pipeline_tests.acceptance.conftest import CommandLine
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
@@ -32,26 +35,27 @@ def documents(home: Path) -> int:
 
 def test_a_home_holds_one_scenario_or_size_and_fresh_makes_room_for_another(demo_home: Path) -> None:
     demo = CommandLine({"UUID_PIPELINE_HOME": str(demo_home)})
-    sized = demo("demo", "--documents", "60", "--json")
-    assert (sized.code, sized.data["status"]) == (0, "completed")
-    assert sized.data["documents"] == {"before": 60, "now": 60}
-    assert documents(demo_home) == 60
+    # As a demo leaves it that was stopped when its store was built.
+    build(Settings(home=demo_home), scenario_of("twins", None), Answer())
+    assert documents(demo_home) == 50
 
-    for other in ((), ("--scenario", "twins"), ("--documents", "61")):
+    for other in ((), ("--documents", "61")):
         said = demo("demo", *other)
         assert (said.code, said.out) == (2, "")
-        for part in ("'60 documents'", "--fresh", "UUID_PIPELINE_HOME"):
+        for part in ("'twins'", "--fresh", "UUID_PIPELINE_HOME"):
             assert part in said.err
     too_many = demo("demo", "--fresh", "--documents", str(10**12))
     assert too_many.code == 2
     assert "GB free" in too_many.err
+    assert documents(demo_home) == 50
+
+    fresh = demo("demo", "--fresh", "--documents", "60", "--json")
+    assert (fresh.code, fresh.data["status"]) == (0, "completed")
+    assert fresh.data["documents"] == {"before": 60, "now": 60}
     assert documents(demo_home) == 60
-
-    again = demo("demo", "--documents", "60", "--json")
-    assert (again.code, again.data["nothing_to_do"]) == (0, True)
-
-    fresh = demo("demo", "--fresh", "--json")
-    assert (fresh.code, fresh.data["documents"]) == (0, {"before": 38, "now": 38})
+    again = demo("demo", "--documents", "61", "--json")
+    assert again.code == 2
+    assert "'60 documents'" in again.data["error"]
 
 
 @pytest.mark.parametrize(
