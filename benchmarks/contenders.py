@@ -5,9 +5,11 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
+from psycopg2 import sql
 
 from benchmarks import store
 
@@ -16,8 +18,8 @@ _NAMESPACE = store.NAMESPACE.bytes
 
 def target(natural_key: bytes) -> bytes:
     """uuid5 of the store's namespace, text to text: what a fast script would write."""
-    digest = hashlib.sha1(_NAMESPACE + natural_key, usedforsecurity=False).hexdigest()
-    return f"{digest[:12]}5{digest[13:16]}{'89ab'[int(digest[16], 16) & 3]}{digest[17:32]}".encode()
+    d = hashlib.sha1(_NAMESPACE + natural_key, usedforsecurity=False).hexdigest()
+    return f"{d[:8]}-{d[8:12]}-5{d[13:16]}-{'89ab'[int(d[16], 16) & 3]}{d[17:20]}-{d[20:32]}".encode()
 
 
 def replica(url: str) -> float:
@@ -44,6 +46,102 @@ def replica(url: str) -> float:
             "UPDATE bench.events t SET document_id = m.new_id FROM document_map m WHERE t.document_id = m.old_id"
         )
     return time.perf_counter() - started
+
+
+def replica_with_rebuild(url: str) -> float:
+    """The same with the vector index dropped before and rebuilt after it."""
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_get_indexdef('bench.ix_chunks_embedding'::regclass)")
+        [(definition,)] = cursor.fetchall()
+        started = time.perf_counter()
+        cursor.execute("DROP INDEX bench.ix_chunks_embedding")
+        connection.commit()
+        replica(url)
+        cursor.execute("SET maintenance_work_mem = '1GB'")
+        cursor.execute(definition)
+    return time.perf_counter() - started
+
+
+def cascade(url: str) -> float:
+    """Foreign keys made ON UPDATE CASCADE, documents and chunks updated, foreign keys made as they were. Seconds."""
+    started = time.perf_counter()
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("SET LOCAL work_mem = '256MB'")
+        _touch_triggers(cursor, "DISABLE")
+        _foreign_keys(cursor, "ON UPDATE CASCADE")
+        map_documents(cursor)
+        map_chunks(cursor)
+        cursor.execute(
+            "UPDATE bench.documents t SET document_id = m.new_id FROM document_map m WHERE t.document_id = m.old_id"
+        )
+        cursor.execute("UPDATE bench.chunks t SET chunk_id = m.new_id FROM chunk_map m WHERE t.chunk_id = m.old_id")
+        # Else the changes of keys are pending, and the tables cannot be altered.
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        _foreign_keys(cursor, "")
+        _touch_triggers(cursor, "ENABLE")
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A run over some of the documents: seconds of what is done once, and of the sample."""
+
+    once: float
+    documents: int
+    seconds: float
+
+    def whole(self, documents: int) -> float:
+        """What all the documents would take, each as long as those of the sample."""
+        return self.once + self.seconds * documents / self.documents
+
+
+def loop(url: str, sample: int) -> Sampled:
+    """The report's tool, mended by deferred foreign keys: one transaction a document, one UPDATE a row of a chunk."""
+    started = time.perf_counter()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        with connection:
+            _touch_triggers(cursor, "DISABLE")
+            _foreign_keys(cursor, "DEFERRABLE INITIALLY DEFERRED")
+        with connection:
+            cursor.execute("SELECT document_id, user_id, file_sha256 FROM bench.documents LIMIT %s", [sample])
+            documents = cursor.fetchall()
+        once = time.perf_counter() - started
+        for document_id, user_id, file_sha256 in documents:
+            with connection:
+                _move_one(cursor, document_id, target(f"{user_id}:{file_sha256.lower()}".encode()).decode())
+        seconds = time.perf_counter() - started - once
+        before = time.perf_counter()
+        with connection:
+            _foreign_keys(cursor, "")
+            _touch_triggers(cursor, "ENABLE")
+    return Sampled(once + time.perf_counter() - before, len(documents), seconds)
+
+
+def _move_one(cursor: Any, old: str, new: str) -> None:
+    cursor.execute("SELECT chunk_id, chunker, version, ord FROM bench.chunks WHERE document_id = %s", [old])
+    for chunk_id, *parts in cursor.fetchall():
+        new_chunk = target(":".join(map(str, (new, *parts))).encode()).decode()
+        cursor.execute(
+            "UPDATE bench.chunks SET chunk_id = %s, document_id = %s WHERE chunk_id = %s", [new_chunk, new, chunk_id]
+        )
+    cursor.execute("UPDATE bench.jobs SET document_id = %s WHERE document_id = %s", [new, old])
+    cursor.execute("UPDATE bench.events SET document_id = %s WHERE document_id = %s", [new, old])
+    cursor.execute("UPDATE bench.documents SET document_id = %s WHERE document_id = %s", [new, old])
+
+
+def _foreign_keys(cursor: Any, options: str) -> None:
+    """Make the foreign keys to documents anew, with these options."""
+    statement = """ALTER TABLE {} DROP CONSTRAINT {name}, ADD CONSTRAINT {name}
+                   FOREIGN KEY (document_id) REFERENCES bench.documents (document_id) {options}"""
+    for table in ("chunks", "jobs", "events"):
+        name, option = sql.Identifier(f"{table}_document"), sql.SQL(options)
+        cursor.execute(sql.SQL(statement).format(sql.Identifier("bench", table), name=name, options=option))
+
+
+def _touch_triggers(cursor: Any, what: str) -> None:
+    for table in ("documents", "chunks", "jobs"):
+        statement = sql.SQL("ALTER TABLE {} {} TRIGGER touch_updated_at")
+        cursor.execute(statement.format(sql.Identifier("bench", table), sql.SQL(what)))
 
 
 def map_documents(cursor: Any) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,6 @@ SPEC = Path(__file__).with_name("spec.yaml")
 NAMESPACE = uuid.UUID("6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42")
 CHUNKS_A_DOCUMENT = 10
 TABLES = ("documents", "chunks", "jobs", "events")
-_BLOCKS = ("tables", *TABLES, "keys", "triggers")
 
 
 def block(name: str) -> bytes:
@@ -26,8 +26,18 @@ def block(name: str) -> bytes:
 
 def build(url: str, documents: int) -> None:
     """Create and fill schema `bench` in an empty database; vacuumed and analyzed, as a store at rest is."""
+    _build(url, documents, ("tables", *TABLES, "keys", "triggers"))
+
+
+def build_wide(url: str, documents: int) -> None:
+    """The same with vectors of 1536 random dimensions and an HNSW index over them, which takes minutes."""
+    _build(url, documents, ("tables", "documents", "wide", "jobs", "events", "keys", "triggers", "vector_index"))
+
+
+def _build(url: str, documents: int, names: Sequence[str]) -> None:
     with psycopg.connect(url) as connection:
-        for name in _BLOCKS:
+        connection.execute("SET maintenance_work_mem = '1GB'")
+        for name in names:
             # Without values the driver leaves % alone and takes several statements at once.
             connection.execute(block(name), {"documents": documents} if name in TABLES else None)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -51,15 +61,20 @@ def drop(server_: EmbeddedServer, name: str) -> None:
         connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
-def make_template(server_: EmbeddedServer, documents: int) -> str:
-    """A database that holds a store of this size, built on first use; its name."""
-    name = f"bench_{documents}"
+def make_template(server_: EmbeddedServer, documents: int, fill: Callable[[str, int], None] = build) -> str:
+    """A database that ``fill`` has made a store of this size in, on first use; its name."""
+    name = f"{fill.__name__}_{documents}"
     with psycopg.connect(server_.url("postgres"), autocommit=True) as connection:
         known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone()
     if known is None:
         server.ensure_database(server_, name)
-        build(server_.url(name), documents)
+        fill(server_.url(name), documents)
     return name
+
+
+def rows_of(documents: int) -> int:
+    """Rows of a store of this size whose ids change: documents, chunks, jobs, events."""
+    return documents * (CHUNKS_A_DOCUMENT + 3)
 
 
 def digest(url: str) -> tuple[object, ...]:

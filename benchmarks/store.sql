@@ -63,6 +63,20 @@ SELECT bench.random_id('chunk', n * 10 + ord), bench.random_id('document', n), '
        timestamptz '2025-09-01 00:01:00+00' + n * interval '1 second'
 FROM generate_series(1, %(documents)s) AS n CROSS JOIN generate_series(0, 9) AS ord;
 
+-- name: wide
+-- Vectors of 1536 random dimensions: smooth ones make an index that no real store has.
+SELECT setseed(0.5);
+ALTER TABLE bench.chunks ALTER COLUMN embedding TYPE vector(1536);
+INSERT INTO bench.chunks
+SELECT bench.random_id('chunk', n * 10 + ord), d.document_id, 'markdown-simple', '1', ord, 'Paragraph ' || ord,
+       (SELECT array_agg(random() - 0.5) FROM generate_series(1, 1536) WHERE n + ord IS NOT NULL)::vector(1536),
+       d.updated_at
+FROM (SELECT *, row_number() OVER (ORDER BY created_at) AS n FROM bench.documents) AS d
+CROSS JOIN generate_series(0, 9) AS ord;
+
+-- name: vector_index
+CREATE INDEX ix_chunks_embedding ON bench.chunks USING hnsw (embedding vector_cosine_ops);
+
 -- name: jobs
 INSERT INTO bench.jobs
 SELECT bench.random_id('job', n), bench.random_id('document', n), 'done',
