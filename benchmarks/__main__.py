@@ -26,7 +26,7 @@ Contender = Callable[[EmbeddedServer, str], Run]
 
 @dataclass(frozen=True)
 class Size:
-    """How large, and how often; ``curve`` in documents, smaller than ``documents``."""
+    """How large, and how often; ``curve`` are the smaller sizes, in documents."""
 
     documents: int
     curve: tuple[int, ...]
@@ -34,32 +34,50 @@ class Size:
     sample: int
     before_seconds: float
     repeat: int
+    through_command_line: bool
 
 
-def size_of(scale: float, repeat: int) -> Size:
+def size_of(options: argparse.Namespace) -> Size:
     """The issue's sizes at scale 1; everything shrinks with it."""
-    documents = max(20, round(100_000 * scale))
-    curve = tuple(sorted({max(2, round(documents * share)) for share in (0.01, 0.03, 0.1, 0.3)}))
-    return Size(documents, curve, max(20, round(5_000 * scale)), min(1_000, documents), min(15, 150 * scale), repeat)
+    documents = max(20, round(100_000 * options.scale))
+    return Size(
+        documents=documents,
+        curve=tuple(sorted({max(2, round(documents * share)) for share in options.curve})),
+        wide=max(20, round(5_000 * options.scale)),
+        sample=min(1_000, documents),
+        before_seconds=min(15.0, max(0.5, 150 * options.scale)),
+        repeat=options.repeat,
+        through_command_line=not options.skip_command_line,
+    )
 
 
 def main() -> int:
     """Run everything; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0, help="1: 100,000 documents, a million chunks")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of the engine and of the hand-written transaction")
-    parser.add_argument("--vectors", action="store_true", help="also 50,000 wide vectors with HNSW (takes long)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
+    options = _options()
     try:
         with embedded_server() as server_:
-            results = measure(server_, size_of(options.scale, options.repeat), options.vectors)
+            results = measure(server_, size_of(options), options.vectors)
     except PipelineError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1
     written = report.write(results, options.out)
     sys.stdout.write("\n".join([*report.lines(results), "", *[f"Written: {path}" for path in written]]) + "\n")
     return 0 if all(verdict.passed for verdict in results.verdicts) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="1: 100,000 documents, a million chunks")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of the engine and of the hand-written transaction")
+    parser.add_argument(
+        "--curve", type=float, nargs="*", default=[0.01, 0.03, 0.1, 0.3], help="smaller sizes, as shares of the whole"
+    )
+    parser.add_argument("--vectors", action="store_true", help="also 50,000 wide vectors with HNSW (takes long)")
+    parser.add_argument(
+        "--skip-command-line", action="store_true", help="judge the engine's functions, without Dagster around them"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args()
 
 
 @contextmanager
@@ -118,8 +136,9 @@ def compare(server_: EmbeddedServer, size: Size, results: Results) -> None:
 
     for _ in range(size.repeat):
         run("replica", lambda _, url: Run(contenders.replica(url)))
-        run("engine", runs.command_line)
-        run("engine-functions", lambda _, url: runs.functions(url))
+        run("functions", lambda _, url: runs.functions(url))
+        if size.through_command_line:
+            run("engine", runs.command_line)
     run("cascade", lambda _, url: Run(contenders.cascade(url)))
 
     def loop(_: EmbeddedServer, url: str) -> Run:
@@ -132,28 +151,35 @@ def compare(server_: EmbeddedServer, size: Size, results: Results) -> None:
 def with_application(server_: EmbeddedServer, size: Size, results: Results) -> None:
     """One more run of the engine with an application beside it, whose time counts for nothing else."""
     url = store.clone(server_, store.make_template(server_, size.documents), RUN)
-    results.application["read before"], results.application["write before"] = probe.watch(url, size.before_seconds)
     application = probe.Application(url)
     application.start()
+    time.sleep(size.before_seconds)
+    started = time.perf_counter()
     try:
         done = runs.functions(url)
     finally:
-        during = application.stop()
-    results.application["read during"], results.application["write during"] = during
-    results.application_errors = application.errors
+        ended = time.perf_counter()
+        application.stop()
     say(f"engine with an application beside it: {done.seconds:.2f} s")
+    spans = {"before": (0.0, started), "during": (started, ended), "while moving": runs.moving(done, started, ended)}
+    for span, (since, until) in spans.items():
+        results.application[f"read {span}"] = probe.latencies(application.reads, since, until)
+        results.application[f"write {span}"] = probe.latencies(application.writes, since, until)
+    results.application_errors = application.errors
 
 
 def cost_by_size(server_: EmbeddedServer, size: Size, results: Results) -> None:
     """Microseconds a row of the engine's functions and of the hand-written transaction, from small to large."""
     pair: dict[str, Contender] = {
-        "engine-functions": lambda _, url: runs.functions(url),
+        "functions": lambda _, url: runs.functions(url),
         "replica": lambda _, url: Run(contenders.replica(url)),
     }
     for documents in size.curve:
         template = store.make_template(server_, documents)
         for name, contender in pair.items():
-            seconds = min(fresh(server_, template, contender, f"{name} {documents}").seconds for _ in range(2))
+            seconds = min(
+                fresh(server_, template, contender, f"{name} {documents}").seconds for _ in range(size.repeat)
+            )
             put(results, name, documents, seconds)
     for name in pair:
         put(results, name, size.documents, report.fastest(results.runs)[name])
@@ -170,7 +196,7 @@ def wide(server_: EmbeddedServer, size: Size, results: Results) -> None:
     template = store.make_template(server_, size.wide, store.build_wide)
     results.wide = {
         "replica-rebuild": [fresh(server_, template, lambda _, url: Run(contenders.replica_with_rebuild(url)), "wide")],
-        "engine-functions": [fresh(server_, template, lambda _, url: runs.functions(url), "engine, wide")],
+        "functions": [fresh(server_, template, lambda _, url: runs.functions(url), "engine, wide")],
     }
 
 
@@ -181,11 +207,11 @@ def judge(results: Results) -> list[verdicts.Verdict]:
         *verdicts.of_speed(report.fastest(results.runs)),
         *verdicts.of_application(
             results.application["read before"].p99,
-            results.application["read during"].p99,
+            results.application["read while moving"].p99,
             len(results.application_errors),
         ),
         *verdicts.of_memory(max(run.peak_mb or 0 for run in every)),
-        *verdicts.of_growth(results.cost["engine-functions"]),
+        *verdicts.of_growth(results.cost["functions"]),
     ]
 
 

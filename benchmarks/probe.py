@@ -1,15 +1,18 @@
 """An application beside the run: one connection that looks documents up, one that adds jobs."""
 
+import math
 import random
 import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+
+from uuid_pipeline.errors import PipelineError
 
 # Slow enough to leave the machine to the run, fast enough for a percentile of ten seconds.
 _PAUSE_SECONDS = 0.005
@@ -23,14 +26,30 @@ SELECT %s, document_id, 'queued', now() FROM bench.documents WHERE user_id = %s 
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One query: when it began (perf_counter), and what it took."""
+
+    at: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class Latencies:
-    """What one kind of query took, in milliseconds, and how many failed."""
+    """What one kind of query took, in milliseconds."""
 
     queries: int
-    errors: int
     p50: float
     p99: float
     worst: float
+
+
+def latencies(samples: Sequence[Sample], since: float = 0.0, until: float = math.inf) -> Latencies:
+    """Percentiles of the queries that began in a span of time. Raises PipelineError when there were none."""
+    found = [sample.milliseconds for sample in samples if since <= sample.at < until]
+    if len(found) < 2:
+        raise PipelineError("The application beside the run made no two queries: take a larger --scale.")
+    cuts = statistics.quantiles(found, n=100, method="inclusive")
+    return Latencies(len(found), cuts[49], cuts[98], max(found))
 
 
 class _Client(threading.Thread):
@@ -40,7 +59,7 @@ class _Client(threading.Thread):
         super().__init__(daemon=True)
         self._url, self._keys, self._act, self._rng = url, keys, act, random.Random(seed)
         self._stopped = threading.Event()
-        self.milliseconds: list[float] = []
+        self.samples: list[Sample] = []
         self.errors: list[str] = []
 
     def run(self) -> None:
@@ -51,15 +70,11 @@ class _Client(threading.Thread):
                     self._act(connection, self._rng.choice(self._keys))
                 except psycopg.Error as error:
                     self.errors.append(str(error).splitlines()[0])
-                self.milliseconds.append((time.perf_counter() - started) * 1000)
+                self.samples.append(Sample(started, (time.perf_counter() - started) * 1000))
 
-    def stop(self) -> Latencies:
+    def stop(self) -> None:
         self._stopped.set()
         self.join()
-        if len(self.milliseconds) < 2:
-            raise RuntimeError("the application beside the run made no two queries")
-        cuts = statistics.quantiles(self.milliseconds, n=100)
-        return Latencies(len(self.milliseconds), len(self.errors), cuts[49], cuts[98], max(self.milliseconds))
 
 
 def _read(connection: psycopg.Connection[Any], key: tuple[Any, ...]) -> None:
@@ -72,28 +87,30 @@ def _write(connection: psycopg.Connection[Any], key: tuple[Any, ...]) -> None:
 
 
 class Application:
-    """A reader and a writer that run from ``start`` to ``stop``; ``errors`` are what the application would have seen."""
+    """A reader and a writer that run from ``start`` to ``stop``."""
 
     def __init__(self, url: str) -> None:
         with psycopg.connect(url) as connection:
             keys = connection.execute("SELECT user_id, file_sha256 FROM bench.documents LIMIT 100000").fetchall()
         self._reader, self._writer = _Client(url, keys, _read, 1), _Client(url, keys, _write, 2)
-        self.errors: list[str] = []
 
     def start(self) -> None:
         self._reader.start()
         self._writer.start()
 
-    def stop(self) -> tuple[Latencies, Latencies]:
-        """Latencies of the reader and of the writer."""
-        found = self._reader.stop(), self._writer.stop()
-        self.errors = self._reader.errors + self._writer.errors
-        return found
+    def stop(self) -> None:
+        self._reader.stop()
+        self._writer.stop()
 
+    @property
+    def reads(self) -> list[Sample]:
+        return self._reader.samples
 
-def watch(url: str, seconds: float) -> tuple[Latencies, Latencies]:
-    """The application's latencies with nothing beside it."""
-    application = Application(url)
-    application.start()
-    time.sleep(seconds)
-    return application.stop()
+    @property
+    def writes(self) -> list[Sample]:
+        return self._writer.samples
+
+    @property
+    def errors(self) -> list[str]:
+        """What the application would have logged."""
+        return self._reader.errors + self._writer.errors

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -65,9 +66,10 @@ def lines(results: Results) -> list[str]:
     for name, found in results.application.items():
         said.append(
             f"  {name:<16} p50 {found.p50:7.2f}  p99 {found.p99:7.2f}  worst {found.worst:8.2f}"
-            f"  queries {found.queries:,}  errors {found.errors}"
+            f"  queries {found.queries:,}"
         )
-    said += [f"  {error}" for error in results.application_errors[:3]]
+    said.append(f"  errors: {len(results.application_errors)}")
+    said += [f"    {count} x {error}" for error, count in Counter(results.application_errors).most_common(3)]
     said += ["", "Cost a row (microseconds) by chunks"]
     for name, costs in results.cost.items():
         said.append(f"  {name:<18}" + "  ".join(f"{size:,}: {cost:.1f}" for size, cost in sorted(costs.items())))

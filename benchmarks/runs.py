@@ -18,6 +18,7 @@ from uuid_pipeline.errors import PipelineError
 
 _COMMAND_LINE = "from uuid_pipeline.cli.main import main; main()"
 DAGSTER = "bench_dagster"
+_START = "process start"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,17 @@ def functions(url: str) -> Run:
     seconds, peak, out = _process(["-m", "benchmarks.engine", url], {})
     stages = json.loads(out)
     # Starting Python and importing the engine is no stage, and no cost of a migration.
-    return Run(sum(stages.values()), peak, {**stages, "process start": seconds - sum(stages.values())})
+    return Run(sum(stages.values()), peak, {**stages, _START: seconds - sum(stages.values())})
+
+
+def moving(run: Run, started: float, ended: float) -> tuple[float, float]:
+    """From when to when the waves of a run of `functions` were moved and checked."""
+    names = list(run.stages)
+    after = names.index("migrated_documents checks") + 1
+    # Starting the process comes first, whatever its place among the stages.
+    before = sum(run.stages[name] for name in names[: names.index("migrated_documents")])
+    rest = sum(run.stages[name] for name in names[after:] if name != _START)
+    return started + run.stages[_START] + before, ended - rest
 
 
 def command_line(server_: EmbeddedServer, url: str) -> Run:
@@ -55,7 +66,7 @@ def command_line(server_: EmbeddedServer, url: str) -> Run:
 
 
 def _process(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float, str]:
-    """Run Python with these arguments: seconds, peak memory in MB, what it printed. Raises PipelineError if it failed."""
+    """Run Python with these arguments: seconds, peak memory in MB, output. Raises PipelineError if it failed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("UUID_PIPELINE_")}
     started = time.perf_counter()
     process = subprocess.Popen(
