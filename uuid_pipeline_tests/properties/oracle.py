@@ -38,10 +38,11 @@ def _name(store: RandomStore, value: str | None) -> str | None:
 
 def expected_rows(store: RandomStore, before: Rows) -> Rows:
     """Every row after the migration, where no two share a natural key."""
-    return _renamed(store, targets(store, before), before)
+    return renamed(store, targets(store, before), before)
 
 
-def _renamed(store: RandomStore, new: Targets, rows: Rows) -> Rows:
+def renamed(store: RandomStore, new: Targets, rows: Rows) -> Rows:
+    """The rows with every id that has a target under it."""
     ids = store.ids()
 
     def moved(table: str, row: Row) -> Row:
@@ -59,9 +60,8 @@ def broken_by_merging(store: RandomStore, before: Rows, after: Rows, archived: M
     """
     new = targets(store, before)
     wrong = []
-    renamed = _renamed(store, new, before)
-    for table, rows in renamed.items():
-        gone = [_frozen(row) for row in _renamed(store, new, {table: archived.get(table, [])})[table]]
+    for table, rows in renamed(store, new, before).items():
+        gone = [_frozen(row) for row in renamed(store, new, {table: archived.get(table, [])})[table]]
         left = [_frozen(row) for row in after[table]]
         if Counter(map(_frozen, rows)) != Counter(gone) + Counter(left):
             wrong.append(f"{table}: before is not after and archived: {rows} {after[table]} {archived.get(table)}")
