@@ -157,11 +157,9 @@ def _lock(table: str, world: World, who: int, role: Migration) -> Moves:
         else:
             yield label, _next(world, who)
         return
-    for label, granted in _next_lock(world, who, role):
-        yield (
-            label,
-            granted if granted.processes[who].todo or granted.processes[who].snapshot is None else _next(granted, who),
-        )
+    for label, after in _next_lock(world, who, role):
+        all_had = after.processes[who].snapshot is not None and not after.processes[who].todo
+        yield label, _next(after, who) if all_had else after
 
 
 def _next_lock(world: World, who: int, role: Migration) -> Moves:

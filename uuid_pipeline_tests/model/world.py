@@ -10,7 +10,8 @@ What is simpler than the truth:
 - Two documents in batches of one, a chunk each, one buffer row: enough for every race that was ever measured here, and
   no proof for more. Two levels move; a third would be locked by the same loop.
 - The application runs one script, or two at once, over document 1 and what hangs on it, with ids that it read before.
-- A batch's looks at its rows (what is gone, what has arrived) are one step each; its rows are locked by then.
+- A batch's looks at its rows (what is gone, what has arrived) are one step each; its rows are locked by then. Nobody
+  changes what identity is made of, nor moves a chunk to another document.
 - The fingerprints before and after are reduced to this: a row that changed between the move's snapshot and its lock
   stops the batch. The arithmetic of derived ids is a prime on the old id.
 - A commit is one step: the client dies before it or after it. The batch's waits end by its timeout; two transactions of
