@@ -1,8 +1,12 @@
-"""One server and one template database of the incident a session; a fresh copy of it a test."""
+"""One server and one template database of the incident a session; a fresh copy of it a test; other servers as asked."""
 
+import os
+import signal
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,6 +15,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine
 
+from uuid_pipeline.demo import installation
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
@@ -124,3 +129,92 @@ def as_role(url: str, role: str) -> str:
     """The same database for another role."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{role}@").geturl()
+
+
+# Where Debian's packages put their programs; .ci/system-packages installs them.
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+PGBOUNCER = Path("/usr/sbin/pgbouncer")
+
+
+@pytest.fixture(scope="session")
+def server_16() -> Iterator[EmbeddedServer]:
+    """The wheel's older server, gone with its data after the session."""
+    with tempfile.TemporaryDirectory(prefix="up_", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        home = Path(directory) / "home"
+        try:
+            yield embedded.start(home, version=16)
+        finally:
+            embedded.destroy(home)
+
+
+@pytest.fixture(scope="session")
+def server_15() -> Iterator[str]:
+    """The URL of an empty database on Debian's server, which has no pgvector."""
+    with _owned_directory("up15_") as (directory, account):
+        data = directory / "data"
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
+        _succeed(account, DEBIAN_15 / "initdb", "-D", data, *options)
+        settings = f"-c listen_addresses= -c fsync=off -k {directory}"
+        log = directory / "log"
+        _succeed(account, DEBIAN_15 / "pg_ctl", "start", "-s", "-w", "-D", data, "-l", log, "-o", settings)
+        try:
+            yield f"postgresql://postgres@/postgres?host={directory}"
+        finally:
+            _succeed(account, DEBIAN_15 / "pg_ctl", "stop", "-s", "-m", "immediate", "-D", data)
+
+
+Pooled = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(server: EmbeddedServer) -> Iterator[Pooled]:
+    """Turns a database's URL into the same one behind Debian's pgbouncer in transaction mode."""
+    with _owned_directory("upb_") as (directory, account):
+        pid_file, config = directory / "pid", directory / "pgbouncer.ini"
+        config.write_text(
+            f"""[databases]
+* = host={server.socket_dir} port={server.port} user=postgres
+[pgbouncer]
+pool_mode = transaction
+listen_addr =
+listen_port = 6432
+unix_socket_dir = {directory}
+auth_type = any
+ignore_startup_parameters = options
+pidfile = {pid_file}
+logfile = {directory}/log
+"""
+        )
+        config.chmod(0o644)
+        _succeed(account, PGBOUNCER, "-d", config)
+        _wait(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), directory / "log")
+        try:
+            yield lambda url: f"postgresql://postgres@{urlsplit(url).path}?host={directory}&port=6432"
+        finally:
+            os.kill(int(pid_file.read_text()), signal.SIGTERM)
+            _wait(lambda: not pid_file.exists(), directory / "log")
+
+
+def _wait(done: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else f"{log} is not there"
+        time.sleep(0.02)
+
+
+@contextmanager
+def _owned_directory(prefix: str) -> Iterator[tuple[Path, installation.Account]]:
+    """A short path for sockets, owned by the user that servers run as: they refuse root."""
+    account = installation.server_account()
+    with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True) as directory:
+        os.chown(directory, account.uid, account.gid)
+        yield Path(directory), account
+
+
+def _succeed(account: installation.Account, *command: str | Path) -> None:
+    # A daemon that inherits a pipe keeps it open, so its output goes to a file.
+    with tempfile.TemporaryFile() as output:
+        done = account.run(*command, out=output)
+        output.seek(0)
+        assert done.returncode == 0, f"{command}: {output.read().decode(errors='replace')}"

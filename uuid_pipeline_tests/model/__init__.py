@@ -1,0 +1,1 @@
+"""A state-space search over the batch protocol."""

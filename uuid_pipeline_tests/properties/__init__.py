@@ -1,0 +1,1 @@
+"""Random stores, migrated and rolled back."""

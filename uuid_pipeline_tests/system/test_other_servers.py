@@ -1,0 +1,184 @@
+"""Other servers than the embedded 18: the wheel's 16, Debian's 15 without pgvector, and a pooler in front of one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo import server as embedded
+from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
+from uuid_pipeline.demo.server import EmbeddedServer
+from uuid_pipeline.engine import ledger, migration
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline_tests.conftest import Pooled
+from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration.test_second_schema import (
+    build_library,
+    go_there_and_back_and_there_again,
+    library_spec,
+)
+
+ROOT = Path(__file__).parents[2]
+SPEC = load_spec(None)
+# A lease whose holder cannot be judged lives a minute.
+TAKE_OVER_SECONDS = 65.0
+
+HOLD = """
+import sys, time
+from uuid_pipeline.engine import migration
+from uuid_pipeline.engine.connection import open_store
+with migration.writer(open_store(sys.argv[1]), "the run that died"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def version_of(engine: Engine) -> int:
+    [(number,)] = cycle.run_sql(engine, "SELECT current_setting('server_version_num')::int / 10000")
+    return int(number)
+
+
+def migrate_and_roll_back(store: Engine) -> None:
+    """The incident's cycle, each leg compared with the oracle."""
+    before, objects = cycle.rows_of(store), cycle.catalog_of(store)
+
+    cycle.run_all(store, SPEC)
+    assert cycle.rows_of(store) == cycle.expected_rows(before)
+    assert cycle.catalog_of(store) == objects
+
+    cycle.roll_back(store, SPEC)
+    assert cycle.rows_of(store) == before
+    assert cycle.catalog_of(store) == objects
+
+
+@pytest.fixture
+def incident_16(server_16: EmbeddedServer) -> Iterator[Engine]:
+    embedded.ensure_database(server_16, "incident")
+    engine = open_store(server_16.url("incident"))
+    with engine.begin() as connection:
+        build_incident(connection)
+        add_vector_buffer(connection)
+    yield engine
+    engine.dispose()
+
+
+def test_the_incident_is_migrated_and_rolled_back_on_16(incident_16: Engine) -> None:
+    assert version_of(incident_16) == 16
+
+    migrate_and_roll_back(incident_16)
+
+
+@pytest.mark.system
+def test_the_library_goes_there_and_back_and_there_again_on_15_without_pgvector(server_15: str) -> None:
+    engine = open_store(server_15)
+    assert version_of(engine) == 15
+    build_library(engine)
+
+    go_there_and_back_and_there_again(engine, library_spec())
+
+    engine.dispose()
+
+
+@pytest.fixture
+def pooled_url(incident_url: str, pgbouncer: Pooled) -> str:
+    """The incident, through the pooler."""
+    return pgbouncer(incident_url)
+
+
+@pytest.fixture
+def pooled(pooled_url: str) -> Iterator[Engine]:
+    engine = open_store(pooled_url)
+    yield engine
+    engine.dispose()
+
+
+def server_processes(url: str, times: int) -> int:
+    """How many backends serve ``times`` transactions of one client, while others hold one each."""
+    with psycopg.connect(url) as client, psycopg.connect(url) as other:
+        found = set()
+        for _ in range(times):
+            found.add(client.execute("SELECT pg_backend_pid()").fetchone())
+            client.commit()
+            other.execute("SELECT pg_backend_pid()")
+            found.add(client.execute("SELECT pg_backend_pid()").fetchone())
+            client.commit()
+            other.commit()
+        return len(found)
+
+
+@pytest.mark.system
+def test_behind_a_pooler_in_transaction_mode_the_incident_is_migrated_and_rolled_back(
+    pooled: Engine, pooled_url: str, incident_url: str
+) -> None:
+    assert server_processes(pooled_url, 3) == 2  # as a pooler does it: one client, two backends
+    assert server_processes(incident_url, 3) == 1
+
+    migrate_and_roll_back(pooled)
+
+
+def first_that_is_let_in(engine: Engine, spec: Spec, wave: ledger.Wave) -> migration.Run:
+    """Run a wave again and again, as people would, until the lease is to be had."""
+    deadline = time.monotonic() + TAKE_OVER_SECONDS
+    while True:
+        try:
+            return cycle.migrate(engine, spec, wave)
+        except RefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+@pytest.mark.system
+def test_behind_a_pooler_a_run_killed_in_a_wave_is_taken_over(pooled: Engine, pooled_url: str, tmp_path: Path) -> None:
+    text = (ROOT / "uuid_pipeline/specs/upload_pipeline.yaml").read_text(encoding="utf-8")
+    spec_file = tmp_path / "spec.yaml"
+    spec_file.write_text(text + "\nbatch_rows: 1\n", encoding="utf-8")
+    spec = load_spec(spec_file)
+    before = cycle.rows_of(pooled)
+    execution = cycle.approve(pooled, spec, cycle.assess_and_plan(pooled, spec).plan_id)
+    runner = [sys.executable, "-m", "uuid_pipeline_tests.faults.runner", pooled_url, str(spec_file), "forward"]
+    died = subprocess.run([*runner, "statement", "100"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert died.stdout
+
+    first_that_is_let_in(pooled, spec, cycle.waves_of(pooled, execution)[0])
+
+    cycle.migrate_all(pooled, spec, execution)
+    cycle.assert_green(cycle.validate(pooled, spec))
+    assert cycle.rows_of(pooled) == cycle.expected_rows(before)
+
+
+@pytest.mark.system
+def test_behind_a_pooler_the_lease_of_a_process_killed_between_two_batches_is_taken_over(
+    pooled: Engine, pooled_url: str
+) -> None:
+    """Nothing in the server shows it: the pooler keeps the backend that the dead process had."""
+    before = cycle.rows_of(pooled)
+    execution = cycle.approve(pooled, SPEC, cycle.assess_and_plan(pooled, SPEC).plan_id)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, pooled_url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    wave = cycle.waves_of(pooled, execution)[0]
+    with pytest.raises(RefusedError, match="the run that died"):
+        cycle.migrate(pooled, SPEC, wave)
+
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    # The minute that such a lease lives is nearly over.
+    cycle.run_sql(pooled, "UPDATE uuid_pipeline.lease SET renewed_at = renewed_at - interval '50 s'")
+
+    run = first_that_is_let_in(pooled, SPEC, wave)
+
+    assert run.dead_run == "the run that died"
+    cycle.migrate_all(pooled, SPEC, execution)
+    assert cycle.rows_of(pooled) == cycle.expected_rows(before)
