@@ -40,12 +40,11 @@ class IdInRow:
     is_text: bool
 
 
-# The most telling form first: the whole digest also contains its own first eight digits.
 _MADE_FROM = """
 SELECT v.col, {entity} AS entity, CASE
-    WHEN position(i.md5 IN v.value) > 0 THEN 'md5 of the id'
+    WHEN position(left(i.md5, 8) IN v.value) > 0
+    THEN CASE WHEN position(i.md5 IN v.value) > 0 THEN 'md5 of the id' ELSE 'first 8 of md5 of the id' END
     WHEN position(i.sha256 IN v.value) > 0 THEN 'sha256 of the id'
-    WHEN position(left(i.md5, 8) IN v.value) > 0 THEN 'first 8 of md5 of the id'
     WHEN i.bare <> i.id AND position(i.bare IN v.value) > 0 THEN 'the id without dashes'
     WHEN {inside} THEN 'contains the id' END AS kind
 FROM (SELECT t.{column}::text COLLATE "C" AS id, md5(t.{column}::text) COLLATE "C" AS md5,
@@ -60,7 +59,7 @@ _TEXT_INSIDE = "v.whole AND v.value <> i.id AND position(i.id IN v.value) > 0"
 
 
 def made_from_ids(ids: Sequence[IdInRow], texts: Sequence[tuple[int, sql.Composable, bool]]) -> list[sql.Composable]:
-    """One SELECT of (col, entity, kind) for each id of the row ``t``; ``texts`` are (number, expression, plain text)."""
+    """A SELECT of (col, entity, kind) for each id of the row ``t``; ``texts`` are (number, expression, plain text)."""
     values = [
         sql.compose("({number}, {text}, {plain})", number=sql.literal(number), text=text, plain=sql.Text(str(plain)))
         for number, text, plain in texts

@@ -11,26 +11,25 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine.catalog import Catalog, Table
+from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.derived_values import IdInRow
 from uuid_pipeline.engine.held_ids import (
     HOLDS,
     Hit,
-    JsonReading,
-    KnownIds,
-    SearchedColumn,
     Variety,
     find,
     known_ids,
     searchable_columns,
     variety,
 )
-from uuid_pipeline.engine.sampling import Budget, Extent, Picked, bounded, everything, extents, sample
+from uuid_pipeline.engine.id_candidates import JsonReading, KnownIds, SearchedColumn
+from uuid_pipeline.engine.sampling import Budget, Extent, Picked, bounded, everything, extent, sample
 from uuid_pipeline.engine.store import Store
 
 # Timeouts, locks held by others, a right taken away: what they keep us from reading is said, the search goes on.
 _UNREADABLE = ("57014", "55P03", "42501")
 _BAD_VALUE = ("22", "54")
+SIZE_SECONDS = 5
 _KINDS_LEFT_OUT = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 Path = tuple[str | None, ...]
@@ -116,14 +115,17 @@ class _Asked:
     deadline: float
 
     def seconds(self) -> float:
-        return min(self.budget.statement_seconds, self.deadline - time.monotonic())
+        """What is left of the search's time."""
+        return self.deadline - time.monotonic()
 
 
 def run(connection: Connection, store: Store, budget: Budget) -> Run:
     """Look at every table, then at the larger ones whole, while the budget lasts."""
-    sizes = extents(connection, list(store.catalog.tables.values()))
+    deadline = time.monotonic() + budget.seconds
+    sizes, locked = _sizes(connection, list(store.catalog.tables.values()))
     targets, left_out, notes = _targets(connection, store, sizes)
-    asked = _Asked(connection, _known(connection, store, sizes), budget, time.monotonic() + budget.seconds)
+    left_out += locked
+    asked = _Asked(connection, _known(connection, store, sizes), budget, deadline)
     first: list[Looked] = []
     for target in sorted(targets, key=lambda t: t.extent.bytes):
         found = _survey(asked, target)
@@ -143,11 +145,24 @@ def run(connection: Connection, store: Store, budget: Budget) -> Run:
     )  # fmt: skip
 
 
+def _sizes(connection: Connection, tables: Sequence[Table]) -> tuple[dict[int, Extent], list[str]]:
+    """By oid: the extent of each table; and those that somebody holds a lock on."""
+    found: dict[int, Extent] = {}
+    locked = []
+    for table in tables:
+        try:
+            with bounded(connection, SIZE_SECONDS, by_index=True):
+                found[table.oid] = extent(connection, table)
+        except DBAPIError as error:
+            locked.append(f"{table.schema}.{table.name}: {_failure(error, SIZE_SECONDS)}")
+    return found, locked
+
+
 def _known(connection: Connection, store: Store, sizes: Mapping[int, Extent]) -> tuple[KnownIds, ...]:
     return tuple(
         known_ids(connection, entity.name, entity.table, entity.key)
         for entity in store.entities
-        if sizes[entity.table.oid].readable and not entity.table.hides_rows
+        if entity.table.oid in sizes and sizes[entity.table.oid].readable and not entity.table.hides_rows
     )
 
 
@@ -155,11 +170,12 @@ def _targets(
     connection: Connection, store: Store, sizes: Mapping[int, Extent]
 ) -> tuple[list[Target], list[str], list[str]]:
     """The tables to search, those that cannot be, and what is to be known of the choice."""
-    tables = list(store.catalog.tables.values())
+    tables = [table for table in store.catalog.tables.values() if table.oid in sizes]
+    partitions = [table for table in tables if _with_its_parent(tables, table, sizes)]
+    tables = [table for table in tables if table not in partitions]
     left_out = [f"{t.schema}.{t.name}: {why}" for t in tables if (why := _why_left_out(t, sizes[t.oid]))]
-    partitions = [t for t in tables if _with_its_parent(store.catalog, t, sizes)]
     notes = [f"{len(partitions)} partitions are searched with their parents"] if partitions else []
-    chosen = [t for t in tables if t not in partitions and _why_left_out(t, sizes[t.oid]) is None]
+    chosen = [table for table in tables if _why_left_out(table, sizes[table.oid]) is None]
     columns = searchable_columns(connection, chosen)
     targets = []
     for table in chosen:
@@ -177,9 +193,9 @@ def _why_left_out(table: Table, extent: Extent) -> str | None:
     return "row-level security hides rows from this role" if table.hides_rows else None
 
 
-def _with_its_parent(catalog: Catalog, table: Table, sizes: Mapping[int, Extent]) -> bool:
+def _with_its_parent(tables: Sequence[Table], table: Table, sizes: Mapping[int, Extent]) -> bool:
     root = sizes[table.oid].root
-    return root is not None and any(other.oid == root for other in catalog.tables.values())
+    return root is not None and any(other.oid == root for other in tables)
 
 
 def _in_catalogs(store: Store) -> set[tuple[int, str]]:
@@ -220,7 +236,7 @@ def _ask(asked: _Asked, target: Target, picked: Picked, by_index: bool) -> _Answ
     if any(column.kind == "json" for column in target.columns):
         readings += ["without escapes", "not"]
     for reading in readings:
-        seconds = asked.seconds()
+        seconds = min(asked.seconds(), asked.budget.sample_seconds) if by_index else asked.seconds()
         if seconds <= 0:
             return _Answer(failure=f"the search's {asked.budget.seconds:g} seconds were used up")
         try:
@@ -258,7 +274,7 @@ def _values(asked: _Asked, looked: Looked) -> dict[tuple[str, str, Path], Values
         if not own or column.kind.startswith("uuid"):
             continue
         try:
-            with bounded(asked.connection, max(1, asked.seconds()), by_index=True):
+            with bounded(asked.connection, asked.budget.sample_seconds, by_index=True):
                 varied = variety(asked.connection, looked.picked, column, asked.known, looked.reading)
         except DBAPIError as error:
             _failure(error, 0)

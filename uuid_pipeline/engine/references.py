@@ -13,7 +13,8 @@ from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.derived_values import DerivedValue
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.held_ids import HOLDS, Hit
-from uuid_pipeline.engine.reference_search import Looked, Values
+from uuid_pipeline.engine.id_candidates import ID_STEP
+from uuid_pipeline.engine.reference_search import Looked, Path, Values
 from uuid_pipeline.engine.sampling import Budget
 from uuid_pipeline.engine.store import Entity, Form, Store
 from uuid_pipeline.spec import IgnoredReference
@@ -139,7 +140,7 @@ def _by_accident(values: Values, hit: Hit) -> bool:
 
 def _form(column_type: str, entity: Entity) -> Form | None:
     """How a soft reference of this type would hold the key; None for a type that the spec cannot declare."""
-    kind = column_type.split("(")[0]
+    kind = column_type.split("(", maxsplit=1)[0]
     if kind in ("json", "jsonb"):
         return "json"
     if column_type.endswith("[]"):
@@ -157,13 +158,15 @@ def _obstacle(store: Store, table: Table, hit: Hit, form: Form | None) -> str | 
         return f"it is in schema {table.schema}, and a spec names tables of one schema; a foreign key (NOT VALID) does"
     if form is None:
         return f"a column of type {table.columns[hit.column].type} cannot be declared"
-    if form != "json":
-        return None
-    if not hit.path:
+    return _obstacle_in_path(hit.path) if form == "json" else None
+
+
+def _obstacle_in_path(path: Path) -> str | None:
+    if not path:
         return "the JSON is the id itself, and a path names something in it"
-    if "<id>" in hit.path:
-        return "a name on the way to it is itself an id (shown as <id>)"
-    if any(step is not None and (not step or "." in step or step == "*") for step in hit.path):
+    if ID_STEP in path:
+        return f"a name on the way to it is itself an id (shown as {ID_STEP})"
+    if any(step is not None and (not step or "." in step or step == "*") for step in path):
         return "a name on the way to it is empty, or holds a dot, or is *, which a path cannot say"
     return None
 
@@ -186,8 +189,9 @@ def as_data(search: Search) -> dict[str, Any]:
 def from_data(data: Mapping[str, Any]) -> Search:
     """A search read back from :func:`as_data`, also through JSON."""
     found = [FoundReference(**{**one, "path": tuple(one["path"])}) for one in data["found"]]
-    parts = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    return Search(**{**parts, "found": tuple(found), "derived": tuple(DerivedValue(**d) for d in data["derived"])})
+    parts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    parts |= {"found": tuple(found), "derived": tuple(DerivedValue(**one) for one in data["derived"])}
+    return Search(**parts)
 
 
 def yaml_line(values: Mapping[str, str]) -> str:
@@ -210,7 +214,7 @@ def exception(store: Store, found: FoundReference) -> str:
 
 
 def references_known(store: Store, searched: Search) -> GateResult:
-    """Gate: every column that was found to hold an entity's ids is a foreign key, declared, or ignored with a reason."""
+    """Gate: every column found to hold an entity's ids is a foreign key, declared, or ignored with a reason."""
     undeclared = searched.of("undeclared")
     listed = "; ".join(f"{r.name} -> {r.entity}" for r in store.references)
     if undeclared:

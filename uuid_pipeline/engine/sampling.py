@@ -15,7 +15,7 @@ LOCK_TIMEOUT = "2s"
 
 @dataclass(frozen=True)
 class Budget:
-    """What one search may cost. Tables of at most ``small_bytes`` are read whole and do not count."""
+    """What one search may cost. Tables of at most ``small_bytes`` are read whole and count towards ``seconds`` only."""
 
     small_bytes: int = 8_000_000
     sample_rows: int = 10_000
@@ -23,8 +23,8 @@ class Budget:
     sample_pages: int = 2_000
     exact_rows: int = 5_000_000
     exact_bytes: int = 2_000_000_000
-    statement_seconds: float = 60
-    seconds: float = 600
+    sample_seconds: float = 20
+    seconds: float = 300
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Picked:
 
 
 # Rows are what the last ANALYZE saw, scaled to the pages of now, as the planner does it; before the first, a guess.
-_EXTENTS = """
-SELECT c.oid, has_schema_privilege(c.relnamespace, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS readable,
+_EXTENT = """
+SELECT has_schema_privilege(c.relnamespace, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS readable,
        CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid END AS root, s.pages, s.bytes, s.rows
 FROM pg_class c CROSS JOIN LATERAL (
     SELECT coalesce(sum(l.pages), 0)::bigint AS pages, coalesce(sum(l.bytes), 0)::bigint AS bytes,
@@ -61,14 +61,13 @@ FROM pg_class c CROSS JOIN LATERAL (
                  pg_relation_size(p.oid) / current_setting('block_size')::int AS pages
           FROM pg_class p WHERE p.relkind = 'r' AND p.oid IN (
               SELECT c.oid UNION ALL SELECT t.relid::oid FROM pg_partition_tree(c.oid) t)) l) s
-WHERE c.oid = ANY(%(oids)s)
+WHERE c.oid = %(oid)s
 """
 
 
-def extents(connection: Connection, tables: Sequence[Table]) -> dict[int, Extent]:
-    """By oid: how large each table is, and whether this role may read it."""
-    found = sql.rows(connection, _EXTENTS, {"oids": [table.oid for table in tables]})
-    return {row.oid: Extent(row.readable, row.root, row.pages, row.bytes, row.rows) for row in found}
+def extent(connection: Connection, table: Table) -> Extent:
+    """How large a table is, and whether this role may read it. Raises DBAPIError: a size waits for the table's lock."""
+    return Extent(*sql.rows(connection, _EXTENT, {"oid": table.oid})[0])
 
 
 def everything(table: Table, columns: Sequence[str], counted: bool) -> Picked:
@@ -76,24 +75,24 @@ def everything(table: Table, columns: Sequence[str], counted: bool) -> Picked:
     return Picked(_select("SELECT {row_id}, {columns} FROM {table} t", table, columns), counted)
 
 
-def sample(table: Table, extent: Extent, columns: Sequence[str], budget: Budget) -> Picked:
+def sample(table: Table, size: Extent, columns: Sequence[str], budget: Budget) -> Picked:
     """Some of the first rows, some of the last, and a share of the pages between: the same rows each time."""
-    rows = max(1, extent.rows)
-    wanted = min(budget.sample_rows, max(100, int(budget.sample_bytes * rows / max(1, extent.bytes))))
-    share = min(1.0, wanted / 2 / rows, budget.sample_pages / 2 / max(1, extent.pages))
+    rows = max(1, size.rows)
+    wanted = min(budget.sample_rows, max(100, int(budget.sample_bytes * rows / max(1, size.bytes))))
+    share = min(1.0, wanted / 2 / rows, budget.sample_pages / 2 / max(1, size.pages))
     scattered = _select(
         "(SELECT {row_id}, {columns} FROM {table} t TABLESAMPLE SYSTEM ({percent}) REPEATABLE (1) LIMIT {limit})",
         table, columns, percent=sql.Text(f"{max(100 * share, 1e-6):.6f}"), limit=sql.literal(max(1, wanted // 2)),
     )  # fmt: skip
     if table.kind == "p":
         return Picked(scattered, counted=True)
-    pages = min(math.ceil(wanted / 4 * extent.pages / rows), budget.sample_pages // 4) or 1
+    pages = min(math.ceil(wanted / 4 * size.pages / rows), budget.sample_pages // 4) or 1
     ends = [
         _select(
-            f"(SELECT {{row_id}}, {{columns}} FROM {{table}} t WHERE t.ctid {side} LIMIT {{limit}})",
-            table, columns, limit=sql.literal(max(1, wanted // 4)),
+            "(SELECT {row_id}, {columns} FROM {table} t WHERE t.ctid {side} LIMIT {limit})",
+            table, columns, side=sql.Text(side), limit=sql.literal(max(1, wanted // 4)),
         )
-        for side in (f"< '({pages},0)'::tid", f">= '({max(0, extent.pages - pages)},0)'::tid")
+        for side in (f"< '({pages},0)'::tid", f">= '({max(0, size.pages - pages)},0)'::tid")
     ]  # fmt: skip
     return Picked(sql.join(" UNION ALL ", [*ends, scattered]), counted=True)
 
