@@ -53,9 +53,9 @@ def _fails(
 def _differences(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> Iterator[str]:
     batch.hold(connection, store, plan, direction)
     tables = [held for held in held_tables(store) if held.moved.table.primary_key]
-    expected = {held: _rows(connection, held) for held in tables}
+    expected = [(held, _rows(connection, held)) for held in tables]
     sql.execute(connection, batch.move_statement(store))
-    for held, rows in expected.items():
+    for held, rows in expected:
         for row in rows[:SHOWN_ROWS]:
             found = _row_now(connection, held, row)
             label = ", ".join(f"{column} {row[column]}" for column in held.moved.table.primary_key)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import sql, traps, triggers
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.store import Entity, MovedTable, Store
+from uuid_pipeline.engine.store import MovedTable, Store
 from uuid_pipeline.engine.triggers import MissingRight, UserTrigger
 from uuid_pipeline.errors import RefusedError
 
@@ -123,71 +123,6 @@ def rows_visible(store: Store) -> GateResult:
         not hidden,
         "no policy hides a row from this role" if not hidden else f"rows are hidden in {', '.join(hidden)}",
         "connect as the owner or as a role with BYPASSRLS",
-    )
-
-
-SAMPLED_IDS = 10_000
-
-
-def undeclared_references(connection: Connection, store: Store) -> list[tuple[Table, str, str, int]]:
-    """(table, column, entity, rows) of each uuid column that holds known ids and is declared nowhere.
-
-    Looks for up to 10,000 ids of each entity; columns of other types are not searched.
-    """
-    known = {(m.table.oid, column) for m in store.tables for column, _ in m.columns}
-    ignored = {(i.table, i.column) for i in store.spec.ignore_references}
-    found = []
-    for table in store.catalog.tables.values():
-        columns = [
-            column.name
-            for column in table.columns.values()
-            if column.type == "uuid"
-            and (table.oid, column.name) not in known
-            and (table.name, column.name) not in ignored
-        ]
-        readable = columns and table.kind in "rp" and not table.is_partition and _readable(connection, table)
-        for column in columns if readable else ():
-            for entity in store.entities:
-                count = _rows_with_ids(connection, table, column, entity)
-                if count:
-                    found.append((table, column, entity.name, count))
-    return found
-
-
-def _readable(connection: Connection, table: Table) -> bool:
-    may_read = sql.scalar(connection, "SELECT has_table_privilege(%(oid)s::oid, 'SELECT')", {"oid": table.oid})
-    return bool(may_read) and not table.hides_rows
-
-
-def _rows_with_ids(connection: Connection, table: Table, column: str, entity: Entity) -> int:
-    if entity.key_type != "uuid":
-        return 0
-    statement = sql.compose(
-        "SELECT count(*) FROM {table} WHERE {column} IN (SELECT {key} FROM {entity} LIMIT %(limit)s)",
-        table=sql.table(table.schema, table.name),
-        column=sql.name(column),
-        key=sql.name(entity.key),
-        entity=sql.table(entity.table.schema, entity.table.name),
-    )
-    return int(sql.scalar(connection, statement, {"limit": SAMPLED_IDS}))
-
-
-def references_known(connection: Connection, store: Store) -> GateResult:
-    """Gate: every uuid column that holds an entity's ids is a foreign key, declared, or ignored with a reason."""
-    undeclared = undeclared_references(connection, store)
-    listed = "; ".join(f"{r.table.name}.{r.column} -> {r.entity}" for r in store.references)
-    holders = "; ".join(f"{t.name}.{column} holds {n} {entity} ids" for t, column, entity, n in undeclared)
-    lines = [f"  - {{table: {t.name}, column: {column}, entity: {entity}}}" for t, column, entity, _ in undeclared]
-    return GateResult.of(
-        "references_known",
-        not undeclared,
-        f"{len(store.references)} references: {listed}" if not undeclared else f"undeclared references: {holders}",
-        "\n".join(["add to the spec, under soft_references (or ignore_references, with a reason):", *lines]),
-        figures={
-            "references": len(store.references),
-            "undeclared": len(undeclared),
-            "skipped": len(store.skipped),
-        },
     )
 
 

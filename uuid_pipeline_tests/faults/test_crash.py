@@ -143,7 +143,7 @@ def test_after_any_kill_every_row_is_either_old_or_new_and_no_reference_dangles(
     before = cycle.rows_of(store)
     cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
 
-    die(incident_url, spec_file, "forward", "statement", 100)
+    die(incident_url, spec_file, "forward", "statement", 350)
 
     wait_for_the_dead(store)
     moved = {

@@ -173,7 +173,7 @@ def test_documents_that_stay_locked_are_set_aside_and_the_next_run_takes_them_up
     spec = cycle.spec_with()
     execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
     before = cycle.rows_of(store)
-    held = [row["document_id"] for row in before["documents"][:7]]
+    held = [str(row["document_id"]) for row in before["documents"][:7]]
     with cycle.session(store) as connection:
         connection.execute(
             "SELECT FROM upload_pipeline.documents WHERE document_id::text = ANY(%s) FOR KEY SHARE", [held]

@@ -20,6 +20,7 @@ from uuid_pipeline.engine import (
     migration,
     planning,
     profile,
+    references,
     rollback,
     validation,
 )
@@ -77,7 +78,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         ledger.create(c, store)
         digest = catalog.digest(catalog.snapshot(c, store.catalog))
         number = ledger.begin_assessment(c, RUN, spec.digest, digest, profile.describe(c, store))
-        visible, known = profile.rows_visible(store), profile.references_known(c, store)
+        visible, known = profile.rows_visible(store), references.references_known(store, references.search(c, store))
         record(c, number, "store_profile", visible, known, profile.nothing_unsupported(c, store))
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as c, c.begin():
         inventory.take(c, store, number)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import aliases, batch
+from uuid_pipeline.engine import aliases, batch, ledger, triggers
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
@@ -313,6 +313,7 @@ def in_batch(fresh: Engine) -> Iterator[Callable[[], Any]]:
         def begin() -> Any:
             connection.begin()
             batch.set_up(connection)
+            triggers.silence(connection, "R")
             leases.hold(connection, lease)
             batch.run(connection, store, plan, batch.FORWARD, lease)
             return connection
@@ -498,11 +499,14 @@ def test_a_second_installation_changes_nothing_and_waits_for_nobody(
     store: Migrated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aliases, "PATIENCE_SECONDS", 0.0)
+    with store.engine.begin() as connection:
+        in_force = ledger.assessments_in_force(connection)
+    install(store.engine, *in_force)
     before = cycle.run_sql(store.engine, INSTALLED)
     with cycle.session(store.engine) as writer:
         writer.execute(JOB, {"document": store.document})
 
-        install(store.engine, 1)
+        install(store.engine, *in_force)
 
     assert cycle.run_sql(store.engine, INSTALLED) == before
 

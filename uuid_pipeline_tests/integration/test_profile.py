@@ -286,7 +286,11 @@ def test_a_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof_with_the_r
                 CREATE TRIGGER spoil BEFORE UPDATE ON upload_pipeline.documents FOR EACH ROW
                     WHEN (OLD.filename = '{victim["filename"]}') EXECUTE FUNCTION upload_pipeline.spoil();
                 ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER spoil"""
-    sync_points.on("guarded", lambda: cycle.run_sql(incident, spoil) and None)
+
+    def come_unseen() -> None:
+        cycle.run_sql(incident, spoil)
+
+    sync_points.on("guarded", come_unseen)
     try:
         with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents") as caught:
             cycle.migrate_all(incident, spec, execution)
