@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import inventory, ledger, mapping, planning, rollback
+from uuid_pipeline.engine import inventory, lease, ledger, mapping, planning, rollback
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines
@@ -67,6 +67,8 @@ def show_plan(answer: Answer, plan: planning.Plan) -> None:
     answer.data["plan_id"] = plan.plan_id
     answer.data["plan"] = {
         "moves": plan.moves,
+        "merges": plan.merges,
+        "tier": plan.content["tier"],
         "approach": plan.content["approach"],
         "risks": plan.content["risks"],
     }
@@ -162,6 +164,23 @@ def _short(wave: ledger.Wave) -> str:
 
 def _names(waves: list[ledger.Wave]) -> str:
     return ", ".join(wave.wave for wave in waves)
+
+
+def wish(session: Session, answer: Answer, job: str) -> None:
+    """Pause, resume or cancel the open execution, and say what that means now."""
+    _finish(session.run(job))
+    with session.engine.begin() as connection:
+        execution = ledger.executions(connection)[0]
+        writer = lease.holder(connection)
+    live = writer is not None and writer.alive
+    answer.data |= {"execution_id": execution.execution_id, "status": execution.status, "writer_alive": live}
+    now = {
+        "pause": "waits after its current batch" if live else "will not begin before it is resumed",
+        "resume": "goes on" if live else "may go on: uuid-pipeline run",
+        "cancel": "ends after its current batch" if live else "is cancelled; to undo it: uuid-pipeline rollback --all",
+    }
+    answer.data["message"] = f"Execution {execution.execution_id} {now[job]}."
+    answer.say(answer.data["message"])
 
 
 def validate(session: Session, answer: Answer) -> None:
