@@ -196,6 +196,7 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         open_one = ledger.unfinished(connection)
     answer.data["rolled_back"] = [chosen.wave for chosen in waves]
     if not waves and open_one is None:
+        _refuse_finalized(session)
         answer.data["message"] = "Nothing to roll back: no row is under a new id of an execution in this ledger."
         answer.say(answer.data["message"])
         return
@@ -203,6 +204,13 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
     documents = sum(chosen.documents for chosen in waves)
     answer.data["message"] = f"Rolled back {len(waves)} waves, {documents} documents: old ids again."
     answer.say(answer.data["message"])
+
+
+def _refuse_finalized(session: Session) -> None:
+    with session.engine.begin() as connection:
+        final = [e.execution_id for e in ledger.executions(connection) if e.status == "finalized"]
+    if final:
+        raise RefusedError(f"Execution {final[0]} was finalized: its aliases are gone, and with them the way back.")
 
 
 def finish_rollback(session: Session, answer: Answer) -> None:

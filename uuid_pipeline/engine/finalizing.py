@@ -65,11 +65,19 @@ def drop_ledger(engine: Engine, run_id: str) -> None:
     with engine.begin() as connection:
         if not ledger.exists(connection):
             raise RefusedError("This store has no ledger.")
-    with leases.held(engine, run_id) as (connection, lease), connection.begin():
-        leases.hold(connection, lease)
-        _require_done(connection)
-        sql.execute(connection, "SET LOCAL client_min_messages = error")
-        sql.execute(connection, "DROP SCHEMA uuid_pipeline CASCADE")
+    with engine.connect() as connection:
+        # Given back only when refused: otherwise the lease goes with the schema.
+        lease = leases.acquire(engine, connection, run_id)
+        connection.rollback()
+        try:
+            with connection.begin():
+                leases.hold(connection, lease)
+                _require_done(connection)
+                sql.execute(connection, "SET LOCAL client_min_messages = error")
+                sql.execute(connection, "DROP SCHEMA uuid_pipeline CASCADE")
+        except RefusedError:
+            leases.release(engine, lease)
+            raise
 
 
 def _require_done(connection: Connection) -> None:

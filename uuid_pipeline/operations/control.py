@@ -42,8 +42,6 @@ def finalize_job() -> None:
 CONTROL_JOBS = [
     _steering("pause", "Let the running execution wait after its current batch.", control.pause),
     _steering("resume", "Let a paused execution go on.", control.resume),
-    _steering(
-        "cancel", "End the open execution after its current batch; what moved can be rolled back.", control.cancel
-    ),
+    _steering("cancel", "End the open execution after its batch; what moved can be rolled back.", control.cancel),
     finalize_job,
 ]
