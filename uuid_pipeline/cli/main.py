@@ -7,6 +7,7 @@ import typer
 from uuid_pipeline.cli import (
     approve,
     demo,
+    init,
     inventory,
     migrate,
     plan,
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo.demo, run.run, profile.profile, inventory.inventory, plan.plan, approve.approve, migrate.migrate,
+    demo.demo, init.init, run.run, profile.profile, inventory.inventory, plan.plan, approve.approve, migrate.migrate,
     validate.validate, rollback.rollback, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
