@@ -21,7 +21,8 @@ CREATE SCHEMA "Ledger";
 CREATE TABLE "Ledger".users (handle text PRIMARY KEY);
 CREATE TABLE "Ledger".binders (
     binder text PRIMARY KEY, seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
-    owner text NOT NULL REFERENCES "Ledger".users, slug text NOT NULL, above text REFERENCES "Ledger".binders, made date,
+    owner text NOT NULL REFERENCES "Ledger".users, slug text NOT NULL,
+    above text REFERENCES "Ledger".binders, made date,
     UNIQUE (owner, slug), UNIQUE (above, slug));
 CREATE TABLE "Ledger"."null" (
     sheet varchar(64) PRIMARY KEY,
@@ -111,8 +112,8 @@ def test_tables_asked_for_come_with_what_their_identity_hangs_on_and_no_others(e
 @pytest.mark.parametrize(
     ("columns", "identity"),
     [
-        ("owner_id uuid, content_sha256 text", "{owner_id}:{content_sha256}"),
-        ("body text, seq serial UNIQUE", None),
+        ("ADD owner_id uuid, ADD content_sha256 text", "{owner_id}:{content_sha256}"),
+        ("ADD body text, ADD seq serial UNIQUE", None),
     ],
 )
 def test_without_a_unique_key_a_content_hash_is_proposed_with_a_warning_or_the_spec_refuses_to_load(
@@ -120,11 +121,12 @@ def test_without_a_unique_key_a_content_hash_is_proposed_with_a_warning_or_the_s
 ) -> None:
     cycle.run_sql(
         empty_store,
-        "CREATE TABLE public.files (id uuid PRIMARY KEY, " + columns + ");"
+        "CREATE TABLE public.files (id uuid PRIMARY KEY);"
         "CREATE TABLE public.uses (file uuid REFERENCES public.files, also uuid);"
         "INSERT INTO public.files (id) SELECT gen_random_uuid() FROM generate_series(1, 5);"
         "INSERT INTO public.uses SELECT id, id FROM public.files",
     )
+    cycle.run_sql(empty_store, f"ALTER TABLE public.files {columns}")
 
     made, text = drafted(empty_store)
 
