@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.engine import natural_key_choices, references, sql
 from uuid_pipeline.engine.catalog import Catalog, Table, read_catalog
 from uuid_pipeline.engine.natural_key_choices import KeyChoice
-from uuid_pipeline.engine.references import Search
+from uuid_pipeline.engine.references import FoundReference, Search
 from uuid_pipeline.engine.sampling import bounded
-from uuid_pipeline.engine.store import KEY_TYPES, Store, bind, nearest
+from uuid_pipeline.engine.store import KEY_TYPES, Reference, Store, bind, nearest
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
 
@@ -23,6 +23,7 @@ _OWNERS = re.compile(
     r"(^|_)(users?|people|persons?|accounts?|profiles?|customers?|tenants?|teams?|members?|workspaces?"
     r"|organi[sz]ations?|orgs?)$"
 )
+_DOCUMENTS = re.compile(r"document|docs?($|_)|file|upload|article|paper|asset|record")
 _DESCRIBED = {
     "owner": (r"(user|owner|account|tenant|customer|author)(_id)?|created_by|uploaded_by", r"uuid|text|char|int"),
     "created_at": (r"(created|inserted|uploaded|added)(_at|_on|_date|_time)?|creation_date", r"timestamp|date"),
@@ -47,6 +48,43 @@ class ProposedEntity:
 
 
 @dataclass(frozen=True)
+class _Ground:
+    """What every proposal is tried on: the catalog, and the soft references found so far."""
+
+    connection: Connection
+    catalog: Catalog
+    namespace: uuid.UUID
+    surrogates: Mapping[int, frozenset[str]]
+    soft: tuple[FoundReference, ...] = ()
+
+    def spec(self, entities: Iterable[ProposedEntity]) -> Spec:
+        return Spec(
+            namespace=self.namespace,
+            schema=self.catalog.schema,
+            entities={entity.name: entity.spec for entity in entities},
+            soft_references=[_declared(found) for found in self.soft],
+        )
+
+    def store(self, entities: Iterable[ProposedEntity]) -> Store:
+        return bind(self.spec(entities), self.catalog)
+
+    def binds(self, entities: Iterable[ProposedEntity]) -> bool:
+        try:
+            self.store(entities)
+        except (UsageError, ValidationError):
+            return False
+        return True
+
+    def choices(self, table: Table) -> list[KeyChoice]:
+        return natural_key_choices.of(self.connection, self.catalog, table, self.surrogates)
+
+    def held(self, proposed: Mapping[str, ProposedEntity], table: Table) -> dict[str, Reference]:
+        """Column -> reference, of the columns of a table that refer to what is proposed so far."""
+        references = self.store(proposed.values()).references if proposed else ()
+        return {r.column: r for r in references if r.table.oid == table.oid and r.form != "json"}
+
+
+@dataclass(frozen=True)
 class LeftTable:
     """A table that others refer to, and why its ids are proposed to stay."""
 
@@ -65,15 +103,17 @@ class Draft:
     search: Search
     statuses: tuple[str | None, ...]
 
+    soft: tuple[FoundReference, ...]
+
     @property
     def todo(self) -> list[str]:
         """Entities that a person must still say the natural key of."""
         return [entity.name for entity in self.entities if entity.choice is None]
 
     @property
-    def soft(self) -> list[references.FoundReference]:
-        """The soft references found that a spec can declare."""
-        return [found for found in self.search.of("undeclared") if found.obstacle is None]
+    def undeclared(self) -> list[FoundReference]:
+        """What holds ids too, and is left to a person to decide."""
+        return [f for f in self.search.found if f.status in ("declared", "undeclared") and f not in self.soft]
 
 
 _SCHEMAS = """
@@ -112,24 +152,67 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
             f"No table of schema {schema} has a primary key of one uuid or text column: nothing whose ids could move. "
             "Choose another schema with --schema."
         )
-    surrogates = natural_key_choices.surrogates(connection, catalog)
+    ground = _Ground(connection, catalog, namespace, natural_key_choices.surrogates(connection, catalog))
     proposed: dict[str, ProposedEntity] = {}
     left: list[LeftTable] = []
     for position, table in enumerate(seeds):
-        choices = natural_key_choices.of(connection, catalog, table, surrogates)
-        must = bool(tables) or position == 0
-        entity = _propose(catalog, namespace, proposed, table, choices, must)
+        choices = ground.choices(table)
+        entity = _propose(ground, proposed, table, choices) or (
+            _unidentified(ground, proposed, table, choices) if tables or position == 0 else None
+        )
         if entity is None:
             left.append(LeftTable(table.name, _why_left(choices)))
         else:
             proposed[entity.name] = entity
-    _add_children(connection, catalog, namespace, proposed, seeds, surrogates)
     left += [LeftTable(table.name, "people or tenants: ask for it with --table") for table in _owners(catalog, seeds)]
-    store = bind(_spec(namespace, catalog, proposed.values()), catalog)
-    return Draft(
-        namespace, store, tuple(proposed.values()), tuple(left), references.search(connection, store),
-        _statuses(connection, next(iter(proposed.values()))),
-    )  # fmt: skip
+    if not proposed:
+        raise UsageError(f"No column of {seeds[0].name} could make up a natural key. Choose another with --table.")
+    return _searched(ground, proposed, left)
+
+
+def _searched(ground: _Ground, proposed: dict[str, ProposedEntity], left: Sequence[LeftTable]) -> Draft:
+    """The draft with its children and soft references; a child found by those is searched for in its turn."""
+    while True:
+        proposed = _with_children(ground, proposed)
+        store = ground.store(proposed.values())
+        search = references.search(ground.connection, store)
+        found = [f for f in search.found if f.status in ("declared", "undeclared") and f.obstacle is None]
+        known = _with_soft_parents(proposed, found)
+        ground = replace(ground, soft=tuple(f for f in found if not _in_the_way(f, known)))
+        grown = _with_children(ground, known)
+        if grown.keys() == proposed.keys():
+            break
+        proposed = grown
+    entities = tuple(known.values())
+    statuses = _statuses(ground.connection, entities[0])
+    return Draft(ground.namespace, ground.store(entities), entities, tuple(left), search, statuses, ground.soft)
+
+
+def _with_soft_parents(
+    proposed: Mapping[str, ProposedEntity], found: Sequence[FoundReference]
+) -> dict[str, ProposedEntity]:
+    """The entities, those whose natural key holds another's key without a foreign key as its children."""
+    made = dict(proposed)
+    for name, entity in proposed.items():
+        parents = {
+            f.entity
+            for f in found
+            if f.form == "key" and f.table == entity.table.name and f.column in entity.spec.template.fields
+        }
+        if entity.choice and entity.spec.parent is None and len(parents - {name}) == len(parents) == 1:
+            spec = entity.spec.model_copy(update={"parent": parents.pop()})
+            made[name] = replace(entity, spec=spec, describe={})
+    return made
+
+
+def _in_the_way(found: FoundReference, proposed: Mapping[str, ProposedEntity]) -> bool:
+    """Whether an identity is made of the column, as if it were no reference to the entity that it refers to."""
+    return any(
+        entity.table.name == found.table
+        and found.column in entity.spec.template.fields
+        and (entity.spec.parent != found.entity or found.form != "key")
+        for entity in proposed.values()
+    )
 
 
 def _statuses(connection: Connection, entity: ProposedEntity) -> tuple[str | None, ...]:
@@ -151,12 +234,9 @@ def _statuses(connection: Connection, entity: ProposedEntity) -> tuple[str | Non
         return ()
 
 
-def final_spec(made: Draft) -> Spec:
-    """The spec that the draft proposes, its soft references declared."""
-    soft = [
-        SoftReference(table=f.table, column=f.column, entity=f.entity, path=".".join(f.path) or None) for f in made.soft
-    ]
-    return made.store.spec.model_copy(update={"soft_references": soft})
+def _declared(found: FoundReference) -> SoftReference:
+    path = ".".join(found.path) or None
+    return SoftReference(table=found.table, column=found.column, entity=found.entity, path=path)
 
 
 def _key_of(table: Table) -> str | None:
@@ -209,7 +289,9 @@ def _candidates(catalog: Catalog) -> list[Table]:
 
 def _most_referred(catalog: Catalog) -> list[Table]:
     able = [table for table in _candidates(catalog) if not _OWNERS.search(table.name)]
-    return _parents_first(catalog, [table for table in able if referring(catalog, table)] or able[:1])
+    # Without foreign keys only a name can tell which table is the one that matters.
+    named = sorted(able, key=lambda table: _DOCUMENTS.search(table.name) is None)
+    return _parents_first(catalog, [table for table in able if referring(catalog, table)] or named[:1])
 
 
 def _owners(catalog: Catalog, seeds: Sequence[Table]) -> list[Table]:
@@ -245,38 +327,39 @@ def _is_of(schema: str, name: str, table: Table) -> bool:
 
 
 def _propose(
-    catalog: Catalog,
-    namespace: uuid.UUID,
-    proposed: Mapping[str, ProposedEntity],
-    table: Table,
-    choices: Sequence[KeyChoice],
-    must: bool,
+    ground: _Ground, proposed: Mapping[str, ProposedEntity], table: Table, choices: Sequence[KeyChoice]
 ) -> ProposedEntity | None:
-    """The first choice that binds. Without one None, or, where it ``must`` be, an entity with its key still to say."""
-    name = _entity_name(table.name, proposed)
-    usable = [choice for choice in choices if choice.obstacle is None]
-    for choice in usable:
-        parents = _parents(catalog, namespace, proposed, table, choice.columns)
-        if len(parents) > 1:
+    """The entity with the first choice that binds."""
+    held = ground.held(proposed, table)
+    for choice in choices:
+        used = [held[column] for column in choice.columns if column in held]
+        parents = {reference.entity for reference in used}
+        if choice.obstacle is not None or len(parents) > 1 or any(reference.form != "key" for reference in used):
             continue
-        entity = _entity(catalog, table, name, choice.columns, next(iter(parents), None))
-        if entity is None:
-            continue
-        made = replace(entity, choice=choice, others=tuple(other for other in choices if other != choice))
-        if _binds(catalog, namespace, [*proposed.values(), made]):
-            return made
-    if not must:
-        return None
-    held = _references(catalog, namespace, proposed, table)
+        entity = _entity(ground.catalog, proposed, table, choice.columns, next(iter(parents), None))
+        if entity is not None and ground.binds([*proposed.values(), entity]):
+            return replace(entity, choice=choice, others=tuple(other for other in choices if other != choice))
+    return None
+
+
+def _unidentified(
+    ground: _Ground, proposed: Mapping[str, ProposedEntity], table: Table, choices: Sequence[KeyChoice]
+) -> ProposedEntity | None:
+    """The entity with its natural key still to be said; any column stands in for it while we search."""
+    held = ground.held(proposed, table)
     for column in table.columns:
-        made_of = _entity(catalog, table, name, (column,), None) if column not in held else None
-        if made_of is not None and _binds(catalog, namespace, [*proposed.values(), made_of]):
-            return replace(made_of, others=tuple(choices))
+        entity = _entity(ground.catalog, proposed, table, (column,), None) if column not in held else None
+        if entity is not None and ground.binds([*proposed.values(), entity]):
+            return replace(entity, others=tuple(choices))
     return None
 
 
 def _entity(
-    catalog: Catalog, table: Table, name: str, columns: Sequence[str], parent: str | None
+    catalog: Catalog,
+    proposed: Mapping[str, ProposedEntity],
+    table: Table,
+    columns: Sequence[str],
+    parent: str | None,
 ) -> ProposedEntity | None:
     key = _key_of(table)
     if key is None or key in columns:
@@ -286,64 +369,25 @@ def _entity(
     except ValidationError:
         return None  # a name that an identity cannot spell
     describe = _describe(table, key) if parent is None else {}
+    name = _entity_name(table.name, proposed)
     return ProposedEntity(name, table, key, spec, None, (), describe, referring(catalog, table))
 
 
-def _spec(namespace: uuid.UUID, catalog: Catalog, entities: Iterable[ProposedEntity]) -> Spec:
-    return Spec(namespace=namespace, schema=catalog.schema, entities={e.name: e.spec for e in entities})
-
-
-def _binds(catalog: Catalog, namespace: uuid.UUID, entities: Sequence[ProposedEntity]) -> bool:
-    try:
-        bind(_spec(namespace, catalog, entities), catalog)
-    except (UsageError, ValidationError):
-        return False
-    return True
-
-
-def _references(
-    catalog: Catalog, namespace: uuid.UUID, proposed: Mapping[str, ProposedEntity], table: Table
-) -> dict[str, str]:
-    """Column -> entity, of the columns of a table that refer to what is proposed so far."""
-    if not proposed:
-        return {}
-    store = bind(_spec(namespace, catalog, proposed.values()), catalog)
-    return {r.column: r.entity for r in store.references if r.table.oid == table.oid}
-
-
-def _parents(
-    catalog: Catalog,
-    namespace: uuid.UUID,
-    proposed: Mapping[str, ProposedEntity],
-    table: Table,
-    columns: Sequence[str],
-) -> set[str]:
-    held = _references(catalog, namespace, proposed, table)
-    return {held[column] for column in columns if column in held}
-
-
-def _add_children(
-    connection: Connection,
-    catalog: Catalog,
-    namespace: uuid.UUID,
-    proposed: dict[str, ProposedEntity],
-    seeds: Sequence[Table],
-    surrogates: Mapping[int, frozenset[str]],
-) -> None:
-    """Tables whose own natural key holds a proposed entity's key: once that moves, theirs means something else."""
-    waiting = [table for table in _candidates(catalog) if table not in seeds]
-    grown = True
-    while grown:
-        grown = False
-        for table in list(waiting):
-            held = _references(catalog, namespace, proposed, table)
-            choices = natural_key_choices.of(connection, catalog, table, surrogates) if held else []
+def _with_children(ground: _Ground, proposed: Mapping[str, ProposedEntity]) -> dict[str, ProposedEntity]:
+    """And tables whose own natural key holds a proposed entity's key: once that moves, theirs means something else."""
+    grown = dict(proposed)
+    count = -1
+    while count != len(grown):
+        count = len(grown)
+        taken = {entity.table.oid for entity in grown.values()}
+        for table in _candidates(ground.catalog):
+            held = ground.held(grown, table) if table.oid not in taken else {}
+            choices = ground.choices(table) if held else []
             of_parent = [choice for choice in choices if choice.unique and held.keys() & set(choice.columns)]
-            entity = _propose(catalog, namespace, proposed, table, of_parent, must=False)
+            entity = _propose(ground, grown, table, of_parent)
             if entity is not None:
-                proposed[entity.name] = entity
-                waiting.remove(table)
-                grown = True
+                grown[entity.name] = entity
+    return grown
 
 
 def _why_left(choices: Sequence[KeyChoice]) -> str:

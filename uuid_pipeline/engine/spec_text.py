@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import yaml
 
 from uuid_pipeline.engine import references
-from uuid_pipeline.engine.drafting import Draft, ProposedEntity, final_spec
+from uuid_pipeline.engine.drafting import Draft, ProposedEntity
 from uuid_pipeline.engine.store import bind
 from uuid_pipeline.spec import parse_spec
 
@@ -46,9 +46,7 @@ def render(made: Draft, namespace_given: bool) -> str:
         ]
     )
     if not made.todo:
-        spec = parse_spec(text, "the new spec")
-        bind(spec, made.store.catalog)
-        assert spec.soft_references == final_spec(made).soft_references
+        bind(parse_spec(text, "the new spec"), made.store.catalog)
     return text
 
 
@@ -131,25 +129,25 @@ def _soft_references(made: Draft) -> list[str]:
         "# References without a foreign key, found by searching for known ids. A declared one moves with its entity.",
         "# History that is to stay as it was written belongs under ignore_references: {table, column, reason}.",
     ]
-    found = list(made.soft)
-    if not found:
+    if not made.soft:
         return [*lines, "soft_references: []", ""]
     lines.append("soft_references:")
-    for one in found:
+    for one in made.soft:
         lines += [f"  {comment(str(one))}", references.declaration(one)]
     return [*lines, ""]
 
 
 def _ignored(made: Draft) -> list[str]:
-    stuck = [f for f in made.search.of("undeclared") if f.obstacle is not None]
+    stuck = made.undeclared
     if not stuck:
         return ["ignore_references: []", ""]
     lines = [
-        "# These hold ids too, but cannot be declared. The gate references_known stays red until each is ignored on",
-        "# purpose, with a reason, or given a foreign key:",
+        "# These hold ids too, and are not declared above. The gate references_known stays red until each is declared,",
+        "# ignored on purpose with a reason, or given a foreign key:",
     ]
     for one in stuck:
-        lines += [comment(f"{one}: {one.obstacle}"), f"#{references.exception(made.store, one)}"]
+        why = one.obstacle or "an identity above is made of it"
+        lines += [comment(f"{one}: {why}"), f"#{references.exception(made.store, one)}"]
     return [*lines, "ignore_references: []", ""]
 
 

@@ -176,3 +176,39 @@ def test_a_schema_is_chosen_when_there_is_one_or_public_and_asked_for_when_there
         drafted(empty_store, "doc", schema="one")
     cycle.run_sql(empty_store, "CREATE TABLE public.docs (id uuid PRIMARY KEY, name text UNIQUE)")
     assert drafted(empty_store)[0].store.catalog.schema == "public"
+
+
+def test_in_a_store_without_any_foreign_key_children_are_found_by_the_ids_that_they_hold(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        """
+        CREATE TABLE audit (id uuid PRIMARY KEY, body json);
+        CREATE TABLE files (id uuid PRIMARY KEY, name text NOT NULL UNIQUE);
+        CREATE TABLE parts (id uuid PRIMARY KEY, file uuid NOT NULL, n int NOT NULL, as_text text, UNIQUE (file, n));
+        CREATE TABLE words (id uuid PRIMARY KEY, part uuid NOT NULL, n int NOT NULL, UNIQUE (part, n));
+        CREATE TABLE labels (id uuid PRIMARY KEY, file text NOT NULL UNIQUE);
+        INSERT INTO files SELECT md5('f' || n)::uuid, 'f' || n FROM generate_series(1, 4) n;
+        INSERT INTO parts SELECT md5('p' || n)::uuid, md5('f' || n)::uuid, n, md5('f' || n)::uuid
+        FROM generate_series(1, 4) n;
+        INSERT INTO words SELECT md5('w' || n)::uuid, md5('p' || n)::uuid, n FROM generate_series(1, 4) n;
+        INSERT INTO labels SELECT md5('l' || n)::uuid, md5('f' || n)::uuid FROM generate_series(1, 4) n;
+        INSERT INTO audit SELECT md5('a' || n)::uuid, json_build_object('word', md5('w' || n)::uuid)
+        FROM generate_series(1, 4) n;
+        """,
+    )
+
+    _, text = drafted(empty_store)
+
+    store = loaded(empty_store, text)
+    assert {e.name: (e.spec.identity, e.parent, e.parent_column) for e in store.entities} == {
+        "file": ("{name}", None, None),
+        "part": ("{file}:{n}", "file", "file"),
+        "word": ("{part}:{n}", "part", "part"),
+    }
+    assert {(r.name, r.entity, r.form) for r in store.references} == {
+        ("parts.file", "file", "key"),
+        ("parts.as_text", "file", "text"),
+        ("labels.file", "file", "text"),
+        ("words.part", "part", "key"),
+        ("audit.body.word", "word", "json"),
+    }
