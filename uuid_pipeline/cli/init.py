@@ -10,7 +10,7 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, answer_with
 from uuid_pipeline.cli.session import open_configured_store
-from uuid_pipeline.engine import drafting, spec_text
+from uuid_pipeline.engine import drafting, spec_text, table_choices
 from uuid_pipeline.engine.drafting import Draft
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import read_settings
@@ -41,7 +41,7 @@ def init(
         try:
             with engine.begin() as connection:
                 made = drafting.draft(
-                    connection, drafting.choose_schema(connection, schema), table or [], chosen or uuid.uuid4()
+                    connection, table_choices.choose_schema(connection, schema), table or [], chosen or uuid.uuid4()
                 )
         finally:
             engine.dispose()

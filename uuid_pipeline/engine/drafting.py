@@ -9,21 +9,15 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import natural_key_choices, references, sql
+from uuid_pipeline.engine import natural_key_choices, references, sql, table_choices
 from uuid_pipeline.engine.catalog import Catalog, Table, read_catalog
 from uuid_pipeline.engine.natural_key_choices import KeyChoice
 from uuid_pipeline.engine.references import FoundReference, Search
 from uuid_pipeline.engine.sampling import bounded
-from uuid_pipeline.engine.store import KEY_TYPES, Reference, Store, bind, nearest
+from uuid_pipeline.engine.store import Reference, Store, bind
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
 
-# People and tenants are what documents belong to: their ids stay, unless asked for by --table.
-_OWNERS = re.compile(
-    r"(^|_)(users?|people|persons?|accounts?|profiles?|customers?|tenants?|teams?|members?|workspaces?"
-    r"|organi[sz]ations?|orgs?)$"
-)
-_DOCUMENTS = re.compile(r"document|docs?($|_)|file|upload|article|paper|asset|record")
 _DESCRIBED = {
     "owner": (r"(user|owner|account|tenant|customer|author)(_id)?|created_by|uploaded_by", r"uuid|text|char|int"),
     "created_at": (r"(created|inserted|uploaded|added)(_at|_on|_date|_time)?|creation_date", r"timestamp|date"),
@@ -116,37 +110,13 @@ class Draft:
         return [f for f in self.search.found if f.status in ("declared", "undeclared") and f not in self.soft]
 
 
-_SCHEMAS = """
-SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'uuid_pipeline')
-  AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')
-ORDER BY 1
-"""
-
-
-def choose_schema(connection: Connection, wanted: str | None) -> str:
-    """The schema asked for, else the only one with tables, else ``public``. Raises UsageError naming those found."""
-    found = [row.nspname for row in sql.rows(connection, _SCHEMAS)]
-    listed = ", ".join(found) or "none"
-    if wanted is not None:
-        if wanted not in found:
-            raise UsageError(f"Schema {wanted} holds no table; schemas that do: {listed}{nearest(wanted, found)}.")
-        return wanted
-    if not found:
-        raise UsageError("The store has no table. Connect to the database that holds the documents.")
-    if len(found) > 1 and "public" not in found:
-        raise UsageError(f"Several schemas hold tables: {listed}. Choose one with --schema.")
-    return str(found[0] if len(found) == 1 else "public")
-
-
 def draft(connection: Connection, schema: str, tables: Sequence[str], namespace: uuid.UUID) -> Draft:
     """Propose entities, in order, from ``tables`` or from those that others refer to most; then search for references.
 
     Reads only. Raises UsageError when no table can be an entity.
     """
     catalog = read_catalog(connection, schema)
-    seeds = _asked_for(catalog, tables) if tables else _most_referred(catalog)
+    seeds = table_choices.asked_for(catalog, tables) if tables else table_choices.most_referred(catalog)
     if not seeds:
         raise UsageError(
             f"No table of schema {schema} has a primary key of one uuid or text column: nothing whose ids could move. "
@@ -164,7 +134,10 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
             left.append(LeftTable(table.name, _why_left(choices)))
         else:
             proposed[entity.name] = entity
-    left += [LeftTable(table.name, "people or tenants: ask for it with --table") for table in _owners(catalog, seeds)]
+    left += [
+        LeftTable(table.name, "people or tenants: ask for it with --table")
+        for table in table_choices.owners(catalog, seeds)
+    ]
     if not proposed:
         raise UsageError(f"No column of {seeds[0].name} could make up a natural key. Choose another with --table.")
     return _searched(ground, proposed, left)
@@ -239,93 +212,6 @@ def _declared(found: FoundReference) -> SoftReference:
     return SoftReference(table=found.table, column=found.column, entity=found.entity, path=path)
 
 
-def _key_of(table: Table) -> str | None:
-    """The one column of a primary key that could hold a derived id."""
-    if table.kind not in ("r", "p") or table.is_partition or len(table.primary_key) != 1:
-        return None
-    column = table.columns[table.primary_key[0]]
-    kind, _, length = column.type.partition("(")
-    fits = not length or int(length.rstrip(")")) >= 36
-    return column.name if kind in KEY_TYPES and fits else None
-
-
-def referring(catalog: Catalog, table: Table) -> tuple[str, ...]:
-    """Names of the other tables with a foreign key to this one."""
-    return tuple(
-        sorted(
-            {
-                key.table
-                for key in catalog.foreign_keys
-                if (key.target_schema, key.target) == (table.schema, table.name)
-                and (key.table_schema, key.table) != (table.schema, table.name)
-            }
-        )
-    )
-
-
-def _asked_for(catalog: Catalog, names: Sequence[str]) -> list[Table]:
-    found = []
-    for name in dict.fromkeys(names):
-        table = catalog.table(name)
-        if table is None:
-            near = nearest(name, catalog.names())
-            raise UsageError(f"Schema {catalog.schema} has no table {name}{near}.")
-        if _key_of(table) is None:
-            key = ", ".join(table.primary_key) or "none"
-            raise UsageError(
-                f"Table {name} cannot be an entity: its primary key ({key}) must be one column of type uuid or text "
-                "(varchar of at least 36)."
-            )
-        found.append(table)
-    return _parents_first(catalog, found)
-
-
-def _candidates(catalog: Catalog) -> list[Table]:
-    own = [table for (schema, _), table in catalog.tables.items() if schema == catalog.schema]
-    return sorted(
-        (table for table in own if _key_of(table) is not None), key=lambda t: (-len(referring(catalog, t)), t.name)
-    )
-
-
-def _most_referred(catalog: Catalog) -> list[Table]:
-    able = [table for table in _candidates(catalog) if not _OWNERS.search(table.name)]
-    # Without foreign keys only a name can tell which table is the one that matters.
-    named = sorted(able, key=lambda table: _DOCUMENTS.search(table.name) is None)
-    return _parents_first(catalog, [table for table in able if referring(catalog, table)] or named[:1])
-
-
-def _owners(catalog: Catalog, seeds: Sequence[Table]) -> list[Table]:
-    return [
-        table
-        for table in _candidates(catalog)
-        if table not in seeds and _OWNERS.search(table.name) and referring(catalog, table)
-    ]
-
-
-def _parents_first(catalog: Catalog, tables: Sequence[Table]) -> list[Table]:
-    """The same order, but each table after those that it refers to."""
-    ordered: list[Table] = []
-    seen: set[int] = set()
-
-    def visit(table: Table) -> None:
-        if table.oid in seen:
-            return
-        seen.add(table.oid)
-        targets = {(k.target_schema, k.target) for k in catalog.foreign_keys if _is_of(k.table_schema, k.table, table)}
-        for other in tables:
-            if (other.schema, other.name) in targets:
-                visit(other)
-        ordered.append(table)
-
-    for table in tables:
-        visit(table)
-    return ordered
-
-
-def _is_of(schema: str, name: str, table: Table) -> bool:
-    return (schema, name) == (table.schema, table.name)
-
-
 def _propose(
     ground: _Ground, proposed: Mapping[str, ProposedEntity], table: Table, choices: Sequence[KeyChoice]
 ) -> ProposedEntity | None:
@@ -361,7 +247,7 @@ def _entity(
     columns: Sequence[str],
     parent: str | None,
 ) -> ProposedEntity | None:
-    key = _key_of(table)
+    key = table_choices.key_of(table)
     if key is None or key in columns:
         return None
     try:
@@ -370,7 +256,7 @@ def _entity(
         return None  # a name that an identity cannot spell
     describe = _describe(table, key) if parent is None else {}
     name = _entity_name(table.name, proposed)
-    return ProposedEntity(name, table, key, spec, None, (), describe, referring(catalog, table))
+    return ProposedEntity(name, table, key, spec, None, (), describe, table_choices.referring(catalog, table))
 
 
 def _with_children(ground: _Ground, proposed: Mapping[str, ProposedEntity]) -> dict[str, ProposedEntity]:
@@ -380,7 +266,7 @@ def _with_children(ground: _Ground, proposed: Mapping[str, ProposedEntity]) -> d
     while count != len(grown):
         count = len(grown)
         taken = {entity.table.oid for entity in grown.values()}
-        for table in _candidates(ground.catalog):
+        for table in table_choices.candidates(ground.catalog):
             held = ground.held(grown, table) if table.oid not in taken else {}
             choices = ground.choices(table) if held else []
             of_parent = [choice for choice in choices if choice.unique and held.keys() & set(choice.columns)]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import catalog, drafting, spec_text
+from uuid_pipeline.engine import catalog, drafting, spec_text, table_choices
 from uuid_pipeline.engine.drafting import Draft
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.errors import UsageError
@@ -47,7 +47,7 @@ INSERT INTO "Ledger".trail SELECT n, jsonb_build_object('seen', jsonb_build_arra
 
 def drafted(engine: Engine, *tables: str, schema: str | None = None) -> tuple[Draft, str]:
     with engine.begin() as connection:
-        made = drafting.draft(connection, drafting.choose_schema(connection, schema), tables, NAMESPACE)
+        made = drafting.draft(connection, table_choices.choose_schema(connection, schema), tables, NAMESPACE)
     return made, spec_text.render(made, namespace_given=False)
 
 
