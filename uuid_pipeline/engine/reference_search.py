@@ -177,9 +177,10 @@ def _targets(
     notes = [f"{len(partitions)} partitions are searched with their parents"] if partitions else []
     chosen = [table for table in tables if _why_left_out(table, sizes[table.oid]) is None]
     columns = searchable_columns(connection, chosen)
+    known = _in_catalogs(store)
     targets = []
     for table in chosen:
-        searched = tuple(c for c in columns.get(table.oid, ()) if (table.oid, c.name) not in _in_catalogs(store))
+        searched = tuple(c for c in columns.get(table.oid, ()) if (table.oid, c.name) not in known)
         if searched:
             targets.append(Target(table, sizes[table.oid], searched, _beside(store, table)))
     return targets, left_out, notes
