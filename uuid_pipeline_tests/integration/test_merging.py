@@ -98,6 +98,34 @@ def test_of_two_chunk_sets_the_more_complete_one_stays_whole_and_other_versions_
         assert row["chunk_id"] == str(uuid.uuid5(cycle.NAMESPACE, name))
 
 
+# A trigger that is to fire keeps the batches in origin role: foreign keys are checked, actions cascade.
+CHECKED = """
+CREATE FUNCTION upload_pipeline.look() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$;
+CREATE TRIGGER look AFTER UPDATE ON upload_pipeline.documents FOR EACH ROW EXECUTE FUNCTION upload_pipeline.look();
+"""
+CASCADING = """
+ALTER TABLE upload_pipeline.document_chunks DROP CONSTRAINT document_chunks_document_id_fkey,
+    ADD FOREIGN KEY (document_id) REFERENCES upload_pipeline.documents ON DELETE CASCADE ON UPDATE CASCADE;
+ALTER TABLE upload_pipeline.document_vector_buffer DROP CONSTRAINT document_vector_buffer_chunk_id_fkey,
+    ADD FOREIGN KEY (chunk_id) REFERENCES upload_pipeline.document_chunks ON DELETE CASCADE ON UPDATE RESTRICT;
+"""
+
+
+@pytest.mark.parametrize("actions", ["", CASCADING], ids=["no action", "cascading"])
+def test_with_foreign_keys_checked_nothing_cascades_that_was_not_archived(twins: Engine, actions: str) -> None:
+    cycle.run_sql(twins, CHECKED + actions)
+    spec = cycle.spec_with(triggers={"look": "fire"})
+    before = cycle.rows_of(twins)
+
+    cycle.run_all(twins, spec)
+
+    after, kept = cycle.rows_of(twins), archived(twins)
+    for table, rows in before.items():
+        assert Counter(map(content, rows)) == Counter(map(content, after[table] + kept[table])), table
+    cycle.roll_back(twins, spec)
+    assert cycle.rows_of(twins) == before
+
+
 @pytest.mark.parametrize("rows_a_batch", [5000, 1], ids=["one batch a wave", "one cluster a batch"])
 def test_rollback_gives_every_row_back_as_it_was_and_empties_the_archives(twins: Engine, rows_a_batch: int) -> None:
     spec = cycle.spec_with(batch_rows=rows_a_batch)
@@ -111,3 +139,41 @@ def test_rollback_gives_every_row_back_as_it_was_and_empties_the_archives(twins:
     assert not any(archived(twins).values())
     cycle.run_all(twins, spec)
     assert len(cycle.rows_of(twins)["documents"]) == 38
+
+
+SCENE = """
+INSERT INTO upload_pipeline.events (event_id, job_id, document_id, type, severity, code)
+SELECT gen_random_uuid(), job_id, document_id, 'late', 'info', 'LATE' FROM upload_pipeline.upload_jobs
+"""
+
+
+def test_rollback_keeps_what_the_application_wrote_since_and_leaves_archived_what_it_deleted(twins: Engine) -> None:
+    before = cycle.rows_of(twins)
+    cycle.run_all(twins, SPEC)
+    kept = archived(twins)["documents"]
+    loser = kept[0]
+    gone = target(loser)
+    for table in ("events", "document_vector_buffer", "document_chunks", "upload_jobs", "documents"):
+        if table == "upload_jobs":
+            cycle.run_sql(
+                twins,
+                """DELETE FROM upload_pipeline.webhook_log WHERE job_id IN
+                   (SELECT job_id FROM upload_pipeline.upload_jobs WHERE document_id = %(id)s)""",
+                id=gone,
+            )
+        cycle.run_sql(twins, f"DELETE FROM upload_pipeline.{table} WHERE document_id = %(id)s", id=gone)  # noqa: S608
+    cycle.run_sql(twins, SCENE)
+
+    cycle.roll_back(twins, SPEC)
+
+    after = cycle.rows_of(twins)
+    merged = {row["document_id"] for row in before["documents"] if target(row) == gone}
+    assert {row["document_id"] for row in after["documents"]} == {
+        row["document_id"] for row in before["documents"]
+    } - merged
+    assert [row["document_id"] for row in archived(twins)["documents"]] == [loser["document_id"]]
+    jobs = {row["job_id"]: row["document_id"] for row in after["upload_jobs"]}
+    late = [row for row in after["events"] if row["code"] == "LATE"]
+    assert len(late) == len(jobs)
+    documents = {row["document_id"] for row in after["documents"]}
+    assert all(row["document_id"] in documents for row in after["events"])
