@@ -5,7 +5,7 @@ import time
 
 import dagster as dg
 
-from uuid_pipeline.engine import ledger, migration, validation
+from uuid_pipeline.engine import exactness, ledger, migration, validation
 from uuid_pipeline.engine.migration import Progress
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import wave_check
@@ -88,7 +88,7 @@ CHECKS = [
         validation.no_dangling_reference,
     ),
     wave_check(
-        "ids_exact", "Each moved row has the id that its own columns give.", WAVES, validation.ids_exact
+        "ids_exact", "Each moved row has the id that its own columns give.", WAVES, exactness.ids_exact
     ),
     wave_check(
         "schema_unchanged", "Columns, constraints, indexes, triggers, policies and grants are as before.", WAVES,

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import inventory, ledger, validation
+from uuid_pipeline.engine import comparison, exactness, inventory, ledger, validation
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import whole_check
 from uuid_pipeline.stages.migrated_documents import migrated_documents
@@ -18,7 +18,7 @@ from uuid_pipeline.stages.session import StoreResource
 def validation_report(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound), engine.begin() as connection:
         execution = validation.subject(connection)
-        compared = validation.compare(connection, bound, execution)
+        compared = comparison.compare(connection, bound, execution)
         waves = [
             {"wave": wave.wave, "status": wave.status, **validation.accounted(connection, bound, wave)}
             for wave in ledger.waves(connection, execution.execution_id)
@@ -38,20 +38,20 @@ def _check(gate: str, description: str, evaluate: object) -> dg.AssetChecksDefin
 
 
 CHECKS = [
-    _check("whole_conservation", "Read back by the id map, every row is as before.", validation.whole_conservation),
+    _check("whole_conservation", "Read back by the id map, every row is as before.", comparison.whole_conservation),
     _check(
         "whole_no_dangling_reference", "Every reference points at a row that exists.",
         lambda connection, store, _execution: validation.whole_no_dangling_reference(
             inventory.orphans(connection, store)
         ),
     ),
-    _check("whole_ids_exact", "Every moved row has the id that its own columns give.", validation.whole_ids_exact),
+    _check("whole_ids_exact", "Every moved row has the id that its own columns give.", exactness.whole_ids_exact),
     _check(
         "whole_schema_unchanged", "Columns, constraints, indexes, triggers, policies and grants are as before.",
         lambda connection, store, execution: validation.schema_unchanged(
             connection, store, execution, "whole_schema_unchanged"
         ),
     ),
-    _check("timestamps_untouched", "No date or time column changed.", validation.timestamps_untouched),
+    _check("timestamps_untouched", "No date or time column changed.", comparison.timestamps_untouched),
     _check("next_step_safe", "The next wave, or the end, may come.", validation.next_step_safe),
 ]  # fmt: skip

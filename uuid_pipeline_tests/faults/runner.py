@@ -14,9 +14,10 @@ from sqlalchemy import event
 
 from uuid_pipeline.engine import catalog, ledger, migration, rollback
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.exactness import ids_exact
 from uuid_pipeline.engine.gates import Scope, record
 from uuid_pipeline.engine.store import bind
-from uuid_pipeline.engine.validation import conservation, ids_exact, no_dangling_reference, schema_unchanged
+from uuid_pipeline.engine.validation import conservation, no_dangling_reference, schema_unchanged
 from uuid_pipeline.spec import load_spec
 
 

@@ -12,7 +12,9 @@ from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
     catalog,
+    comparison,
     duplicates,
+    exactness,
     gates,
     inventory,
     ledger,
@@ -144,7 +146,7 @@ def check_wave(engine: Engine, spec: Spec, wave: ledger.Wave) -> list[GateResult
         found = [
             validation.conservation(c, store, now),
             validation.no_dangling_reference(c, store, now),
-            validation.ids_exact(c, store, now),
+            exactness.ids_exact(c, store, now),
             validation.schema_unchanged(c, store, execution, "schema_unchanged"),
         ]
         scope = Scope(execution=execution.execution_id, wave=now.wave)
@@ -169,11 +171,11 @@ def validate(engine: Engine, spec: Spec) -> list[GateResult]:
     with engine.begin() as c:
         store, execution = bound(c, spec), validation.subject(c)
         found = [
-            validation.whole_conservation(c, store, execution),
+            comparison.whole_conservation(c, store, execution),
             validation.whole_no_dangling_reference(inventory.orphans(c, store)),
-            validation.whole_ids_exact(c, store, execution),
+            exactness.whole_ids_exact(c, store, execution),
             validation.schema_unchanged(c, store, execution, "whole_schema_unchanged"),
-            validation.timestamps_untouched(c, store, execution),
+            comparison.timestamps_untouched(c, store, execution),
             validation.next_step_safe(c, store, execution),
         ]
         for result in found:

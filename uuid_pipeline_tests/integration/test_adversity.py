@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import gates, inventory, ledger, mapping, validation
+from uuid_pipeline.engine import comparison, gates, inventory, ledger, mapping, validation
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import Spec, load_spec
@@ -172,7 +172,7 @@ def test_a_validation_made_before_the_last_wave_does_not_complete_the_execution(
 
     with incident.begin() as connection:
         assert not validation.settle(connection, execution)
-        one = validation.whole_conservation(connection, cycle.bound(connection, SPEC), execution)
+        one = comparison.whole_conservation(connection, cycle.bound(connection, SPEC), execution)
         scope = Scope(execution=execution.execution_id)
         gates.record(connection, scope, gates.VALIDATION_STAGE, one, "one gate only")
         assert not validation.settle(connection, execution)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import gates, ledger, migration, validation
+from uuid_pipeline.engine import comparison, gates, ledger, migration
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -281,7 +281,7 @@ def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident
 def test_a_value_that_changes_where_nobody_else_wrote_turns_the_whole_red(
     incident: Engine, gate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "STATISTICS_SECONDS", 0)
+    monkeypatch.setattr(comparison, "STATISTICS_SECONDS", 0)
     _, waves = approved(incident)
     for wave in waves:
         cycle.migrate(incident, SPEC, wave)

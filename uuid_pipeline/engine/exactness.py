@@ -1,0 +1,131 @@
+"""Whether each id is the one that its row's own natural key gives: gates of a wave and of the whole store."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import batch, ledger, sql
+from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.natural_keys import natural_key
+from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.identity import recomputer
+
+
+def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
+    """Gate: each row that the wave moved has the id of its own natural key.
+
+    The server builds the key anew from the row and compares it with the approved map, whose ids were recomputed
+    before approval; rows that differ from it or arrived since are recomputed here.
+    """
+    same, checked, wrong = 0, 0, list[str]()
+    for entity in store.entities:
+        same += _count_as_approved(connection, entity, wave)
+        others = sql.compose("NOT ({same})", same=_as_approved(entity))
+        found = _recompute(connection, store, entity, wave, others)
+        checked, wrong = checked + found[0], wrong + found[1]
+    return _exact("ids_exact", same + checked, wrong)
+
+
+def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: every row of every wave that has moved has the id that the standard uuid5 makes of its raw columns."""
+    checked, wrong = 0, list[str]()
+    for wave in ledger.waves(connection, execution.execution_id):
+        if wave.status == "moved":
+            for entity in store.entities:
+                found = _recompute(connection, store, entity, wave, sql.Text("true"))
+                checked, wrong = checked + found[0], wrong + found[1]
+    return _exact("whole_ids_exact", checked, wrong)
+
+
+def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
+    return GateResult.of(
+        gate,
+        not wrong,
+        f"{checked} ids made anew from the rows, all equal"
+        if not wrong
+        else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
+        "roll back (uuid-pipeline rollback --all) and compare these rows with the spec's identity",
+        figures={"recomputed": checked, "wrong": len(wrong)},
+    )
+
+
+def _as_approved(entity: Entity) -> sql.Composable:
+    """Whether the row ``t`` has the new id of ``m``, and still the natural key that the approved map has of it."""
+    parent = sql.compose("t.{parent}", parent=sql.name(entity.parent_column)) if entity.parent_column else None
+    return sql.compose(
+        "t.{key} = m.new_id AND NOT m.arrived AND ({natural_key}) IS NOT DISTINCT FROM m.natural_key",
+        key=sql.name(entity.key),
+        natural_key=natural_key(entity, parent),
+    )
+
+
+# Which map rows a wave moved, and not set aside.
+_MOVED_BY_WAVE = """
+m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge'
+AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)
+"""
+
+
+def _parts(entity: Entity, wave: ledger.Wave) -> dict[str, sql.Composable]:
+    return {
+        "map": sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{wave.assessment_no}"),
+        "table": sql.table(entity.table.schema, entity.table.name),
+        "key": sql.name(entity.key),
+        "moved": sql.Text(_MOVED_BY_WAVE),
+    }
+
+
+def _span(wave: ledger.Wave) -> dict[str, Any]:
+    return {"first": wave.first_ordinal, "last": wave.last_ordinal, "wave": wave.wave}
+
+
+def _count_as_approved(connection: Connection, entity: Entity, wave: ledger.Wave) -> int:
+    statement = sql.compose(
+        "SELECT count(*) FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {same}",
+        same=_as_approved(entity),
+        **_parts(entity, wave),
+    )
+    return int(sql.scalar(connection, statement, _span(wave)))
+
+
+def _recompute(
+    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, which: sql.Composable
+) -> tuple[int, list[str]]:
+    """Rows recomputed from their raw columns, and a sentence for each whose id is another."""
+    fields = entity.spec.template.fields
+    target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
+    checked, wrong = 0, list[str]()
+    for rows in _raw_rows(connection, entity, wave, which):
+        for key, mapped, rewritten, *raw in rows:
+            target = None if None in raw else target_of(raw)
+            # Identity that the application edited after the move is due for the next plan, not wrong.
+            if rewritten and target != mapped:
+                continue
+            checked += 1
+            if target != key:
+                wrong.append(f"{entity.name} {key} should be {target}")
+    return checked, wrong
+
+
+def _raw_rows(connection: Connection, entity: Entity, wave: ledger.Wave, which: sql.Composable) -> Iterator[list[Any]]:
+    """Id, mapped id, whether the application wrote the row since, and the identity's raw columns, of a wave's rows.
+
+    They are found by their new id, and by their old one those that did not leave it, which are always looked at.
+    """
+    # age() counts from this transaction's own id, once it has one.
+    sql.execute(connection, "SELECT pg_current_xact_id()")
+    fields = entity.spec.template.fields
+    statement = sql.compose(
+        """SELECT t.{key}::text, m.new_id::text, {written}, {values}
+           FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {which}
+           UNION ALL
+           SELECT t.{key}::text, m.new_id::text, {written}, {values}
+           FROM {map} m JOIN {table} t ON t.{key} = m.old_id WHERE {moved} AND m.old_id <> m.new_id""",
+        written=batch.written_since("t"),
+        values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
+        which=which,
+        **_parts(entity, wave),
+    )
+    snapshot = ledger.first_snapshot(connection, wave.execution_id)
+    return sql.stream(connection, statement, {**_span(wave), "execution": wave.execution_id, "snapshot": snapshot})
