@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks import store
-from uuid_pipeline.engine import gates, ledger, migration, planning
+from uuid_pipeline.engine import approval, gates, ledger, migration
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.spec import load_spec
@@ -36,7 +36,7 @@ class Clock:
 @contextmanager
 def stages_timed(clock: Clock) -> Iterator[None]:
     """Mark the clock when a wave has moved, the plan is approved, and for its stage whenever a gate is recorded."""
-    record, run_wave, approve = gates.record, migration.run_wave, planning.approve
+    record, run_wave, approve = gates.record, migration.run_wave, approval.approve
 
     def recorded(*arguments: Any) -> None:
         record(*arguments)
@@ -57,7 +57,7 @@ def stages_timed(clock: Clock) -> Iterator[None]:
     with (
         patch.object(gates, "record", recorded),
         patch.object(migration, "run_wave", moved),
-        patch.object(planning, "approve", approved),
+        patch.object(approval, "approve", approved),
     ):
         yield
 

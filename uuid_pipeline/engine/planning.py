@@ -1,4 +1,4 @@
-"""The plan: id map, waves and decisions, frozen under a digest; and its approval, which begins an execution."""
+"""The plan: id map, waves and decisions, frozen under a digest."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import gates, lease, ledger, mapping, signals, sql
+from uuid_pipeline.engine import ledger, mapping, signals, sql
 from uuid_pipeline.engine.catalog import read_catalog
-from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec
 
 # Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
-_POSITIONS = {"canary": 10, "recent": 20, "remaining": 30, "sweep": 900}
+POSITIONS = {"canary": 10, "recent": 20, "remaining": 30, "sweep": 900}
 ROWS_A_SECOND = 20_000  # ENGINE.md, section 1: 2.2 M rows in 20 to 37 s there; said to be an estimate wherever shown
 
 
@@ -71,7 +71,7 @@ def split_waves(spans: list[tuple[str, int, int]], size: int) -> list[PlannedWav
         starts = range(first, last + 1, step)
         for index, start in enumerate(starts, 1):
             number = f"-{index:03d}" if kind == "remaining" else ""
-            name = f"{_POSITIONS[kind]:03d}-{kind}{number}"
+            name = f"{POSITIONS[kind]:03d}-{kind}{number}"
             end = min(start + step - 1, last)
             waves.append(PlannedWave(name, kind, start, end, end - start + 1))
     return waves
@@ -261,122 +261,6 @@ def waves_cover_each_document_once(connection: Connection, store: Store, plan: P
         else f"{wrong} documents are in no wave or two",
         "plan again; if it recurs, report a fault of uuid-pipeline",
         figures={"waves": len(plan.waves), "documents": documents},
-    )
-
-
-def approve(connection: Connection, store: Store, plan_id: str) -> ledger.Execution:
-    """Approve a plan: begin an execution with the plan's waves and gates.
-
-    Approving the plan of the open execution again returns that one. Raises RefusedError when the plan is unknown,
-    stale, empty or has a gate that did not pass, or when another execution has begun to move rows.
-    """
-    plan = _approvable(connection, store, plan_id)
-    if plan is None:
-        return _open_of(connection, plan_id)
-    _supersede_open(connection, store, plan_id)
-    gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
-    execution_id = _insert_execution(connection, plan, store.spec.approval_hours)
-    sweeps = [
-        PlannedWave(f"{_POSITIONS['sweep']}-sweep-{number}", "sweep", 1, 0, 0)
-        for number in range(1, plan.content["sweep_passes"] + 1)
-    ]
-    for position, wave in enumerate([*plan.waves, *sweeps], 1):
-        sql.execute(
-            connection,
-            """INSERT INTO uuid_pipeline.waves
-                   (execution_id, position, wave, kind, first_ordinal, last_ordinal, documents)
-               VALUES (%(execution)s, %(position)s, %(name)s, %(kind)s, %(first)s, %(last)s, %(documents)s)""",
-            {
-                "execution": execution_id,
-                "position": position,
-                "name": f"{execution_id}-{wave.name}",
-                "kind": wave.kind,
-                "first": wave.first_ordinal,
-                "last": wave.last_ordinal,
-                "documents": wave.documents,
-            },
-        )
-    gates.inherit(connection, plan.assessment_no, execution_id)
-    ledger.audit(connection, "approved", {"execution": execution_id, "plan": plan_id})
-    return ledger.execution(connection, execution_id)
-
-
-def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | None:
-    """The newest plan of this id; None when the open execution already is of it."""
-    # Serialises approvals; the unique index on open executions is the last word.
-    sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
-    found = sql.rows(
-        connection,
-        """SELECT p.assessment_no, p.plan_id, p.content,
-                  EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = p.assessment_no) AS used
-           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s ORDER BY p.assessment_no DESC LIMIT 1""",
-        {"id": plan_id},
-    )
-    if not found:
-        newest_plan = newest(connection)
-        known = f" The newest plan is {newest_plan.plan_id}." if newest_plan else ""
-        raise RefusedError(f"There is no plan {plan_id}.{known} Run: uuid-pipeline plan")
-    if found[0].used:
-        open_one = ledger.unfinished(connection)
-        if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
-            return None
-        raise RefusedError(
-            f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan."
-        )
-    plan = Plan(found[0].assessment_no, found[0].plan_id, found[0].content)
-    if plan.nothing_to_do:
-        raise RefusedError(f"Plan {plan_id} moves nothing; there is nothing to approve.")
-    require_fresh(connection, store, plan)
-    return plan
-
-
-def _open_of(connection: Connection, plan_id: str) -> ledger.Execution:
-    found = ledger.unfinished(connection)
-    if found is None or found.plan_id != plan_id:
-        raise RefusedError(f"Plan {plan_id} has no open execution. Run: uuid-pipeline status")
-    return found
-
-
-def _supersede_open(connection: Connection, store: Store, plan_id: str) -> None:
-    """Close an open execution that a new plan replaces: one not begun, or one gone stale."""
-    for execution in ledger.rolling_back(connection):
-        raise RefusedError(
-            f"Execution {execution.execution_id} is being rolled back. Run: uuid-pipeline rollback --all"
-        )
-    open_one = ledger.unfinished(connection)
-    if open_one is None:
-        return
-    if (
-        open_one.status == "running"
-        and stale_reason(connection, store, of_assessment(connection, open_one.assessment_no)) is None
-    ):
-        raise RefusedError(
-            f"Execution {open_one.execution_id} (plan {open_one.plan_id}) has begun and can go on. "
-            f"Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) before approving {plan_id}."
-        )
-    writer = lease.holder(connection)
-    if writer is not None and writer.alive:
-        raise RefusedError(
-            f"{writer.holder} (run {writer.run_id}) is writing to this store. Wait for it, then approve."
-        )
-    ledger.change_status(connection, open_one.execution_id, "superseded")
-
-
-def _insert_execution(connection: Connection, plan: Plan, hours: int) -> str:
-    """Insert under an id made from the time; a second approval in one second takes the next free one."""
-    return str(
-        sql.scalar(
-            connection,
-            """INSERT INTO uuid_pipeline.executions
-                   (execution_id, assessment_no, plan_id, status, approved_by, expires_at)
-               SELECT to_char(stamp, 'YYYY-MM-DD-HH24MISS'), %(no)s, %(plan)s, 'approved', %(actor)s,
-                      now() + make_interval(hours => %(hours)s)
-               FROM (SELECT now() AT TIME ZONE 'UTC' + n * interval '1 s' AS stamp FROM generate_series(0, 999) n) s
-               WHERE NOT EXISTS (SELECT FROM uuid_pipeline.executions
-                                 WHERE execution_id = to_char(stamp, 'YYYY-MM-DD-HH24MISS'))
-               ORDER BY stamp LIMIT 1 RETURNING execution_id""",
-            {"no": plan.assessment_no, "plan": plan.plan_id, "actor": ledger.actor(), "hours": hours},
-        )
     )
 
 

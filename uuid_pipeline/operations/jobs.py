@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from uuid_pipeline.engine import ledger, planning, rollback
+from uuid_pipeline.engine import approval, ledger, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
@@ -54,7 +54,7 @@ class ApproveConfig(dg.Config):
 @dg.op(description="Approve a plan: begin an execution, and make its waves partitions of migrated_documents.")
 def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: StoreResource) -> None:
     with store.open() as (engine, bound), engine.begin() as connection:
-        execution = planning.approve(connection, bound, config.plan_id)
+        execution = approval.approve(connection, bound, config.plan_id)
         waves = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
     context.instance.add_dynamic_partitions(str(WAVES.name), waves)
     context.log.info(f"Execution {execution.execution_id}: waves {', '.join(waves)}")

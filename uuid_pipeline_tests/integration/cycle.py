@@ -11,6 +11,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
+    approval,
     catalog,
     comparison,
     duplicates,
@@ -120,7 +121,7 @@ def assess_and_plan(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> P
 
 def approve(engine: Engine, spec: Spec, plan_id: str) -> ledger.Execution:
     with engine.begin() as c:
-        return planning.approve(c, bound(c, spec), plan_id)
+        return approval.approve(c, bound(c, spec), plan_id)
 
 
 def waves_of(engine: Engine, execution: ledger.Execution) -> list[ledger.Wave]:
