@@ -260,3 +260,17 @@ def test_afterwards_each_foreign_key_does_what_it_says(library: Engine) -> None:
     assert after["replies"] == []
     assert sum(row["paragraph"] is None for row in after["quotes"]) == 4
     assert sum(row["book"] == "lost%" for row in after["loans"]) == 2
+
+
+def test_a_spec_that_gains_an_entity_is_carried_out_in_the_same_sessions(library: Engine) -> None:
+    """Behind a pooler a session outlives the run, and what the run left in it meets the next spec."""
+    spec = library_spec()
+    before = cycle.rows_of(library, SCHEMA)
+    sections_stay = spec.model_copy(update={"entities": {"book": spec.entities["book"]}})
+    cycle.run_all(library, sections_stay)
+    cycle.roll_back(library, sections_stay)
+    assert cycle.rows_of(library, SCHEMA) == before
+
+    cycle.run_all(library, spec)
+
+    assert cycle.rows_of(library, SCHEMA) == expected_rows(before)

@@ -25,7 +25,8 @@ IN_ONE_DATABASE = settings(
 
 
 def built(engine: Engine, store: RandomStore) -> cycle.Rows:
-    """The store's rows, in a database that holds nothing else."""
+    """The store's rows, in a database that holds nothing else, for sessions that have seen no other store."""
+    engine.dispose()
     with cycle.session(engine) as connection:
         connection.execute(f'DROP SCHEMA IF EXISTS uuid_pipeline, "{SCHEMA}" CASCADE')
         build(connection, store)
