@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check test-system lock
+.PHONY: help setup demo test check bench test-system lock
 help:
 	@echo "make demo   build the incident's store on an embedded PostgreSQL and migrate it"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format, types"
+	@echo "make bench  the engine beside the hand-written alternatives, a million chunks (ARGS=\"--scale 0.1\" for less)"
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
@@ -32,6 +33,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What it needs beside the engine is no part of an installation.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'matplotlib>=3.9'
+	$(BIN)/python -m benchmarks $(ARGS)
 
 test-system: $(READY)
 	bash .ci/system-packages

@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import typer
 from sqlalchemy import Connection, Engine
@@ -10,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.demo import incident, server
+from uuid_pipeline.demo import incident, server, sized, twins
 from uuid_pipeline.engine import inventory, ledger
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import UsageError
@@ -18,13 +20,36 @@ from uuid_pipeline.operations.instance import store_identity
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.stages.session import DEMO_DATABASE
 
+ScenarioName = Literal["incident", "twins"]
+
+ScenarioOption = Annotated[
+    ScenarioName,
+    typer.Option(help="incident: 38 documents under random ids. twins: 50, 12 of them uploaded twice, to be merged."),
+]
+DocumentsOption = Annotated[
+    int | None,
+    typer.Option("--documents", metavar="N", min=1, help="Instead, a store of the incident's schema with N documents."),
+]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A store that the demo can build; ``name`` is kept in it, so that a later demo knows which it has found."""
+
+    name: str
+    shown: str
+    documents: int
+    build: Callable[[Connection], None]
+
 
 def demo(
+    scenario: ScenarioOption = "incident",
+    documents: DocumentsOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw the demo's home away and start over.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the demo's server.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the incident's store on the embedded server and migrate it, gates and all."""
+    """Build the incident's store, or another, on the embedded server and migrate it, gates and all."""
 
     def verb(answer: Answer) -> None:
         settings = read_settings()
@@ -38,9 +63,12 @@ def demo(
         if stop:
             answer.say("Stopped." if server.stop(settings.home) else "The demo's server was not running.")
             return
+        wanted = scenario_of(scenario, documents)
         if fresh:
+            # Before anything is thrown away: the new store may not fit.
+            sized.require_room(wanted.documents, server.start(settings.home).data)
             start_over(settings)
-        build(settings, answer)
+        build(settings, wanted, answer)
         with open_session() as session:
             show_run(session, answer)
 
@@ -84,39 +112,74 @@ def drop_databases(found: server.EmbeddedServer) -> None:
         engine.dispose()
 
 
-def build(settings: Settings, answer: Answer) -> None:
-    """The incident's store, unless an earlier demo built it."""
+def build(settings: Settings, wanted: Scenario, answer: Answer) -> None:
+    """The wanted store, unless an earlier demo built it. Raises UsageError when it built another."""
     embedded = server.start(settings.home)
     server.ensure_database(embedded, DEMO_DATABASE)
     engine = open_store(embedded.url(DEMO_DATABASE))
     try:
         with engine.begin() as connection:
-            there = connection.exec_driver_sql("SELECT to_regclass('upload_pipeline.documents')").scalar()
-            if there is None:
-                incident.build_incident(connection)
-                answer.say("Built the incident's store: 38 documents under random ids.")
+            found = built(connection)
+            if found is None:
+                sized.require_room(wanted.documents, embedded.data)
+                wanted.build(connection)
+                # In the transaction that builds it: there is no store that does not say what it is.
+                connection.exec_driver_sql(f"COMMENT ON SCHEMA {incident.SCHEMA} IS 'demo: {wanted.name}'")
+                answer.say(f"Built {wanted.shown}")
+            elif found != wanted.name:
+                raise UsageError(
+                    f"The home {settings.home} holds the demo's store {found!r}, not {wanted.name!r}. Throw it away "
+                    "with --fresh, or set UUID_PIPELINE_HOME to another directory."
+                )
             else:
                 answer.say("Going on with the store that an earlier demo left (--fresh starts over).")
     finally:
         engine.dispose()
 
 
+def built(connection: Connection) -> str | None:
+    """The name of the scenario that the database holds; None when it holds none."""
+    if connection.exec_driver_sql("SELECT to_regclass('upload_pipeline.documents')").scalar() is None:
+        return None
+    said = connection.exec_driver_sql(
+        "SELECT obj_description('upload_pipeline'::regnamespace, 'pg_namespace')"
+    ).scalar()
+    # The first version built the incident alone, and left no comment.
+    return str(said or "demo: incident").removeprefix("demo: ")
+
+
+def scenario_of(name: ScenarioName, documents: int | None) -> Scenario:
+    """What the options ask for. Raises UsageError when they ask for two things at once."""
+    if documents is not None:
+        if name != "incident":
+            raise UsageError("--documents makes a store of its own; leave out --scenario.")
+        size = documents * sized.BYTES_A_DOCUMENT / 1e6
+        shown = f"a store of the incident's schema with {documents:,} documents, about {size:,.0f} MB on the disk."
+        return Scenario(f"{documents} documents", shown, documents, lambda c: sized.build_sized(c, documents))
+    if name == "twins":
+        shown = "the store with twins: 50 documents of 38 natural keys, 12 of them already under their target id."
+        return Scenario("twins", shown, 50, twins.build_twins)
+    shown = "the incident's store: 38 documents under random ids."
+    return Scenario("incident", shown, 38, incident.build_incident)
+
+
 def show_run(session: Session, answer: Answer) -> None:
     """The whole pipeline, with the store before and after."""
-    before = sample(session.engine)
+    count_before, before = count(session.engine), sample(session.engine)
     run_all(session, answer, approve=True)
-    after = sample(session.engine)
+    count_after, after = count(session.engine), sample(session.engine, list(before))
     compared = [
-        {"file": row["filename"], "id before": row["document_id"], "id now": after[key]["document_id"],
-         "chunks": after[key]["chunks"]}
+        {"file": row["filename"], "id before": row["ids"], "id now": after[key]["ids"], "chunks": after[key]["chunks"]}
         for key, row in before.items()
-    ]  # fmt: skip
+    ]
     answer.data["sample"] = compared
-    answer.section("The store, before and after (5 documents)")
-    answer.say(*show_table("", compared[:5]))
+    answer.data["documents"] = {"before": count_before, "now": count_after}
+    answer.section(f"The store, before and after ({len(compared)} of {count_after} files)")
+    answer.say(*show_table("", compared))
     with session.engine.begin() as connection:
         left = inventory.orphans(connection, session.store)
         done = [e for e in ledger.executions(connection) if e.status == "completed"]
+    answer.say(f"Documents before: {count_before}, now: {count_after}.")
     answer.say(f"Orphans now: {sum(left.values())}. Executions completed: {len(done)}.")
     answer.section("Look around")
     answer.pairs(
@@ -129,18 +192,25 @@ def show_run(session: Session, answer: Answer) -> None:
     )
 
 
+# Files that are there twice first.
 _SAMPLE = """
-SELECT d.user_id::text || d.file_sha256 AS natural_key, d.filename, d.document_id::text AS document_id,
-       (SELECT count(*) FROM upload_pipeline.document_chunks c WHERE c.document_id = d.document_id) AS chunks
-FROM upload_pipeline.documents d ORDER BY d.filename, 1
+SELECT natural_key, min(filename) AS filename, string_agg(document_id::text, E'\n' ORDER BY created_at) AS ids,
+       (SELECT count(*) FROM upload_pipeline.document_chunks c WHERE c.document_id = ANY(array_agg(d.document_id)))
+           AS chunks
+FROM (SELECT *, user_id || ':' || lower(btrim(file_sha256)) AS natural_key FROM upload_pipeline.documents) AS d
+WHERE %(keys)s::text[] IS NULL OR natural_key = ANY(%(keys)s)
+GROUP BY natural_key ORDER BY count(*) DESC, 2, 1 LIMIT 5
 """
 
 
-def sample(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Every demo document by its natural key."""
+def sample(engine: Engine, keys: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Five files of the demo by natural key, or those with the given keys: their ids and chunks."""
     with engine.begin() as connection:
-        return _rows(connection)
+        found = connection.exec_driver_sql(_SAMPLE, {"keys": keys})
+        return {row.natural_key: dict(row._mapping) for row in found}
 
 
-def _rows(connection: Connection) -> dict[str, dict[str, Any]]:
-    return {row.natural_key: dict(row._mapping) for row in connection.exec_driver_sql(_SAMPLE)}
+def count(engine: Engine) -> int:
+    """How many documents the demo's store holds."""
+    with engine.begin() as connection:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM upload_pipeline.documents").scalar_one())

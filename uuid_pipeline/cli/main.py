@@ -7,6 +7,7 @@ import typer
 from uuid_pipeline.cli import (
     approve,
     demo,
+    export,
     inventory,
     migrate,
     plan,
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 for verb in (
     demo.demo, run.run, profile.profile, inventory.inventory, plan.plan, approve.approve, migrate.migrate,
-    validate.validate, rollback.rollback, status.status, ui.ui,
+    validate.validate, rollback.rollback, export.export, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

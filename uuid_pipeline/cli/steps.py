@@ -141,11 +141,19 @@ def migrate(session: Session, answer: Answer, execution: ledger.Execution, only:
     # A home that lost its Dagster database still knows its waves from the ledger.
     session.instance.add_dynamic_partitions("waves", [wave.wave for wave in waves])
     for wave in chosen:
+        if _unneeded(session, wave):
+            continue
         answer.section(f"Wave {wave.wave}: {wave.documents} documents")
         record = {"wave": wave.wave, "kind": wave.kind, "documents": wave.documents, "status": "failed"}
         shown.append(record)
         gates_of(answer, session.run("migrate", partition=wave.wave))
         record["status"] = "moved"
+
+
+def _unneeded(session: Session, wave: ledger.Wave) -> bool:
+    """Whether an earlier sweep found nothing, so that this one has nothing to look for."""
+    with session.engine.begin() as connection:
+        return ledger.wave(connection, wave.wave).status == "unneeded"
 
 
 def _short(wave: ledger.Wave) -> str:

@@ -1,4 +1,4 @@
--- The store of the incident, in blocks that incident.py runs by name.
+-- The store of the incident, in blocks that incident.py, twins.py and sized.py run by name.
 -- Of the report's application: tables, columns, keys, checks, indexes, triggers, policies and roles, as its schema had
 -- them. Of ours: the names of triggers, policies and indexes but uq_user_filehash, and the figures that a small store
 -- needs (one ivfflat list, so that the index finds every chunk and a missing one is really missing).
@@ -79,9 +79,11 @@ CREATE TABLE upload_pipeline.webhook_log (
     payload_hash text
 );
 
+-- name: unique_index
+CREATE UNIQUE INDEX uq_user_filehash ON upload_pipeline.documents (user_id, file_sha256);
+
 -- name: indexes
 -- After the data: ivfflat takes its centres from the rows that are there when it is built.
-CREATE UNIQUE INDEX uq_user_filehash ON upload_pipeline.documents (user_id, file_sha256);
 CREATE INDEX ix_documents_user ON upload_pipeline.documents (user_id);
 CREATE INDEX ix_upload_jobs_document ON upload_pipeline.upload_jobs (document_id);
 CREATE INDEX ix_upload_jobs_waiting ON upload_pipeline.upload_jobs (status, created_at)

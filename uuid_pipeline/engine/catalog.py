@@ -135,11 +135,12 @@ WHERE f.contype = 'f' AND (f.confrelid = ANY(%(oids)s) OR f.conrelid = ANY(%(oid
 ORDER BY sn.nspname, s.relname, f.conname
 """
 
+# Our own triggers on the application's tables (their functions live in the ledger) are no part of what it is.
 _TRIGGERS = """
 SELECT g.tgname, n.nspname, c.relname, g.tgenabled::text, pg_get_triggerdef(g.oid), p.proname,
        (g.tgtype & 16) <> 0 AS on_update
 FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_proc p ON p.oid = g.tgfoid
+JOIN pg_proc p ON p.oid = g.tgfoid AND p.pronamespace IS DISTINCT FROM to_regnamespace('uuid_pipeline')
 WHERE g.tgrelid = ANY(%(oids)s) AND NOT g.tgisinternal ORDER BY n.nspname, c.relname, g.tgname
 """
 
@@ -206,6 +207,7 @@ UNION ALL
 SELECT 'trigger ' || nspname || '.' || relname || '.' || tgname, concat_ws(' ', tgenabled, pg_get_triggerdef(t.oid),
        md5(pg_get_functiondef(tgfoid)))
 FROM rel JOIN pg_trigger t ON t.tgrelid = rel.oid AND NOT tgisinternal
+JOIN pg_proc f ON f.oid = tgfoid AND f.pronamespace IS DISTINCT FROM to_regnamespace('uuid_pipeline')
 UNION ALL
 SELECT 'policy ' || nspname || '.' || relname || '.' || polname, concat_ws(' ', polcmd, polpermissive,
        array(SELECT pg_get_userbyid(r) FROM unnest(polroles) r)::text, pg_get_expr(polqual, polrelid),
@@ -221,10 +223,48 @@ ORDER BY 1
 
 
 def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
-    """Every object of the catalog's tables with its definition."""
-    sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+    """Every object of the catalog's tables with its definition; triggers as they were before we altered them."""
+    pin_names(connection)
     oids = [table.oid for table in catalog.tables.values()]
-    return {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
+    found = {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
+    for record in altered_triggers(connection).values():
+        name = f"trigger {record['schema']}.{record['table']}.{record['trigger']}"
+        enabled, _, rest = found.get(name, "").partition(" ")
+        if rest.startswith(record["guarded"] + " "):
+            found[name] = f"{enabled} {record['definition']}{rest[len(record['guarded']) :]}"
+    return found
+
+
+def pin_names(connection: Connection) -> None:
+    """With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role."""
+    sql.execute(
+        connection,
+        """SELECT set_config('search_path', 'pg_catalog', true), set_config('quote_all_identifiers', 'off', true),
+                  set_config('standard_conforming_strings', 'on', true)""",
+    )
+
+
+# Asked of the catalogs, which answer whether or not the ledger is there, and is readable for this role.
+_ALTERED_READABLE = """
+SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = 'uuid_pipeline' AND c.relname = 'altered'
+                 AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+"""
+
+
+def altered_triggers(connection: Connection) -> dict[tuple[str, str, str], dict[str, str]]:
+    """What the ledger keeps of triggers that hold our condition now, by (schema, table, trigger)."""
+    if not sql.scalar(connection, _ALTERED_READABLE):
+        return {}
+    rows = sql.rows(connection, "SELECT definition FROM uuid_pipeline.altered WHERE kind = 'trigger' ORDER BY object")
+    records = [json.loads(row.definition) for row in rows]
+    return {(record["schema"], record["table"], record["trigger"]): record for record in records}
+
+
+def unaltered(altered: dict[tuple[str, str, str], dict[str, str]], name: tuple[str, str, str], definition: str) -> str:
+    """A trigger's definition without the condition that we gave it; as it is when it is not what we left."""
+    record = altered.get(name)
+    return record["definition"] if record and record["guarded"] == definition else definition
 
 
 def digest(objects: dict[str, str]) -> str:

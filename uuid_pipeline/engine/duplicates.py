@@ -1,4 +1,4 @@
-"""Clusters: rows of one entity with one natural key. This version finds and shows them; more than one row blocks."""
+"""Clusters: rows of one entity with one normalised natural key, of what kind they are, and which row survives."""
 
 from typing import Any
 
@@ -6,37 +6,57 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.inventory import complete_statuses
+from uuid_pipeline.engine.mapping import survivor_order
+from uuid_pipeline.engine.natural_keys import as_stored
 from uuid_pipeline.engine.store import Entity, Store
 
-# One scan and one sort by natural key; quarantined rows belong to no cluster.
+# Quarantined rows belong to no cluster. The survivor comes first, by the spec's order.
 _CLUSTERS = """
-SELECT natural_key, count(*) AS rows, count(DISTINCT owner) AS owners, bool_or(id_class = 'deterministic') AS twin,
-       (array_agg(key::text ORDER BY (id_class = 'deterministic') DESC, children DESC NULLS LAST, created_at, key))[:20]
-           AS ids
-FROM {table} WHERE assessment_no = %(no)s AND quarantined IS NULL
-GROUP BY natural_key HAVING count(*) > 1 ORDER BY natural_key LIMIT %(limit)s
+WITH shared AS (SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
+                GROUP BY target_id HAVING count(*) > 1 ORDER BY target_id LIMIT %(limit)s)
+SELECT i.natural_key, count(*) AS rows, count(DISTINCT i.owner) AS owners,
+       bool_or(i.id_class = 'deterministic') AS twin, count(DISTINCT {stored}) > 1 AS spelled,
+       (array_agg(i.key::text ORDER BY {survivor}, i.key))[:20] AS ids
+FROM {inventory} i JOIN shared USING (target_id) LEFT JOIN {table} t ON t.{key} = i.key
+WHERE i.assessment_no = %(no)s GROUP BY i.natural_key ORDER BY i.natural_key
 """
 
 
 def clusters(connection: Connection, store: Store, assessment: int, limit: int = 1000) -> list[dict[str, Any]]:
-    """Clusters of more than one row: entity, kind, natural key, ids (the likely survivor first)."""
+    """Clusters of more than one row: entity, kind, natural key, ids (of a document the survivor first)."""
     return [
         {
             "entity": entity.name,
-            "kind": "re-upload twin" if row.twin else "same natural key",
+            "kind": _kind(row),
             "natural_key": row.natural_key,
             "rows": row.rows,
             "owners": row.owners,
+            "survivor": row.ids[0] if entity.parent is None else "decided when its documents are merged",
             "ids": list(row.ids),
         }
         for entity in store.entities
-        for row in _found(connection, entity, assessment, limit)
+        for row in _found(connection, store, entity, assessment, limit)
     ]
 
 
-def _found(connection: Connection, entity: Entity, assessment: int, limit: int) -> list[Any]:
-    statement = sql.Text(_CLUSTERS).format(table=ledger.inventory_table(entity))
-    return sql.rows(connection, statement, {"no": assessment, "limit": limit})
+def _kind(row: Any) -> str:
+    """A twin is under the target id already; a race differs in nothing that identity is made of."""
+    if row.twin:
+        return "re-upload twin"
+    return "spelling" if row.spelled else "race"
+
+
+def _found(connection: Connection, store: Store, entity: Entity, assessment: int, limit: int) -> list[Any]:
+    statement = sql.Text(_CLUSTERS).format(
+        inventory=ledger.inventory_table(entity),
+        stored=as_stored(entity),
+        survivor=survivor_order(entity),
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+    )
+    values = {"no": assessment, "limit": limit, "complete": complete_statuses(store)}
+    return sql.rows(connection, statement, values)
 
 
 def _shown(found: list[dict[str, Any]]) -> str:
@@ -47,14 +67,18 @@ def _shown(found: list[dict[str, Any]]) -> str:
 
 
 def each_cluster_decided(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no document shares its natural key with another, since this version does not merge."""
+    """Gate: every cluster of documents has its survivor, unless the spec wants duplicates to block."""
     roots = {entity.name for entity in store.roots}
     found = [c for c in clusters(connection, store, assessment) if c["entity"] in roots]
+    blocking = [c for c in found if store.entity(c["entity"]).spec.on_duplicate == "block"]
+    said = (
+        f"each will be merged into its survivor: {_shown(found)}" if found else "every natural key belongs to one row"
+    )
     return GateResult.of(
         "each_cluster_decided",
-        not found,
-        "every natural key belongs to one row" if not found else _shown(found),
-        "this version does not merge: remove or re-own the surplus rows in the application, then plan again",
+        not blocking,
+        said if not blocking else f"the spec says on_duplicate: block, and there are {_shown(blocking)}",
+        "remove or re-own the surplus rows in the application, or set on_duplicate: merge; then plan again",
         figures={"clusters": len(found)},
     )
 
@@ -62,23 +86,50 @@ def each_cluster_decided(connection: Connection, store: Store, assessment: int) 
 def never_across_users(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: no cluster joins rows of different owners."""
     found = [c for c in clusters(connection, store, assessment) if c["owners"] > 1]
+    known = store.main.spec.describe.owner is not None
     return GateResult.of(
         "never_across_users",
         not found,
-        "no cluster spans two owners" if not found else _shown(found),
+        ("no cluster spans two owners" if known else "the spec names no owner, so this is not known")
+        if not found
+        else _shown(found),
         "put the owner into the identity; rows of different users must never get one id",
         figures={"clusters": len(found)},
     )
 
 
+# Unique indexes over part of a table or over expressions: what a turned row would meet there cannot be foreseen.
+_ODD_UNIQUE = """
+SELECT i.indexrelid::regclass::text AS name FROM pg_index i
+WHERE i.indrelid = %(oid)s AND i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)
+  AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+              WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refobjid = i.indrelid
+                AND a.attname = ANY(%(columns)s))
+"""
+
+
 def conflicts_resolvable(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no two children of one parent claim one id, which no merging of documents could resolve."""
-    roots = {entity.name for entity in store.roots}
-    found = [c for c in clusters(connection, store, assessment) if c["entity"] not in roots]
+    """Gate: whatever merging displaces can be told apart, archived and brought back."""
+    found = clusters(connection, store, assessment)
+    below = [c for c in found if store.entity(c["entity"]).parent is not None]
+    faults = [
+        f"the spec says on_duplicate: block for {name}, and there are {_shown(of_entity)}"
+        for name in {c["entity"] for c in below}
+        if store.entity(name).spec.on_duplicate == "block"
+        for of_entity in [[c for c in below if c["entity"] == name]]
+    ]
+    for moved in store.tables if found else ():
+        where = f"{moved.table.schema}.{moved.table.name}"
+        if not moved.table.primary_key:
+            faults.append(f"{where} has no primary key, so a re-pointed row could not be found again")
+        columns = [column for column, _ in moved.columns]
+        odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
+        faults += [f"the unique index {row.name} is partial or over an expression that uses an id" for row in odd]
+    said = "no two children share a natural key" if not below else f"to be merged below documents: {_shown(below)}"
     return GateResult.of(
         "conflicts_resolvable",
-        not found,
-        "no two children share a natural key" if not found else _shown(found),
-        "add the column that tells these rows apart to the child's identity",
-        figures={"clusters": len(found)},
+        not faults,
+        said if not faults else "; ".join(faults),
+        "resolve these duplicates in the application (on_duplicate: block), or change what is named; then plan again",
+        figures={"clusters": len(below)},
     )

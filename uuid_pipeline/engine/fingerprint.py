@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, locks, sql
 from uuid_pipeline.engine.catalog import Column
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import MovedTable, Store
+from uuid_pipeline.engine.store import MovedTable, Reference, Store
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ MOVED_ORDINALS = """m.ordinal <@ (SELECT
 
 def unmapped(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> Fingerprint:
     """A whole table with every id that this execution moved read back to the old one."""
-    joins, mapped = [], {}
+    joins: list[sql.Composable] = []
+    mapped: dict[str, sql.Composable] = {}
     for index, (column, entity_name) in enumerate(moved.columns):
         alias = sql.name(f"m{index}")
         mapped[column] = sql.compose(
@@ -100,14 +101,50 @@ def unmapped(connection: Connection, store: Store, moved: MovedTable, execution:
                 column=sql.name(column),
             )
         )
+    for index, reference in enumerate(moved.embedded):
+        column = reference.column
+        was = mapped.get(column, sql.compose("t.{column}", column=sql.name(column)))
+        joins.append(_read_back(store, moved, reference, was, index))
+        mapped[column] = sql.compose("coalesce({x}.rewritten, {was})", x=sql.name(f"x{index}"), was=was)
     statement = sql.compose(
         "SELECT {aggregates} FROM {table} t {joins}",
-        aggregates=aggregates(moved, dict(mapped), "t"),
+        aggregates=aggregates(moved, mapped, "t"),
         table=sql.table(moved.table.schema, moved.table.name),
         joins=sql.join(" ", joins),
     )
-    found = sql.rows(connection, statement, {"no": execution.assessment_no, "execution": execution.execution_id})
+    paths = {f"path_{index}": list(reference.path) for index, reference in enumerate(moved.embedded)}
+    values = {"no": execution.assessment_no, "execution": execution.execution_id, **paths}
+    found = sql.rows(connection, statement, values)
     return Fingerprint(*[int(value) for value in found[0]])
+
+
+def _read_back(
+    store: Store, moved: MovedTable, reference: Reference, was: sql.Composable, index: int
+) -> sql.Composable:
+    """A join that gives ``rewritten``, the old value of an embedded reference, where it holds a moved id now."""
+    entity = store.entity(reference.entity)
+    as_key = (
+        sql.Text("CASE WHEN i.id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN i.id::uuid END")
+        if entity.key_type == "uuid"
+        else sql.Text("i.id")
+    )
+    path = f"path_{index}"
+    return sql.compose(
+        """LEFT JOIN LATERAL (
+               SELECT r.rewritten FROM (SELECT {was} AS was) w CROSS JOIN LATERAL (
+                   SELECT {rewritten} AS rewritten FROM {ids} i(id) CROSS JOIN LATERAL (
+                       SELECT m.new_id::text AS source, m.old_id::text AS goal FROM {map} m
+                       WHERE m.assessment_no = %(no)s AND m.new_id = {as_key} AND m.role = 'move' AND {moved}) b
+                   HAVING count(*) > 0) r
+               WHERE w.was IS NOT NULL) {x} ON true""",
+        was=was,
+        rewritten=locks.rewritten(reference, moved.table.columns[reference.column].type, path),
+        ids=locks.ids_in(reference, path),
+        map=ledger.map_table(entity),
+        as_key=as_key,
+        moved=sql.Text(MOVED_ORDINALS),
+        x=sql.name(f"x{index}"),
+    )
 
 
 def take_before(connection: Connection, store: Store, execution: ledger.Execution) -> None:

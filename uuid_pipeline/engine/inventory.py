@@ -61,8 +61,15 @@ def id_class(key: str, target: str | None) -> str:
     return "random" if _RANDOM.fullmatch(key) else "stray"
 
 
-def take(connection: Connection, store: Store, assessment: int) -> dict[str, dict[str, int]]:
+Restriction = Callable[[Entity], sql.Composable]
+
+
+def take(
+    connection: Connection, store: Store, assessment: int, only: Restriction | None = None
+) -> dict[str, dict[str, int]]:
     """Derive every entity's target ids into the ledger, parents first; returns rows counted and derived by entity.
+
+    ``only`` gives for each entity a table with the keys of the rows to look at; without it, all are.
 
     Wants a REPEATABLE READ transaction: counts, parents and children must be of one snapshot. Memory is bounded
     by 10,000 rows.
@@ -75,25 +82,22 @@ def take(connection: Connection, store: Store, assessment: int) -> dict[str, dic
         counted = sql.scalar(connection, sql.compose("SELECT count(*) FROM {table}", table=relation))
         counts[entity.name] = {
             "counted": int(counted),
-            "derived": _derive(connection, store, entity, assessment),
+            "derived": _derive(connection, store, entity, assessment, only),
         }
-    orphans = {
-        f"{r.table.name}.{r.column}": int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references
-    }
     sql.execute(
         connection,
         "UPDATE uuid_pipeline.assessments SET profile = profile || %(counts)s::jsonb WHERE assessment_no = %(no)s",
-        {"counts": json.dumps({"counts": counts, "orphans": orphans}), "no": assessment},
+        {"counts": json.dumps({"counts": counts, "orphans": orphans(connection, store)}), "no": assessment},
     )
     return counts
 
 
-def _derive(connection: Connection, store: Store, entity: Entity, assessment: int) -> int:
+def _derive(connection: Connection, store: Store, entity: Entity, assessment: int, only: Restriction | None) -> int:
     part_table = ledger.fresh_part(connection, "inventory", entity, assessment)
     copy = sql.compose("COPY {part} FROM STDIN", part=part_table).as_string(None)
     row_of = _row_maker(store, entity, assessment)
     position = 0
-    for chunk in sql.stream(connection, _source(store, entity), {"assessment": assessment}):
+    for chunk in sql.stream(connection, _source(store, entity, only), {"assessment": assessment}):
         copy_rows(connection, copy, [row_of(position + i, row) for i, row in enumerate(chunk)])
         position += len(chunk)
     indexes = ["UNIQUE key", "target_id", "parent_key"] if entity.parent else ["UNIQUE key", "target_id"]
@@ -101,7 +105,7 @@ def _derive(connection: Connection, store: Store, entity: Entity, assessment: in
     return position
 
 
-def _source(store: Store, entity: Entity) -> sql.Composable:
+def _source(store: Store, entity: Entity, only: Restriction | None) -> sql.Composable:
     """Key, parent, natural key, checked parts and description of every row; the main entity also counts children."""
     target = sql.Text("p.target_id") if entity.parent else None
     described = entity.spec.describe.columns()
@@ -123,7 +127,10 @@ def _source(store: Store, entity: Entity) -> sql.Composable:
         _child_count(store, entity),
     ]
     return sql.compose(
-        "SELECT {columns} FROM {table} t {parents} {children} {order}",
+        "SELECT {columns} FROM {table} t {parents} {children} {only} {order}",
+        only=sql.compose("WHERE t.{key} IN (SELECT key FROM {keys})", key=sql.name(entity.key), keys=only(entity))
+        if only
+        else sql.Text(""),
         columns=sql.join(", ", columns),
         table=sql.table(entity.table.schema, entity.table.name),
         parents=_join_parent(store, entity),
@@ -203,10 +210,8 @@ def _orphan_count(store: Store, reference: Any) -> sql.Composable:
 
 
 def orphans(connection: Connection, store: Store) -> dict[str, int]:
-    """Rows by reference whose entity row does not exist, now."""
-    return {
-        f"{r.table.name}.{r.column}": int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references
-    }
+    """Rows by reference whose entity row does not exist, now; text, arrays and json may hold ids of other things."""
+    return {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references if r.form == "key"}
 
 
 _SUMMARY = """

@@ -3,6 +3,8 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -50,6 +52,19 @@ def holder(connection: Connection) -> Holder | None:
     """Who holds the lease, and whether that process still lives."""
     row = sql.rows(connection, _HOLDER, {"ttl": LEASE_SECONDS})[0]
     return Holder(row.holder, row.run_id, row.renewed_at, row.alive) if row.holder else None
+
+
+@contextmanager
+def held(engine: Engine, run_id: str) -> Iterator[tuple[Connection, Lease]]:
+    """A connection that holds the store's lease while the block runs. Raises RefusedError as :func:`acquire` does."""
+    with engine.connect() as connection:
+        lease = acquire(engine, connection, run_id)
+        connection.rollback()
+        try:
+            yield connection, lease
+        finally:
+            connection.rollback()
+            release(engine, lease)
 
 
 def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:

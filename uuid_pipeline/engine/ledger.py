@@ -102,7 +102,8 @@ def _create_typed(connection: Connection, entity: Entity) -> None:
         sql.compose(
             """CREATE TABLE IF NOT EXISTS {table} (
                    assessment_no integer NOT NULL, ordinal bigint NOT NULL, wave text NOT NULL, role text NOT NULL,
-                   natural_key text NOT NULL, old_id {type} NOT NULL, new_id {type} NOT NULL
+                   natural_key text NOT NULL, old_id {type} NOT NULL, new_id {type} NOT NULL,
+                   arrived boolean NOT NULL DEFAULT false
                ) PARTITION BY LIST (assessment_no)""",
             table=id_map,
             type=key_type,
@@ -168,7 +169,8 @@ def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: in
     part = _part(kind, entity, assessment)
     parent = sql.table(SCHEMA, f"{kind}_{entity.name}")
     sql.execute(connection, sql.compose("DROP TABLE IF EXISTS {part}", part=part))
-    sql.execute(connection, sql.compose("CREATE TABLE {part} (LIKE {parent})", part=part, parent=parent))
+    like = sql.compose("CREATE TABLE {part} (LIKE {parent} INCLUDING DEFAULTS)", part=part, parent=parent)
+    sql.execute(connection, like)
     return part
 
 
@@ -211,7 +213,10 @@ def begin_assessment(
 
 
 def _drop_old_parts(connection: Connection) -> None:
-    """Keep the newest plan's and every execution's id map; keep the newest three inventories (runs may overlap)."""
+    """Keep the newest plan's and every execution's id maps; keep the newest three inventories (runs may overlap).
+
+    The inventory of an open execution stays too: its sweep asks what the plan had seen.
+    """
     old = sql.rows(
         connection,
         r"""SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -220,7 +225,14 @@ def _drop_old_parts(connection: Connection) -> None:
             WHERE n.nspname = 'uuid_pipeline' AND c.relkind = 'r' AND c.relname ~ '^(id_map|inventory)_.*_\d+$'
               AND p.no < (SELECT max(assessment_no) - 3 FROM uuid_pipeline.assessments)
               AND NOT (p.is_map AND (p.no IN (SELECT assessment_no FROM uuid_pipeline.executions)
-                                     OR p.no = (SELECT max(assessment_no) FROM uuid_pipeline.plans)))""",
+                                     OR p.no IN (SELECT assessment_no FROM uuid_pipeline.waves
+                                                 WHERE assessment_no IS NOT NULL)
+                                     OR p.no = (SELECT max(assessment_no) FROM uuid_pipeline.plans)))
+              AND p.no NOT IN (SELECT unnest(ARRAY[e.assessment_no, w.assessment_no]) FROM uuid_pipeline.executions e
+                               JOIN uuid_pipeline.waves w USING (execution_id)
+                               WHERE e.status IN ('approved', 'running') AND w.assessment_no IS NOT NULL
+                               UNION SELECT assessment_no FROM uuid_pipeline.executions
+                               WHERE status IN ('approved', 'running'))""",
     )
     for row in old:
         sql.execute(connection, sql.compose("DROP TABLE {part}", part=sql.table(SCHEMA, row.relname)))
@@ -330,6 +342,19 @@ def change_status(connection: Connection, execution_id: str, status: str) -> Non
         now = execution(connection, execution_id).status
         raise RefusedError(f"Execution {execution_id} is {now}; it cannot become {status}.")
     audit(connection, status, {"execution": execution_id})
+
+
+def assessments_in_force(connection: Connection) -> list[int]:
+    """Whose id maps still resolve old ids: those of every execution that is not finalized, sweeps included."""
+    return [
+        int(row.no)
+        for row in sql.rows(
+            connection,
+            """SELECT DISTINCT unnest(ARRAY[e.assessment_no, w.assessment_no]) AS no FROM uuid_pipeline.executions e
+               JOIN uuid_pipeline.waves w USING (execution_id) WHERE e.status <> 'finalized' ORDER BY 1""",
+        )
+        if row.no is not None
+    ]
 
 
 def set_wave_status(connection: Connection, wave_name: str, status: str) -> None:

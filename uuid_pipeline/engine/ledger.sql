@@ -120,6 +120,18 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.fingerprints (
     PRIMARY KEY (execution_id, table_name)
 );
 
+-- What a row held before a merge turned it to the survivor: N old ids share one new one, so the map cannot tell.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.repointed (
+    execution_id text NOT NULL,
+    wave text NOT NULL,
+    ordinal bigint NOT NULL,
+    table_name text NOT NULL,
+    row_key jsonb NOT NULL,
+    before jsonb NOT NULL,
+    after jsonb NOT NULL
+);
+CREATE INDEX IF NOT EXISTS repointed_by_wave ON uuid_pipeline.repointed (wave, ordinal);
+
 -- What we altered in the application's schema, with the definition to put back; gone once it is back.
 CREATE TABLE IF NOT EXISTS uuid_pipeline.altered (
     kind text NOT NULL CHECK (kind IN ('trigger', 'index')),

@@ -1,24 +1,24 @@
 """The id map: old id -> target id for every row that must move, with the order in which it will."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
+from uuid_pipeline.engine.natural_keys import as_read
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import hasher, normalize, recomputed
 
 
-def build(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
-    """Write the id map of every entity; returns its rows by entity.
+def build(connection: Connection, store: Store, assessment: int, first: int = 0) -> dict[str, int]:
+    """Write the id map of every entity, with ordinals after ``first``; returns its rows by entity.
 
     A root that is right but has a descendant that is not takes part with the role ``keep``, so that each
     descendant belongs to exactly one batch.
     """
-    first = 0
     written = {}
     for root in store.roots:
         written[root.name] = _build_root(connection, store, root, assessment, first)
@@ -35,23 +35,45 @@ def _root_of(store: Store, entity: Entity) -> Entity:
     return entity
 
 
+# Rows of one target id are a cluster: they share the survivor's ordinal and wave, so that one batch has them all.
 # canary: the highest priority; recent: the newest of the rest; remaining: heap order, so each page is touched once.
 _ROOT = """
 INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
-WITH due AS (SELECT i.*, {priority} AS priority FROM {inventory} i
-             WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL AND ({due})),
-ranked AS (SELECT due.*, row_number() OVER (ORDER BY priority DESC, created_at DESC NULLS LAST, position) AS rank
-           FROM due),
+WITH members AS (
+    SELECT i.*, {priority} AS priority, count(*) OVER same AS members,
+           row_number() OVER (PARTITION BY target_id ORDER BY {survivor}, i.key) AS turn, ({due}) AS due
+    FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL
+    WINDOW same AS (PARTITION BY target_id)),
+due AS (SELECT m.*, bool_or(m.due OR m.members > 1) OVER (PARTITION BY m.target_id) AS taken FROM members m),
+survivors AS (SELECT * FROM due WHERE turn = 1 AND taken),
+ranked AS (SELECT s.*, row_number() OVER (ORDER BY priority DESC, created_at DESC NULLS LAST, position) AS rank
+           FROM survivors s),
 rest AS (SELECT ranked.*, row_number() OVER (
              PARTITION BY rank <= %(canary)s ORDER BY created_at DESC NULLS LAST, position) AS newness FROM ranked),
 waved AS (SELECT rest.*, CASE WHEN rank <= %(canary)s THEN 'canary'
               WHEN newness <= %(recent)s AND created_at > now() - make_interval(days => %(days)s) THEN 'recent'
-              ELSE 'remaining' END AS wave FROM rest)
-SELECT %(no)s, %(first)s + row_number() OVER (
-           ORDER BY array_position(ARRAY['canary', 'recent', 'remaining'], wave), position),
-       wave, CASE WHEN id_class = 'deterministic' THEN 'keep' ELSE 'move' END, natural_key, key, target_id
-FROM waved
+              ELSE 'remaining' END AS wave_kind FROM rest),
+numbered AS (SELECT waved.*, %(first)s + row_number() OVER (
+                 ORDER BY array_position(ARRAY['canary', 'recent', 'remaining'], wave_kind), position) AS ordinal
+             FROM waved)
+SELECT %(no)s, n.ordinal, n.wave_kind,
+       CASE WHEN m.turn > 1 THEN 'merge' WHEN m.id_class = 'deterministic' THEN 'keep' ELSE 'move' END,
+       m.natural_key, m.key, m.target_id
+FROM numbered n JOIN due m ON m.target_id = n.target_id ORDER BY n.ordinal
 """
+
+# How the survivor of a cluster is chosen; what is unknown decides nothing.
+_SURVIVOR: dict[str, LiteralString] = {
+    "complete": "(i.status = ANY(%(complete)s)) DESC NULLS LAST",
+    "children": "i.children DESC NULLS LAST",
+    "oldest": "i.created_at ASC NULLS LAST",
+    "newest": "i.created_at DESC NULLS LAST",
+}
+
+
+def survivor_order(entity: Entity) -> sql.Composable:
+    """The spec's rules for the survivor as an ORDER BY over the inventory ``i``; wants ``complete`` bound."""
+    return sql.join(", ", [sql.Text(_SURVIVOR[rule]) for rule in entity.spec.survivor])
 
 
 def _build_root(connection: Connection, store: Store, root: Entity, assessment: int, first: int) -> int:
@@ -61,6 +83,7 @@ def _build_root(connection: Connection, store: Store, root: Entity, assessment: 
         part=part,
         inventory=ledger.inventory_table(root),
         priority=sql.Text(PRIORITY),
+        survivor=survivor_order(root),
         due=sql.compose("i.id_class <> 'deterministic' {below}", below=_has_due_descendant(store, root, "i")),
     )
     written = sql.execute(
@@ -99,15 +122,27 @@ def _has_due_descendant(store: Store, entity: Entity, alias: str) -> sql.Composa
 
 
 def _build_child(connection: Connection, store: Store, entity: Entity, assessment: int) -> int:
+    """Rows below the mapped parents. Which of several with one target id stays is the batch's to decide."""
     part = ledger.fresh_part(connection, "id_map", entity, assessment)
     written = sql.execute(
         connection,
         sql.compose(
             """INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
-               SELECT %(no)s, p.ordinal, p.wave, CASE WHEN i.id_class = 'deterministic' THEN 'keep' ELSE 'move' END,
-                      i.natural_key, i.key, i.target_id
+               WITH shared AS (SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
+                               GROUP BY target_id HAVING count(*) > 1),
+               losers AS (
+                   SELECT key FROM (
+                       SELECT i.key,
+                              row_number() OVER (PARTITION BY i.target_id ORDER BY p.role = 'merge', i.key) AS turn
+                       FROM {inventory} i JOIN shared USING (target_id)
+                       JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id::text = i.parent_key
+                       WHERE i.assessment_no = %(no)s) turns WHERE turn > 1)
+               SELECT %(no)s, p.ordinal, p.wave,
+                      CASE WHEN l.key IS NOT NULL THEN 'merge' WHEN i.id_class = 'deterministic' THEN 'keep'
+                           ELSE 'move' END, i.natural_key, i.key, i.target_id
                FROM {inventory} i JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id::text = i.parent_key
-               WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL""",
+               LEFT JOIN losers l ON l.key = i.key
+               WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL ORDER BY p.ordinal""",
             part=part,
             inventory=ledger.inventory_table(entity),
             parents=ledger.map_table(store.entity(entity.parent or "")),
@@ -119,21 +154,30 @@ def _build_child(connection: Connection, store: Store, entity: Entity, assessmen
 
 
 def _attach(connection: Connection, entity: Entity, assessment: int) -> None:
-    indexes = ["UNIQUE old_id", "new_id", "ordinal" if entity.parent else "UNIQUE ordinal"]
-    ledger.attach_part(connection, "id_map", entity, assessment, indexes)
+    ledger.attach_part(connection, "id_map", entity, assessment, ["UNIQUE old_id", "new_id", "ordinal"])
 
 
 def moves(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
     """Ids that would change, by entity."""
+    return of_role(connection, store, assessment, "move")
+
+
+def merges(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
+    """Rows that would be merged into another, by entity."""
+    return of_role(connection, store, assessment, "merge")
+
+
+def of_role(connection: Connection, store: Store, assessment: int, role: str) -> dict[str, int]:
+    """Rows of the id map by entity that have this role."""
     return {
         entity.name: int(
             sql.scalar(
                 connection,
                 sql.compose(
-                    "SELECT count(*) FROM {map} WHERE assessment_no = %(no)s AND role = 'move'",
+                    "SELECT count(*) FROM {map} WHERE assessment_no = %(no)s AND role = %(role)s",
                     map=ledger.map_table(entity),
                 ),
-                {"no": assessment},
+                {"no": assessment, "role": role},
             )
         )
         for entity in store.entities
@@ -172,16 +216,22 @@ def witnesses_agree(store: Store) -> GateResult:
 
 
 def one_target_per_natural_key(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no two rows, of one natural key or of two, have one target id."""
+    """Gate: no two natural keys have one target id; rows that share both are a cluster, not a conflict."""
     shared = [
         f"{entity.name} {row.target_id}: {', '.join(row.keys)}"
         for entity in store.entities
         for row in sql.rows(
             connection,
             sql.compose(
-                """SELECT target_id, (array_agg(natural_key ORDER BY natural_key))[:3] AS keys FROM {inventory}
-                   WHERE assessment_no = %(no)s AND target_id IS NOT NULL
-                   GROUP BY target_id HAVING count(*) > 1 LIMIT 10""",
+                """SELECT i.target_id, (array_agg(DISTINCT {parts}::text))[:3] AS keys
+                   FROM {inventory} i JOIN {table} t ON t.{key} = i.key
+                   WHERE i.assessment_no = %(no)s AND i.target_id IN (
+                       SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
+                       GROUP BY target_id HAVING count(*) > 1)
+                   GROUP BY i.target_id HAVING count(DISTINCT {parts}) > 1 LIMIT 10""",
+                parts=as_read(entity),
+                table=sql.table(entity.table.schema, entity.table.name),
+                key=sql.name(entity.key),
                 inventory=ledger.inventory_table(entity),
             ),
             {"no": assessment},
@@ -196,7 +246,10 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
 
 
 def no_collision(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no target id is held by another row, nor by a soft reference (it could not be told apart again)."""
+    """Gate: no target id is held by a foreign row, nor by a soft reference (it could not be told apart again).
+
+    A row of the same cluster may hold it: merging takes that one out of the way.
+    """
     held = [
         f"{entity.name} {row.key} -> {row.target_id}"
         for entity in store.entities
@@ -205,7 +258,8 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
             sql.compose(
                 """SELECT m.old_id AS key, m.new_id AS target_id FROM {map} m
                    JOIN {table} t ON t.{key} = m.new_id
-                   WHERE m.assessment_no = %(no)s AND m.role = 'move' LIMIT 10""",
+                   WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone} LIMIT 10""",
+                alone=_no_twin(entity),
                 map=ledger.map_table(entity),
                 table=sql.table(entity.table.schema, entity.table.name),
                 key=sql.name(entity.key),
@@ -214,12 +268,13 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
         )
     ]
     for reference in store.references:
-        if reference.foreign_key is None:
+        if reference.foreign_key is None and reference.form == "key":
             count = sql.scalar(
                 connection,
                 sql.compose(
                     """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.new_id
-                       WHERE m.assessment_no = %(no)s AND m.role = 'move'""",
+                       WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone}""",
+                    alone=_no_twin(store.entity(reference.entity)),
                     map=ledger.map_table(store.entity(reference.entity)),
                     table=sql.table(reference.table.schema, reference.table.name),
                     column=sql.name(reference.column),
@@ -233,6 +288,15 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
         "no target id is taken" if not held else f"taken: {'; '.join(held)}",
         "look at the rows that hold these ids; they are not the ones that the ids are derived for",
         figures={"collisions": len(held)},
+    )
+
+
+def _no_twin(entity: Entity) -> sql.Composable:
+    """Whether no mapped row ``h`` has the target id of ``m`` already, as a twin in the same cluster does."""
+    return sql.compose(
+        """NOT EXISTS (SELECT FROM {map} h WHERE h.assessment_no = %(no)s AND h.old_id = m.new_id
+                       AND h.new_id = m.new_id)""",
+        map=ledger.map_table(entity),
     )
 
 

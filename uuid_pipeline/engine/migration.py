@@ -5,27 +5,53 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import batch, fingerprint, gates, ledger, planning, sql
+from uuid_pipeline.engine import (
+    aliases,
+    aside,
+    batch,
+    control,
+    diagnosis,
+    fingerprint,
+    gates,
+    ledger,
+    planning,
+    silencing,
+    sql,
+    sweep,
+    throttle,
+    triggers,
+)
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.batch import BatchPlan, BatchResult, Direction
 from uuid_pipeline.engine.gates import Scope
+from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.engine.triggers import Tier
+from uuid_pipeline.errors import BatchError, RefusedError
 
 RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
-MAX_TRIES = 12
-MAX_PAUSE_SECONDS = 5.0
+MAX_TRIES = 10
+# From this try on, documents that somebody holds are set aside instead of waited for.
+PATIENT_TRIES = 3
+MAX_PAUSE_SECONDS = 1.0
+# Pauses before what was busy or locked is taken up again, at the end of a wave and of a sweep.
+RETAKE_SECONDS = (0.2, 0.5, 1.0)
+SWEEP_RETAKE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a wave is: documents of its total, rows written, batches, seconds since this run began it."""
+    """How far a wave is: documents of its total, rows written, batches, seconds since this run began it.
+
+    ``note`` says what it waits for, if it does.
+    """
 
     wave: str
     documents: int
@@ -33,6 +59,7 @@ class Progress:
     rows: int
     batches: int
     seconds: float
+    note: str = ""
 
 
 Report = Callable[[Progress], None]
@@ -50,17 +77,78 @@ class Run:
     dead_run: str | None
 
 
+@dataclass(frozen=True)
+class Writer:
+    """Who writes: the connection that holds the lease, and how its batches keep triggers out."""
+
+    engine: Engine
+    connection: Connection
+    lease: Lease
+    tier: Tier
+
+    def begin_batch(self) -> None:
+        """Open a batch's transaction: its settings, then the lease, which must still be ours."""
+        self.connection.begin()
+        batch.set_up(self.connection)
+        triggers.silence(self.connection, self.tier.name)
+        leases.hold(self.connection, self.lease)
+
+    def keep_lease(self) -> None:
+        """A sign of life while nothing is written."""
+        with self.connection.begin():
+            leases.hold(self.connection, self.lease)
+
+
+@dataclass
+class Tally:
+    """What a run has done so far."""
+
+    wave: ledger.Wave
+    report: Report
+    documents: int = 0
+    batches: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, documents: int, result: BatchResult) -> None:
+        self.documents, self.batches = self.documents + documents, self.batches + 1
+        for table, count in result.tables.items():
+            self.rows[table] = self.rows.get(table, 0) + count
+        self.say("")
+
+    def say(self, note: str) -> None:
+        done = self.rows.values()
+        seconds = time.monotonic() - self.started
+        self.report(
+            Progress(self.wave.wave, self.documents, self.wave.documents, sum(done), self.batches, seconds, note)
+        )
+
+    def run(self, dead_run: str | None) -> Run:
+        seconds = time.monotonic() - self.started
+        return Run(self.wave.wave, self.documents, self.rows, self.batches, seconds, dead_run)
+
+
 @contextmanager
-def writer(engine: Engine, run_id: str) -> Iterator[tuple[Connection, leases.Lease]]:
-    """A connection that holds the store's lease while the block runs."""
-    with engine.connect() as connection:
-        lease = leases.acquire(engine, connection, run_id)
-        connection.rollback()
-        try:
-            yield connection, lease
-        finally:
-            connection.rollback()
-            leases.release(engine, lease)
+def writer(engine: Engine, store: Store, run_id: str) -> Iterator[Writer]:
+    """The store's one writer while the block runs; first puts back what a crashed one had altered."""
+    with leases.held(engine, run_id) as (connection, lease):
+        silencing.put_back(connection, lease)
+        with connection.begin():
+            tier = triggers.choose(connection, store)
+        yield Writer(engine, connection, lease, tier)
+
+
+@contextmanager
+def silenced(writer: Writer) -> Iterator[None]:
+    """The triggers that no setting keeps out have our condition while the block runs, and their own text after it."""
+    silencing.guard(writer.connection, writer.lease, writer.tier.guarded)
+    reach("guarded")
+    try:
+        yield
+    finally:
+        writer.connection.rollback()
+        silencing.put_back(writer.connection, writer.lease)
+        reach("put back")
 
 
 def run_wave(engine: Engine, store: Store, wave_name: str, run_id: str, report: Report) -> Run:
@@ -68,23 +156,46 @@ def run_wave(engine: Engine, store: Store, wave_name: str, run_id: str, report: 
 
     Raises RefusedError when a gate, the approval, the plan or the lease says no, BatchError when a proof failed.
     """
-    with writer(engine, run_id) as (connection, lease):
-        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as first, first.begin():
-            wave = _admit(first, store, wave_name, lease)
-        done = _loop(connection, store, wave, lease, report)
-        with connection.begin():
-            leases.hold(connection, lease)
-            ledger.set_wave_status(connection, wave.wave, "moved")
-            ledger.audit(connection, "moved", {"wave": wave.wave, "documents": done.documents, "batches": done.batches})
-    return Run(done.wave, done.documents, done.rows, done.batches, done.seconds, lease.dead_run)
+    with writer(engine, store, run_id) as writing:
+        wave = _admitted(writing, store, wave_name)
+        if wave.status != "planned" and not aside.waiting(writing.connection, _waves_to_retake(writing, wave)):
+            return Tally(wave, report).run(writing.lease.dead_run)
+        with writing.connection.begin():
+            assessments = ledger.assessments_in_force(writing.connection)
+        aliases.install(engine, store, assessments)
+        reach("aliased")
+        with silenced(writing):
+            tally = Tally(wave, report)
+            _loop(writing, store, tally)
+            _retake(writing, store, tally)
+            reach("waves done")
+        with writing.connection.begin():
+            leases.hold(writing.connection, writing.lease)
+            ledger.set_wave_status(writing.connection, wave.wave, "moved")
+            done = {"wave": wave.wave, "documents": tally.documents, "batches": tally.batches}
+            ledger.audit(writing.connection, "moved", done)
+        return tally.run(writing.lease.dead_run)
 
 
-def _admit(connection: Connection, store: Store, wave_name: str, lease: leases.Lease) -> ledger.Wave:
+def _admitted(writing: Writer, store: Store, wave_name: str) -> ledger.Wave:
+    """The wave, once the ledger says that it may write now, and a sweep has looked at what there is."""
+    with writing.engine.connect().execution_options(isolation_level="REPEATABLE READ") as first, first.begin():
+        leases.hold(first, writing.lease)
+        wave = _admit(first, store, wave_name, writing.tier)
+    reach("admitted")
+    if wave.kind == "sweep" and wave.status == "planned":
+        with writing.engine.connect().execution_options(isolation_level="REPEATABLE READ") as cutoff, cutoff.begin():
+            leases.hold(cutoff, writing.lease)
+            wave = sweep.prepare(cutoff, store, wave)
+    reach("prepared")
+    return wave
+
+
+def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> ledger.Wave:
     """Ask the ledger whether this wave may write now; the first one records the store as it was before."""
-    leases.hold(connection, lease)
     wave = ledger.wave(connection, wave_name)
     execution = ledger.execution(connection, wave.execution_id)
-    if execution.status == "completed" and wave.status == "moved":
+    if execution.status == "completed" and wave.status in ("moved", "unneeded"):
         return wave
     if execution.status not in ("approved", "running"):
         raise RefusedError(
@@ -95,7 +206,10 @@ def _admit(connection: Connection, store: Store, wave_name: str, lease: leases.L
             f"Refused: the approval of plan {execution.plan_id} expired at {execution.expires_at:%Y-%m-%d %H:%M} UTC. "
             "Run: uuid-pipeline plan, and approve again."
         )
-    planning.require_fresh(connection, store, planning.of_assessment(connection, execution.assessment_no))
+    control.require_not_paused(connection, execution.execution_id)
+    plan = planning.of_assessment(connection, execution.assessment_no)
+    planning.require_fresh(connection, store, plan)
+    _require_tier(plan, tier)
     gates.require(connection, Scope(execution=execution.execution_id), gates.PLANNING_STAGES, f"wave {wave_name}")
     for earlier in ledger.waves(connection, execution.execution_id):
         if earlier.position < wave.position:
@@ -104,9 +218,17 @@ def _admit(connection: Connection, store: Store, wave_name: str, lease: leases.L
             scope = Scope(execution=execution.execution_id, wave=earlier.wave)
             gates.require(connection, scope, [gates.WAVE_STAGE], f"wave {wave_name}")
     if execution.status == "approved":
-        planning.require_map_as_approved(connection, store, planning.of_assessment(connection, execution.assessment_no))
+        planning.require_map_as_approved(connection, store, plan)
         _begin(connection, store, execution)
     return wave
+
+
+def _require_tier(plan: planning.Plan, tier: Tier) -> None:
+    if plan.content["tier"] != tier.name:
+        raise RefusedError(
+            f"Refused: plan {plan.plan_id} was made for tier {plan.content['tier']}, and this role has tier "
+            f"{tier.name} ({tier.reason}). Connect as the role that planned, or plan again: uuid-pipeline plan"
+        )
 
 
 def _begin(connection: Connection, store: Store, execution: ledger.Execution) -> None:
@@ -121,24 +243,61 @@ def _begin(connection: Connection, store: Store, execution: ledger.Execution) ->
     ledger.change_status(connection, execution.execution_id, "running")
 
 
-def _loop(connection: Connection, store: Store, wave: ledger.Wave, lease: leases.Lease, report: Report) -> Run:
-    started = time.monotonic()
-    size = batch_size(connection, store, wave)
-    rows: dict[str, int] = {}
-    batches = documents = 0
-    at = next_ordinal(connection, wave)
+def _loop(writing: Writer, store: Store, tally: Tally) -> None:
+    wave = tally.wave
+    size = batch_size(writing.connection, store, wave)
+    at = next_ordinal(writing.connection, wave)
+    last_check: float | None = None
+    waived = _waived_signals(writing.connection, wave)
     while at <= wave.last_ordinal:
-        last = min(at + size - 1, wave.last_ordinal)
-        last, result = run_batch(connection, store, wave, (at, last), batch.FORWARD, lease)
-        batches, documents, at = batches + 1, documents + last - at + 1, last + 1
-        for table, count in result.tables.items():
-            rows[table] = rows.get(table, 0) + count
-        report(_progress(wave, at - wave.first_ordinal, rows, batches, started))
-    return Run(wave.wave, documents, rows, batches, time.monotonic() - started, None)
+        control.obey(writing.connection, wave, writing.lease, tally.say)
+        last_check = throttle.wait_until_healthy(
+            writing.engine, store.spec.throttle, wave.wave, waived, last_check, writing.keep_lease, tally.say
+        )
+        last, result = run_batch(writing, store, wave, (at, min(at + size - 1, wave.last_ordinal)), batch.FORWARD)
+        reach("committed")
+        tally.add(last - at + 1, result)
+        at = last + 1
 
 
-def _progress(wave: ledger.Wave, documents: int, rows: dict[str, int], batches: int, started: float) -> Progress:
-    return Progress(wave.wave, documents, wave.documents, sum(rows.values()), batches, time.monotonic() - started)
+def _waived_signals(connection: Connection, wave: ledger.Wave) -> list[str]:
+    """Signals that the plan was approved without, since this server cannot give them."""
+    with connection.begin():
+        execution = ledger.execution(connection, wave.execution_id)
+        return list(planning.of_assessment(connection, execution.assessment_no).content["unreadable_signals"])
+
+
+def _waves_to_retake(writing: Writer, wave: ledger.Wave) -> list[ledger.Wave]:
+    """A sweep takes up what any wave left waiting, any other wave its own."""
+    if wave.kind != "sweep":
+        return [wave]
+    with writing.connection.begin():
+        return [w for w in ledger.waves(writing.connection, wave.execution_id) if w.position <= wave.position]
+
+
+def _retake(writing: Writer, store: Store, tally: Tally) -> None:
+    """Take up again, one by one, what was busy or locked; what stays so is counted and left to the next run."""
+    waves = _waves_to_retake(writing, tally.wave)
+    for pause in SWEEP_RETAKE_SECONDS if tally.wave.kind == "sweep" else RETAKE_SECONDS:
+        left = aside.waiting(writing.connection, waves)
+        if not left:
+            return
+        tally.say(f"{len(left)} documents are busy or locked; looking again")
+        time.sleep(pause)
+        for wave, ordinal in left:
+            control.obey(writing.connection, wave, writing.lease, tally.say)
+            plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, ordinal, ordinal)
+            try:
+                writing.begin_batch()
+                aside.take_up(writing.connection, plan)
+                result = batch.run(writing.connection, store, plan, batch.FORWARD, writing.lease)
+                writing.connection.commit()
+            except DBAPIError as error:
+                writing.connection.rollback()
+                if getattr(error.orig, "sqlstate", None) not in RETRIED:
+                    raise
+            else:
+                tally.add(0, result)
 
 
 def next_ordinal(connection: Connection, wave: ledger.Wave) -> int:
@@ -157,10 +316,9 @@ def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
     total = sum(moved.table.estimated_rows for moved in store.tables)
     roots = sum(entity.table.estimated_rows for entity in store.roots)
     mapped = 0
-    execution = ledger.execution(connection, wave.execution_id)
     for entity in store.entities:
         counted = sql.compose("SELECT count(*) FROM {map} WHERE assessment_no = %(no)s", map=ledger.map_table(entity))
-        mapped += int(sql.scalar(connection, counted, {"no": execution.assessment_no}))
+        mapped += int(sql.scalar(connection, counted, {"no": wave.assessment_no}))
     documents = int(
         sql.scalar(
             connection,
@@ -174,40 +332,60 @@ def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
 
 
 def run_batch(
-    connection: Connection,
-    store: Store,
-    wave: ledger.Wave,
-    span: tuple[int, int],
-    direction: Direction,
-    lease: leases.Lease,
+    writing: Writer, store: Store, wave: ledger.Wave, span: tuple[int, int], direction: Direction
 ) -> tuple[int, BatchResult]:
     """One batch, retried with backoff and halved while locks are not to be had; returns the end it really did.
 
-    Going forward the first part of ``span`` is kept when halving, going back the last. Raises RefusedError when even
-    the smallest batch gets no locks.
+    Going forward the first part of ``span`` is kept when halving, and what never gets its locks is set aside in the
+    end, to be taken up later. Going back the last part is kept. Raises RefusedError when even the smallest batch back
+    gets no locks, BatchError with the differing rows when a proof failed.
     """
     first, last = span
-    execution = ledger.execution(connection, wave.execution_id)
-    connection.rollback()
     for attempt in range(1, MAX_TRIES + 1):
-        plan = BatchPlan(wave.execution_id, execution.assessment_no, wave.wave, first, last)
+        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last)
         try:
-            with connection.begin():
-                batch.set_up(connection)
-                leases.hold(connection, lease)
-                require_status(connection, wave, direction)
-                result = batch.run(connection, store, plan, direction, lease)
+            result = _try_batch(writing, store, wave, plan, direction, attempt)
         except DBAPIError as error:
+            writing.connection.rollback()
             if getattr(error.orig, "sqlstate", None) not in RETRIED:
                 raise
-            time.sleep(min(MAX_PAUSE_SECONDS, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
+            time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
             first, last = halve(first, last, direction)
+        except BatchError as error:
+            writing.connection.rollback()
+            found = diagnosis.explain(writing.connection, store, plan, direction, writing.begin_batch)
+            raise BatchError("\n".join([error.message, *[f"  {line}" for line in found]])) from error
         else:
             return (last if direction is batch.FORWARD else first), result
+    if direction is batch.FORWARD:
+        return last, _set_locked_aside(writing, store, wave, (first, last))
     raise RefusedError(
         f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows through "
         f"{MAX_TRIES} tries. What was committed stands; end the long transactions (see pg_stat_activity) and run again."
     )
+
+
+def _try_batch(
+    writing: Writer, store: Store, wave: ledger.Wave, plan: BatchPlan, direction: Direction, attempt: int
+) -> BatchResult:
+    writing.begin_batch()
+    require_status(writing.connection, wave, direction)
+    if direction is batch.FORWARD and attempt > PATIENT_TRIES:
+        aside.set_held_aside(writing.connection, store, plan)
+    result = batch.run(writing.connection, store, plan, direction, writing.lease)
+    writing.connection.commit()
+    return result
+
+
+def _set_locked_aside(writing: Writer, store: Store, wave: ledger.Wave, span: tuple[int, int]) -> BatchResult:
+    """Journal a span whose rows somebody holds for long as waiting, and let the wave go on."""
+    plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, *span)
+    writing.begin_batch()
+    require_status(writing.connection, wave, batch.FORWARD)
+    aside.set_all_aside(writing.connection, store, plan)
+    result = batch.run(writing.connection, store, plan, batch.FORWARD, writing.lease)
+    writing.connection.commit()
+    return result
 
 
 def require_status(connection: Connection, wave: ledger.Wave, direction: Direction) -> None:

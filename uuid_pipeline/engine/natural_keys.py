@@ -38,6 +38,24 @@ def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Com
     return sql.join(" || ", pieces)
 
 
+def as_stored(entity: Entity) -> sql.Composable:
+    """The identity's own columns of the row ``t`` as they are stored, before any normalising, as one json array."""
+    return _array([sql.compose("t.{c}::text", c=sql.name(field)) for field in _own_fields(entity)])
+
+
+def as_read(entity: Entity) -> sql.Composable:
+    """As :func:`as_stored`, normalised: two rows of one natural key text may still differ in its parts."""
+    return _array([part(entity, field, None) for field in _own_fields(entity)])
+
+
+def _own_fields(entity: Entity) -> list[str]:
+    return [field for field in entity.spec.template.fields if field != entity.parent_column]
+
+
+def _array(values: list[sql.Composable]) -> sql.Composable:
+    return sql.compose("jsonb_build_array({values})", values=sql.join(", ", values))
+
+
 def first_invalid(entity: Entity, values: Sequence[str]) -> str | None:
     """The first field whose normalised value does not match the spec's pattern; ``values`` are those of ``valid``.
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import gates, lease, ledger, mapping, sql
+from uuid_pipeline.engine import gates, lease, ledger, mapping, signals, sql
 from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.inventory import Summary
@@ -17,7 +17,7 @@ from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec
 
 # Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
-_POSITIONS = {"canary": 10, "recent": 20, "remaining": 30}
+_POSITIONS = {"canary": 10, "recent": 20, "remaining": 30, "sweep": 900}
 ROWS_A_SECOND = 20_000  # ENGINE.md, section 1: 2.2 M rows in 20 to 37 s there; said to be an estimate wherever shown
 
 
@@ -46,8 +46,13 @@ class Plan:
         return moves
 
     @property
+    def merges(self) -> dict[str, int]:
+        merges: dict[str, int] = self.content["merges"]
+        return merges
+
+    @property
     def nothing_to_do(self) -> bool:
-        return sum(self.moves.values()) == 0
+        return sum(self.moves.values()) + sum(self.merges.values()) == 0
 
 
 def approach(summary: Summary) -> str:
@@ -76,7 +81,8 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
     """Freeze the id map of an assessment into a plan and write it to the ledger."""
     number = assessment.assessment_no
     ledger.require_unapproved(connection, number)
-    waves = split_waves(_spans(connection, store, number), store.spec.waves.remaining)
+    spans = split_waves(_spans(connection, store, number), store.spec.waves.remaining)
+    waves = [replace(wave, documents=_documents(connection, store, number, wave)) for wave in spans]
     map_rows, ledger_bytes = _map_size(connection, store, number)
     content = {
         "spec_digest": assessment.spec_digest,
@@ -84,11 +90,14 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "maps": {entity.name: _map_digest(connection, store, entity.name, number) for entity in store.entities},
         "waves": [asdict(wave) for wave in waves],
         "moves": mapping.moves(connection, store, number),
+        "merges": mapping.merges(connection, store, number),
         "approach": approach(summary),
         "tier": assessment.profile["tier"],
         "silenced_triggers": assessment.profile["silenced_triggers"],
         "witnesses": sum(len(entity.spec.witnesses) for entity in store.entities),
         "batch_rows": store.spec.batch_rows,
+        "unreadable_signals": signals.unreadable(connection, store.spec.throttle),
+        "sweep_passes": store.spec.sweep.max_passes,
         "risks": _risks(store, assessment),
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -119,11 +128,30 @@ def _spans(connection: Connection, store: Store, number: int) -> list[tuple[str,
     return list(spans.values())
 
 
+def _documents(connection: Connection, store: Store, number: int, wave: PlannedWave) -> int:
+    """Documents between two ordinals; the rows of a cluster share one ordinal."""
+    return sum(
+        int(
+            sql.scalar(
+                connection,
+                sql.compose(
+                    """SELECT count(*) FROM {map}
+                       WHERE assessment_no = %(no)s AND ordinal BETWEEN %(first)s AND %(last)s""",
+                    map=ledger.map_table(root),
+                ),
+                {"no": number, "first": wave.first_ordinal, "last": wave.last_ordinal},
+            )
+        )
+        for root in store.roots
+    )
+
+
 def _map_digest(connection: Connection, store: Store, name: str, number: int) -> str:
     statement = sql.compose(
         """SELECT concat_ws(':', count(*), sum(hash_record_extended(r, 0)::numeric),
                             sum(hash_record_extended(r, 1)::numeric))
-           FROM {map} m CROSS JOIN LATERAL (SELECT ROW(m.ordinal, m.wave, m.role, m.old_id, m.new_id) AS r) keyed
+           FROM {map} m CROSS JOIN LATERAL (SELECT ROW(m.ordinal, m.wave, m.role, m.natural_key,
+                                                                  m.old_id, m.new_id) AS r) keyed
            WHERE assessment_no = %(no)s""",
         map=ledger.map_table(store.entity(name)),
     )
@@ -246,7 +274,11 @@ def approve(connection: Connection, store: Store, plan_id: str) -> ledger.Execut
     _supersede_open(connection, store, plan_id)
     gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
     execution_id = _insert_execution(connection, plan, store.spec.approval_hours)
-    for position, wave in enumerate(plan.waves, 1):
+    sweeps = [
+        PlannedWave(f"{_POSITIONS['sweep']}-sweep-{number}", "sweep", 1, 0, 0)
+        for number in range(1, plan.content["sweep_passes"] + 1)
+    ]
+    for position, wave in enumerate([*plan.waves, *sweeps], 1):
         sql.execute(
             connection,
             """INSERT INTO uuid_pipeline.waves

@@ -1,25 +1,15 @@
 """What this store allows and what it would trip over: rights, visibility, tier, traps. Writes nothing."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import sql, traps, triggers
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.store import Entity, MovedTable, Store
+from uuid_pipeline.engine.store import MovedTable, Store
+from uuid_pipeline.engine.triggers import MissingRight, UserTrigger
 from uuid_pipeline.errors import RefusedError
-
-LEDGER = "uuid_pipeline"
-
-
-@dataclass(frozen=True)
-class MissingRight:
-    right: str
-    object: str
-    remedy: str
 
 
 def require_access(connection: Connection, store: Store) -> None:
@@ -74,9 +64,7 @@ def missing_rights(connection: Connection, store: Store) -> list[MissingRight]:
         owner = "SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = 'uuid_pipeline'"
         grant = f"GRANT {sql.scalar(connection, owner)} TO {who.quoted};"
         missing.append(MissingRight("ownership", "schema uuid_pipeline (the ledger)", grant))
-    if not may_silence_triggers(connection):
-        missing.append(_replication_role(store, who.quoted))
-    return list(dict.fromkeys(missing))
+    return list(dict.fromkeys([*missing, *triggers.choose(connection, store).missing]))
 
 
 def _table_rights(connection: Connection, moved: MovedTable, role: str) -> list[MissingRight]:
@@ -86,10 +74,14 @@ def _table_rights(connection: Connection, moved: MovedTable, role: str) -> list[
     asked = sql.rows(
         connection,
         """SELECT has_schema_privilege(n.oid, 'USAGE') AS usage, has_table_privilege(c.oid, 'SELECT') AS "select",
+                  has_table_privilege(c.oid, 'TRIGGER') AS "trigger",
                   (SELECT bool_and(has_column_privilege(c.oid, col, 'UPDATE'))
                    FROM unnest(%(columns)s::text[]) col) AS "update"
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %(oid)s""",
-        {"oid": table.oid, "columns": [column for column, _ in moved.columns]},
+        {
+            "oid": table.oid,
+            "columns": [column for column, _ in moved.columns] + [held.column for held in moved.embedded],
+        },
     )[0]
     missing = []
     if not asked.usage:
@@ -97,121 +89,30 @@ def _table_rights(connection: Connection, moved: MovedTable, role: str) -> list[
         missing.append(MissingRight("USAGE", f"schema {table.schema}", grant))
     missing += [
         MissingRight(right, f"table {table.schema}.{table.name}", f"GRANT {right} ON {quoted} TO {role};")
-        for right, granted in (("SELECT", asked.select), ("UPDATE", asked.update))
+        for right, granted in (("SELECT", asked.select), ("UPDATE", asked.update), ("TRIGGER", asked.trigger))
         if not granted
     ]
     return missing
 
 
-def _replication_role(store: Store, role: str) -> MissingRight:
-    remedy = (
-        f"GRANT SET ON PARAMETER session_replication_role TO {role};"
-        if store.catalog.server_version >= 150000
-        else "PostgreSQL 14 allows it to superusers only; connect as one"
-    )
-    return MissingRight("SET", "parameter session_replication_role (to keep updated_at as it is)", remedy)
+def missing_merge_rights(connection: Connection, store: Store) -> list[MissingRight]:
+    """Rights that merging and its rollback need besides: demanded only where a cluster must merge.
 
-
-def may_silence_triggers(connection: Connection) -> bool:
-    """Whether the role may set session_replication_role: tried, as hosted services allow it by hooks."""
-    savepoint = connection.begin_nested()
-    try:
-        sql.execute(connection, "SET LOCAL session_replication_role = replica")
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "42501":
-            raise
-        return False
-    else:
-        return True
-    finally:
-        savepoint.rollback()
-
-
-def unsupported(connection: Connection, store: Store) -> list[str]:
-    """Traps that this version refuses, one sentence each, from the catalogs alone."""
-    return (
-        [fault for moved in store.tables for fault in _table_faults(moved)]
-        + _trigger_faults(store)
-        + (_publication_faults(connection, store) + _outgoing_faults(store))
-    )
-
-
-def _table_faults(moved: MovedTable) -> list[str]:
-    table, where = moved.table, f"{moved.table.schema}.{moved.table.name}"
-    faults = [
-        (
-            table.kind == "p" or table.is_partition,
-            f"{where} is partitioned: a moved id could change its partition",
-        ),
-        (
-            table.inherits and table.kind == "r" and not table.is_partition,
-            f"{where} takes part in table inheritance",
-        ),
-        (table.kind not in ("r", "p"), f"{where} is no plain table"),
-        (table.has_rules, f"{where} has rewrite rules, which change what an UPDATE does"),
-    ]
-    types = [
-        f"{where}.{column} is {table.columns[column].type}; a reference must be uuid or text"
-        for column, _ in moved.columns
-        if table.columns[column].type.split("(")[0] not in ("uuid", "text", "character varying")
-    ]
-    generated = [f"{where}.{column} is generated" for column, _ in moved.columns if table.columns[column].generated]
-    return [fault for applies, fault in faults if applies] + types + generated
-
-
-def _trigger_faults(store: Store) -> list[str]:
-    oids = {(moved.table.schema, moved.table.name) for moved in store.tables}
-    return (
-        [
-            f"trigger {trigger.name} on {trigger.table} fires even in replica role (ENABLE {kind}); "
-            f"for the migration: ALTER TABLE {trigger.table_schema}.{trigger.table} ENABLE TRIGGER {trigger.name}"
-            for trigger in store.catalog.triggers
-            if (trigger.table_schema, trigger.table) in oids and trigger.enabled in "AR" and trigger.on_update
-            for kind in ("ALWAYS" if trigger.enabled == "A" else "REPLICA",)
-        ]
-        + [
-            f"the spec asks trigger {name} to fire, which silencing by session_replication_role cannot do for one alone"
-            for name, wish in store.spec.triggers.items()
-            if wish == "fire"
-        ]
-        + [
-            f"the spec tells when a {entity.name} is busy, and this version cannot make documents wait; take `busy` out"
-            for entity in store.entities
-            if entity.spec.busy is not None
-        ]
-    )
-
-
-# A published table without a replica identity makes every UPDATE an error.
-_NO_IDENTITY = """
-SELECT c.oid::regclass::text AS name FROM pg_class c WHERE c.oid = ANY(%(oids)s) AND EXISTS (
-    SELECT FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
-    JOIN pg_publication b ON b.pubname = p.pubname
-    WHERE n.oid = c.relnamespace AND p.tablename = c.relname AND b.pubupdate)
-AND (c.relreplident = 'n' OR (c.relreplident = 'd' AND NOT EXISTS (
-    SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)))
-"""
-
-
-def _publication_faults(connection: Connection, store: Store) -> list[str]:
-    oids = [moved.table.oid for moved in store.tables]
-    return [
-        f"{row.name} is published but has no replica identity, so every UPDATE of it fails"
-        for row in sql.rows(connection, _NO_IDENTITY, {"oids": oids})
-    ]
-
-
-def _outgoing_faults(store: Store) -> list[str]:
-    """Foreign keys from a moved column to one that does not move with it: silent orphans in replica role."""
-    moved = {(m.table.schema, m.table.name, column): entity for m in store.tables for column, entity in m.columns}
-    return [
-        f"{key.table}.{column} moves as {entity}, but its foreign key {key.name} refers to "
-        f"{key.target_schema}.{key.target}.{target}, which does not"
-        for key in store.catalog.foreign_keys
-        for column, target in zip(key.columns, key.target_columns, strict=True)
-        for entity in [moved.get((key.table_schema, key.table, column))]
-        if entity is not None and moved.get((key.target_schema, key.target, target)) != entity
-    ]
+    Rows are displaced where a key of an entity, or a unique key that contains an id, would be held twice.
+    """
+    role = sql.scalar(connection, "SELECT quote_ident(current_user)")
+    missing = []
+    for moved in store.tables:
+        ids = {column for column, _ in moved.columns}
+        if moved.entity is None and not any(ids & set(key) for key in moved.table.unique_keys):
+            continue
+        for right in ("DELETE", "INSERT"):
+            asked = {"oid": moved.table.oid, "right": right}
+            if not sql.scalar(connection, "SELECT has_table_privilege(%(oid)s::oid, %(right)s)", asked):
+                quoted = sql.shown(sql.table(moved.table.schema, moved.table.name))
+                where = f"table {moved.table.schema}.{moved.table.name} (to merge duplicates, and back)"
+                missing.append(MissingRight(right, where, f"GRANT {right} ON {quoted} TO {role};"))
+    return missing
 
 
 def rows_visible(store: Store) -> GateResult:
@@ -225,74 +126,9 @@ def rows_visible(store: Store) -> GateResult:
     )
 
 
-SAMPLED_IDS = 10_000
-
-
-def undeclared_references(connection: Connection, store: Store) -> list[tuple[Table, str, str, int]]:
-    """(table, column, entity, rows) of each uuid column that holds known ids and is declared nowhere.
-
-    Looks for up to 10,000 ids of each entity; columns of other types are not searched.
-    """
-    known = {(m.table.oid, column) for m in store.tables for column, _ in m.columns}
-    ignored = {(i.table, i.column) for i in store.spec.ignore_references}
-    found = []
-    for table in store.catalog.tables.values():
-        columns = [
-            column.name
-            for column in table.columns.values()
-            if column.type == "uuid"
-            and (table.oid, column.name) not in known
-            and (table.name, column.name) not in ignored
-        ]
-        readable = columns and table.kind in "rp" and not table.is_partition and _readable(connection, table)
-        for column in columns if readable else ():
-            for entity in store.entities:
-                count = _rows_with_ids(connection, table, column, entity)
-                if count:
-                    found.append((table, column, entity.name, count))
-    return found
-
-
-def _readable(connection: Connection, table: Table) -> bool:
-    may_read = sql.scalar(connection, "SELECT has_table_privilege(%(oid)s::oid, 'SELECT')", {"oid": table.oid})
-    return bool(may_read) and not table.hides_rows
-
-
-def _rows_with_ids(connection: Connection, table: Table, column: str, entity: Entity) -> int:
-    if entity.key_type != "uuid":
-        return 0
-    statement = sql.compose(
-        "SELECT count(*) FROM {table} WHERE {column} IN (SELECT {key} FROM {entity} LIMIT %(limit)s)",
-        table=sql.table(table.schema, table.name),
-        column=sql.name(column),
-        key=sql.name(entity.key),
-        entity=sql.table(entity.table.schema, entity.table.name),
-    )
-    return int(sql.scalar(connection, statement, {"limit": SAMPLED_IDS}))
-
-
-def references_known(connection: Connection, store: Store) -> GateResult:
-    """Gate: every uuid column that holds an entity's ids is a foreign key, declared, or ignored with a reason."""
-    undeclared = undeclared_references(connection, store)
-    listed = "; ".join(f"{r.table.name}.{r.column} -> {r.entity}" for r in store.references)
-    holders = "; ".join(f"{t.name}.{column} holds {n} {entity} ids" for t, column, entity, n in undeclared)
-    lines = [f"  - {{table: {t.name}, column: {column}, entity: {entity}}}" for t, column, entity, _ in undeclared]
-    return GateResult.of(
-        "references_known",
-        not undeclared,
-        f"{len(store.references)} references: {listed}" if not undeclared else f"undeclared references: {holders}",
-        "\n".join(["add to the spec, under soft_references (or ignore_references, with a reason):", *lines]),
-        figures={
-            "references": len(store.references),
-            "undeclared": len(undeclared),
-            "skipped": len(store.skipped),
-        },
-    )
-
-
 def nothing_unsupported(connection: Connection, store: Store) -> GateResult:
     """Gate: no trap that this version does not handle."""
-    faults = unsupported(connection, store)
+    faults = traps.unsupported(connection, store)
     return GateResult.of(
         "nothing_unsupported",
         not faults,
@@ -303,12 +139,13 @@ def nothing_unsupported(connection: Connection, store: Store) -> GateResult:
 
 
 def describe(connection: Connection, store: Store) -> dict[str, Any]:
-    """The profile as plain data: server, tables, references, triggers silenced, tier."""
-    moved = {(table.table.schema, table.table.name) for table in store.tables}
+    """The profile as plain data: server, tables, references, tier, triggers silenced and fired, traps."""
+    tier = triggers.choose(connection, store)
     return {
         "server_version": sql.scalar(connection, "SELECT current_setting('server_version')"),
         "role": sql.scalar(connection, "SELECT current_user"),
-        "tier": "R",
+        "tier": tier.name,
+        "tier_reason": tier.reason,
         "tables": [
             {
                 "table": f"{m.table.schema}.{m.table.name}",
@@ -325,12 +162,24 @@ def describe(connection: Connection, store: Store) -> dict[str, Any]:
             {"table": r.table.name, "column": r.column, "entity": r.entity, "foreign_key": r.foreign_key}
             for r in store.references
         ],
-        "silenced_triggers": [
-            {"trigger": t.name, "table": t.table, "function": t.function, "definition": t.definition}
-            for t in store.catalog.triggers
-            if (t.table_schema, t.table) in moved and t.on_update and t.enabled == "O"
-        ],
+        "silenced_triggers": [_described(trigger, store) for trigger in tier.silenced],
+        "fired_triggers": [_described(trigger, store) for trigger in tier.fired],
         "skipped": list(store.skipped),
         "spec": store.spec.model_dump(mode="json", by_alias=True),
-        "unsupported": unsupported(connection, store),
+        "unsupported": traps.unsupported(connection, store),
+        "warnings": traps.warnings(connection, store),
+    }
+
+
+def _described(trigger: UserTrigger, store: Store) -> dict[str, Any]:
+    """A trigger with what it does. We propose silence for all: nothing but ids changes, and no user acted."""
+    return {
+        "trigger": trigger.name,
+        "table": trigger.table,
+        "events": trigger.events,
+        "function": trigger.function,
+        "does": "; ".join(triggers.deeds(trigger.language, trigger.source)),
+        "proposal": "silence",
+        "spec": store.spec.triggers.get(trigger.name),
+        "definition": trigger.definition,
     }

@@ -1,14 +1,14 @@
 """Rollback: the same batches with the map inverted, last wave first."""
 
-import time
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import batch, ledger, planning, sql
+from uuid_pipeline.engine import aliases, batch, ledger, planning, sql
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine.migration import Progress, Report, Run, batch_size, run_batch, writer
+from uuid_pipeline.engine.migration import Report, Run, Tally, Writer, batch_size, run_batch, silenced, writer
 from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
 
 
@@ -17,8 +17,9 @@ def moved_waves(connection: Connection) -> list[ledger.Wave]:
     found = sql.rows(
         connection,
         ledger.WAVE
-        + """WHERE w.status IN ('moved', 'rolling_back')
-              OR (w.status = 'planned' AND EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.wave = w.wave))
+        + """WHERE (w.status IN ('moved', 'rolling_back')
+                  OR (w.status = 'planned' AND EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.wave = w.wave)))
+           AND w.documents > 0 AND e.status <> 'finalized'
            ORDER BY e.approved_at DESC, e.execution_id DESC, w.position DESC""",
     )
     return [ledger.Wave(*row) for row in found]
@@ -65,11 +66,16 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
 
     Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted.
     """
-    with writer(engine, run_id) as (connection, lease):
-        stores = _stores(connection, store, waves)
-        _open(connection, waves, lease)
-        runs = [_roll_back_wave(connection, stores[wave.execution_id], wave, lease, report) for wave in waves]
-        _close(connection, lease)
+    with writer(engine, store, run_id) as writing:
+        stores = _stores(writing.connection, store, waves)
+        with writing.connection.begin():
+            assessments = ledger.assessments_in_force(writing.connection)
+        if waves:
+            aliases.install(engine, store, assessments)
+        _open(writing.connection, waves, writing.lease)
+        with silenced(writing):
+            runs = [_roll_back_wave(writing, stores[wave.execution_id], wave, report) for wave in waves]
+        _close(writing.connection, writing.lease)
     return runs
 
 
@@ -94,27 +100,20 @@ def _open(connection: Connection, waves: Sequence[ledger.Wave], lease: leases.Le
             ledger.set_wave_status(connection, wave.wave, "rolling_back")
 
 
-def _roll_back_wave(
-    connection: Connection, store: Store, wave: ledger.Wave, lease: leases.Lease, report: Report
-) -> Run:
-    started = time.monotonic()
+def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Report) -> Run:
+    connection, tally = writing.connection, Tally(wave, report)
     size = batch_size(connection, store, wave)
-    rows: dict[str, int] = {}
-    batches = documents = 0
     span = remaining(connection, wave)
     while span is not None:
-        first = max(span[0], span[1] - size + 1)
-        first, result = run_batch(connection, store, wave, (first, span[1]), batch.BACK, lease)
-        batches, documents = batches + 1, documents + span[1] - first + 1
-        for table, count in result.tables.items():
-            rows[table] = rows.get(table, 0) + count
-        report(Progress(wave.wave, documents, wave.documents, sum(rows.values()), batches, time.monotonic() - started))
+        first, result = run_batch(writing, store, wave, (max(span[0], span[1] - size + 1), span[1]), batch.BACK)
+        reach("committed")
+        tally.add(span[1] - first + 1, result)
         span = (span[0], first - 1) if first > span[0] else None
     with connection.begin():
-        leases.hold(connection, lease)
+        leases.hold(connection, writing.lease)
         ledger.set_wave_status(connection, wave.wave, "rolled_back")
-        ledger.audit(connection, "rolled back", {"wave": wave.wave, "documents": documents, "batches": batches})
-    return Run(wave.wave, documents, rows, batches, time.monotonic() - started, lease.dead_run)
+        ledger.audit(connection, "rolled back", {"wave": wave.wave, "documents": tally.documents})
+    return tally.run(writing.lease.dead_run)
 
 
 def remaining(connection: Connection, wave: ledger.Wave) -> tuple[int, int] | None:

@@ -47,6 +47,11 @@ def literal(value: str | int) -> Composable:
     return sql.Literal(_escaped(value) if isinstance(value, str) else value)
 
 
+def bound(value: str) -> Composable:
+    """A placeholder for the bound value of that name, where the name itself is composed."""
+    return sql.Placeholder(value)
+
+
 def execute(
     connection: Connection, statement: Composable | LiteralString, values: Mapping[str, Any] | None = None
 ) -> CursorResult[Any]:
@@ -74,7 +79,8 @@ def stream(connection: Connection, statement: Composable, values: Mapping[str, A
     result = connection.exec_driver_sql(
         statement.as_string(None),
         dict(values),
-        execution_options={"stream_results": True, "yield_per": ROWS_AT_ONCE},
+        execution_options={"stream_results": True},
     )
-    for rows_read in result.partitions():
+    # SQLAlchemy 2.1 leaves yield_per aside for statements sent as they are; the size must be said here.
+    for rows_read in result.partitions(ROWS_AT_ONCE):
         yield list(rows_read)

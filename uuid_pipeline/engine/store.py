@@ -1,6 +1,7 @@
 """The spec bound to the catalogs: entities with their tables, and every reference to them."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -220,7 +221,8 @@ def _references(spec: Spec, catalog: Catalog, entities: tuple[Entity, ...]) -> t
 
 def _form(soft: SoftReference, table: Table, entity: Entity) -> Form:
     """How a soft reference holds the key. Raises UsageError for a column that cannot hold it."""
-    where, kind = f"soft reference {soft.table}.{soft.column}", table.columns[soft.column].type.split("(")[0]
+    where = f"soft reference {soft.table}.{soft.column}"
+    kind = re.sub(r"\(.*\)", "", table.columns[soft.column].type)
     is_json = kind in ("json", "jsonb")
     if is_json != (soft.path is not None):
         raise UsageError(

@@ -7,16 +7,24 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import batch, fingerprint, gates, ledger, sql
+from uuid_pipeline.engine import archive, aside, batch, fingerprint, gates, ledger, locks, sql
 from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult, Scope
-from uuid_pipeline.engine.store import Entity, MovedTable, Store
+from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.identity import recomputed
 
 _JOURNAL = """
 SELECT coalesce(sum((b.moved->'entities'->>%(entity)s)::bigint), 0) AS moved FROM uuid_pipeline.batches b
 WHERE b.wave = %(wave)s AND b.direction = 'forward'
+"""
+# What merging archived or re-pointed, by table, of one wave or of a whole execution.
+_MERGED = """
+SELECT coalesce(sum((b.moved->'merged'->'archived'->>%(table)s)::bigint), 0) AS archived,
+       coalesce(sum((b.moved->'merged'->'digests'->%(table)s->>0)::numeric), 0) AS digest,
+       coalesce(sum((b.moved->'merged'->'digests'->%(table)s->>1)::numeric), 0) AS dates
+FROM uuid_pipeline.batches b WHERE b.direction = 'forward'
 """
 _UNMOVED = """
 SELECT reason, count(*) AS n FROM uuid_pipeline.unmoved WHERE wave = %(wave)s GROUP BY reason ORDER BY reason
@@ -40,17 +48,21 @@ def accounted(connection: Connection, store: Store, wave: ledger.Wave) -> dict[s
     """Of one wave: documents planned, moved (from the journal), and set aside by reason."""
     moved = sum(int(sql.scalar(connection, _JOURNAL, {"wave": wave.wave, "entity": root.name})) for root in store.roots)
     aside = {row.reason: int(row.n) for row in sql.rows(connection, _UNMOVED, {"wave": wave.wave})}
-    return {"planned": wave.documents, "moved": moved, **aside}
+    merged = 0
+    for root in store.roots:
+        values = {"table": f"{root.table.schema}.{root.table.name}", "wave": wave.wave}
+        merged += int(sql.rows(connection, _MERGED + " AND b.wave = %(wave)s", values)[0].archived)
+    return {"planned": wave.documents, "moved": moved, **({"merged": merged} if merged else {}), **aside}
 
 
 def conservation(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
-    """Gate: every planned document of the wave is counted as moved, gone or changed; none twice."""
+    """Gate: every planned document of the wave is counted as moved, merged, or set aside by reason; none twice."""
     found = accounted(connection, store, wave)
     missing = found["planned"] - sum(count for name, count in found.items() if name != "planned")
     said = ", ".join(f"{count} {name}" for name, count in found.items())
     return GateResult.of(
         "conservation",
-        missing == 0 and wave.status == "moved",
+        missing == 0 and wave.status in ("moved", "unneeded"),
         said if missing == 0 else f"{said}: {missing} unaccounted for",
         "run the wave again (uuid-pipeline run); if it stays, roll it back",
         figures=found,
@@ -59,22 +71,39 @@ def conservation(connection: Connection, store: Store, wave: ledger.Wave) -> Gat
 
 def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
     """Gate: no reference holds an id that this wave moved away from."""
-    execution = ledger.execution(connection, wave.execution_id)
     left = {}
     for reference in store.references:
-        statement = sql.compose(
-            """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.old_id
-               WHERE m.assessment_no = %(no)s AND m.role = 'move' AND m.ordinal BETWEEN %(first)s AND %(last)s
-                 AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = m.old_id)""",
-            map=ledger.map_table(store.entity(reference.entity)),
-            table=sql.table(reference.table.schema, reference.table.name),
-            column=sql.name(reference.column),
-            target=sql.table(store.entity(reference.entity).table.schema, store.entity(reference.entity).table.name),
-            key=sql.name(store.entity(reference.entity).key),
-        )
-        span = {"no": execution.assessment_no, "first": wave.first_ordinal, "last": wave.last_ordinal}
-        left[f"{reference.table.name}.{reference.column}"] = int(sql.scalar(connection, statement, span))
+        statement = _left_behind(reference, store)
+        span = {"no": wave.assessment_no, "first": wave.first_ordinal, "last": wave.last_ordinal}
+        left[reference.name] = int(sql.scalar(connection, statement, {**span, "path": list(reference.path)}))
     return _dangling("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left))
+
+
+def _left_behind(reference: Reference, store: Store) -> sql.Composable:
+    """Counts rows of a reference that hold an old id of the span whose row is no longer there."""
+    entity = store.entity(reference.entity)
+    parts = {
+        "map": ledger.map_table(entity),
+        "table": sql.table(reference.table.schema, reference.table.name),
+        "column": sql.name(reference.column),
+        "target": sql.table(entity.table.schema, entity.table.name),
+        "key": sql.name(entity.key),
+    }
+    holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
+    if reference.form != "key":
+        holds = sql.compose(
+            """({table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id))
+               ON m.old_id::text = i.id""",
+            ids=locks.ids_in(reference),
+            **parts,
+        )
+    return sql.compose(
+        """SELECT count(*) FROM {map} m JOIN {holds}
+           WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
+             AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = m.old_id)""",
+        holds=holds,
+        **parts,
+    )
 
 
 def whole_no_dangling_reference(orphans: dict[str, int]) -> GateResult:
@@ -158,7 +187,7 @@ def _moved_rows(connection: Connection, entity: Entity, wave: ledger.Wave) -> It
     statement = sql.compose(
         """SELECT t.{key}::text, m.new_id::text, {written}, {values}
            FROM {map} m JOIN {table} t ON t.{key} IN (m.new_id, m.old_id)
-           WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s
+           WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge'
              AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)""",
         key=sql.name(entity.key),
         written=batch.written_since("t"),
@@ -168,7 +197,7 @@ def _moved_rows(connection: Connection, entity: Entity, wave: ledger.Wave) -> It
     )
     execution = ledger.execution(connection, wave.execution_id)
     span = {
-        "no": execution.assessment_no,
+        "no": wave.assessment_no,
         "first": wave.first_ordinal,
         "last": wave.last_ordinal,
         "wave": wave.wave,
@@ -203,7 +232,11 @@ def whole_conservation(connection: Connection, store: Store, execution: ledger.E
     compared = _compare_patiently(connection, store, execution)
     wrong = [row for row in compared if row["differs"] and not row["application_writes"]]
     live = [row for row in compared if row["application_writes"]]
-    said = "; ".join(f"{row['table']}: {row['rows_before']} rows before, {row['rows_now']} now" for row in compared)
+    said = "; ".join(
+        f"{row['table']}: {row['rows_before']} rows before, {row['rows_now']} now"
+        + (f" and {row['archived']} archived" if row["archived"] else "")
+        for row in compared
+    )
     if live:
         names = ", ".join(f"{row['table']} ({row['application_writes']} writes seen)" for row in live)
         said += f". The application wrote to {names} meanwhile; there the proof is each batch's own"
@@ -253,22 +286,40 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
     before = fingerprint.before(connection, execution)
+    archives = archive.digests(connection, store, execution)
     compared = []
     for moved in store.tables:
         name = fingerprint.qualified(moved)
-        now = fingerprint.unmapped(connection, store, moved, execution)
+        merged = sql.rows(
+            connection,
+            _MERGED + " AND b.execution_id = %(execution)s",
+            {"table": name, "execution": execution.execution_id},
+        )[0]
+        now = _with_merged(
+            fingerprint.unmapped(connection, store, moved, execution), archives.get(name, (0, 0, 0)), merged
+        )
         then, deleted = before.get(name, (None, 0))
         compared.append(
             {
                 "table": name,
                 "rows_before": then.rows if then else 0,
-                "rows_now": now.rows,
+                "rows_now": now.rows - archives.get(name, (0, 0, 0))[0],
+                "archived": archives.get(name, (0, 0, 0))[0],
                 "differs": then != now,
                 "dates_differ": then is None or then.timestamps != now.timestamps,
-                "application_writes": _application_writes(connection, moved, execution, deleted),
+                "application_writes": _application_writes(connection, moved, execution, deleted + int(merged.archived)),
             }
         )
     return compared
+
+
+def _with_merged(now: Fingerprint, archived: tuple[int, int, int], merged: Any) -> Fingerprint:
+    """What the table would be without the merges: its rows, the archived ones, and re-pointed ones as they were."""
+    return Fingerprint(
+        now.rows + archived[0],
+        now.digest + archived[1] + int(merged.digest),
+        now.timestamps + archived[2] + int(merged.dates),
+    )
 
 
 def _application_writes(
@@ -300,7 +351,10 @@ def _application_writes(
 def next_step_safe(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: every wave that began has ended with all its gates green, so the next one, or the end, may come."""
     open_gates, unaccounted, done, waiting = [], 0, 0, []
+    left = 0
     for wave in ledger.waves(connection, execution.execution_id):
+        if wave.status == "unneeded":
+            continue
         begun = wave.status == "moved" or sql.scalar(
             connection,
             "SELECT EXISTS (SELECT FROM uuid_pipeline.batches WHERE wave = %(w)s)",
@@ -314,14 +368,16 @@ def next_step_safe(connection: Connection, store: Store, execution: ledger.Execu
         open_gates += gates.open_gates(connection, scope, [gates.WAVE_STAGE])
         found = accounted(connection, store, wave)
         unaccounted += found["planned"] - sum(n for name, n in found.items() if name != "planned")
-    safe = not open_gates and unaccounted == 0
+        left += sum(found.get(reason, 0) for reason in aside.WAITING)
+    safe = not open_gates and unaccounted == 0 and (left == 0 or bool(waiting))
+    unsafe = f"{unaccounted} documents unaccounted for" if unaccounted else f"{left} documents are busy or locked"
     after = f"next: {waiting[0]}" if waiting else "the execution may end"
     return GateResult.of(
         "next_step_safe",
         safe,
         f"{done} waves done, every document accounted for; {after}" if safe else "; ".join(open_gates)
-        or f"{unaccounted} documents unaccounted for",
-        "run the wave named again with its checks, or roll back",
+        or unsafe,
+        "run again (uuid-pipeline run), which takes up what is left; or roll back",
         figures={"waves_done": done, "waves_waiting": len(waiting)},
     )  # fmt: skip
 
@@ -345,15 +401,13 @@ def settle(connection: Connection, execution: ledger.Execution) -> bool:
     now = ledger.execution(connection, execution.execution_id)
     if now.status != "running":
         return now.status == "completed"
-    if any(wave.status != "moved" for wave in ledger.waves(connection, now.execution_id)):
+    waves = [wave for wave in ledger.waves(connection, now.execution_id) if wave.status != "unneeded"]
+    if any(wave.status != "moved" for wave in waves):
         return False
     scopes: list[tuple[Scope, tuple[str, ...]]] = [
         (Scope(execution=now.execution_id), (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE))
     ]
-    scopes += [
-        (Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,))
-        for wave in ledger.waves(connection, now.execution_id)
-    ]
+    scopes += [(Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,)) for wave in waves]
     if any(gates.open_gates(connection, scope, stages) for scope, stages in scopes):
         return False
     if not _validated_at_once(connection, now):

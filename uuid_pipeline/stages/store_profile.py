@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine import catalog, ledger, profile, references
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check
 from uuid_pipeline.stages.session import StoreResource
@@ -15,7 +15,8 @@ from uuid_pipeline.stages.session import StoreResource
 )
 def store_profile(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound), engine.begin() as connection:
-        found = profile.describe(connection, bound)
+        searched = references.as_data(references.search(connection, bound))
+        found = profile.describe(connection, bound) | {"search": searched}
         digest = catalog.digest(catalog.snapshot(connection, bound.catalog))
         number = ledger.begin_assessment(connection, context.run.run_id, bound.spec.digest, digest, found)
     return dg.MaterializeResult(
@@ -23,12 +24,25 @@ def store_profile(context: dg.AssetExecutionContext, store: StoreResource) -> dg
             "assessment": number,
             "server_version": found["server_version"],
             "role": found["role"],
+            "tier": f"{found['tier']}: {found['tier_reason']}",
             "tables": dg.MetadataValue.md(markdown(found["tables"])),
             "references": dg.MetadataValue.md(markdown(found["references"])),
+            "found_references": dg.MetadataValue.md(markdown(searched["found"])),
+            "derived_values": dg.MetadataValue.md(markdown(searched["derived"])),
+            "searched": f"{searched['columns']} columns, {searched['rows']} rows, {searched['bytes']} bytes, "
+            f"{searched['seconds']} s",
+            "sampled_only": _listed(searched["sampled_only"]),
+            "not_searched": _listed(searched["not_searched"]),
             "silenced_triggers": dg.MetadataValue.md(markdown(found["silenced_triggers"])),
-            "skipped": dg.MetadataValue.md("\n".join(f"- {line}" for line in found["skipped"]) or "_nothing_"),
+            "fired_triggers": dg.MetadataValue.md(markdown(found["fired_triggers"])),
+            "warnings": _listed(found["warnings"]),
+            "skipped": _listed(found["skipped"]),
         }
     )
+
+
+def _listed(lines: list[str]) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "_nothing_")
 
 
 CHECKS = [
@@ -37,8 +51,11 @@ CHECKS = [
         lambda _connection, store, _assessment: profile.rows_visible(store),
     ),
     planning_check(
-        "store_profile", "references_known", "Every uuid column that holds known ids is declared or ignored.",
-        lambda connection, store, _assessment: profile.references_known(connection, store),
+        "store_profile", "references_known", "Every column found to hold known ids is declared or ignored.",
+        # Of the assessment's own search: a second one would cost as much again, and could find another store.
+        lambda _connection, store, assessment: references.references_known(
+            store, references.from_data(assessment.profile["search"])
+        ),
     ),
     planning_check(
         "store_profile", "nothing_unsupported", "No trap in the catalogs that this version does not handle.",

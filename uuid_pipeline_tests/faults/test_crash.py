@@ -68,7 +68,7 @@ def moments(direction: str) -> Iterator[tuple[str, int]]:
     """Seeded moments, near and far, before a statement and before a commit."""
     chance = random.Random(f"{SEED} {direction}")
     for number in range(KILLS):
-        yield ("statement", chance.randrange(2, 120)) if number % 2 == 0 else ("commit", chance.randrange(1, 7))
+        yield ("statement", chance.randrange(2, 400)) if number % 2 == 0 else ("commit", chance.randrange(1, 30))
 
 
 def test_a_migration_killed_at_many_moments_ends_as_if_nothing_had_happened(
@@ -143,7 +143,7 @@ def test_after_any_kill_every_row_is_either_old_or_new_and_no_reference_dangles(
     before = cycle.rows_of(store)
     cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
 
-    die(incident_url, spec_file, "forward", "statement", 100)
+    die(incident_url, spec_file, "forward", "statement", 350)
 
     wait_for_the_dead(store)
     moved = {

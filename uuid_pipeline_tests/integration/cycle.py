@@ -20,6 +20,7 @@ from uuid_pipeline.engine import (
     migration,
     planning,
     profile,
+    references,
     rollback,
     validation,
 )
@@ -77,7 +78,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         ledger.create(c, store)
         digest = catalog.digest(catalog.snapshot(c, store.catalog))
         number = ledger.begin_assessment(c, RUN, spec.digest, digest, profile.describe(c, store))
-        visible, known = profile.rows_visible(store), profile.references_known(c, store)
+        visible, known = profile.rows_visible(store), references.references_known(store, references.search(c, store))
         record(c, number, "store_profile", visible, known, profile.nothing_unsupported(c, store))
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as c, c.begin():
         inventory.take(c, store, number)
@@ -121,6 +122,11 @@ def approve(engine: Engine, spec: Spec, plan_id: str) -> ledger.Execution:
 
 
 def waves_of(engine: Engine, execution: ledger.Execution) -> list[ledger.Wave]:
+    """The planned waves; the sweeps come after them."""
+    return [wave for wave in all_waves_of(engine, execution) if wave.kind != "sweep"]
+
+
+def all_waves_of(engine: Engine, execution: ledger.Execution) -> list[ledger.Wave]:
     with engine.begin() as c:
         return ledger.waves(c, execution.execution_id)
 
@@ -150,7 +156,9 @@ def check_wave(engine: Engine, spec: Spec, wave: ledger.Wave) -> list[GateResult
 def migrate_all(engine: Engine, spec: Spec, execution: ledger.Execution) -> list[migration.Run]:
     """Run every wave with its checks, which must pass."""
     runs = []
-    for wave in waves_of(engine, execution):
+    for wave in all_waves_of(engine, execution):
+        if any(now.wave == wave.wave and now.status == "unneeded" for now in all_waves_of(engine, execution)):
+            continue
         runs.append(migrate(engine, spec, wave))
         assert_green(check_wave(engine, spec, wave))
     return runs
@@ -285,7 +293,8 @@ SELECT 'index', indrelid::regclass::text, indexrelid::regclass::text, pg_get_ind
 FROM pg_index JOIN rel ON rel.oid = indexrelid
 UNION ALL
 SELECT 'trigger', tgrelid::regclass::text, tgname::text, pg_get_triggerdef(t.oid), tgenabled::text
-FROM pg_trigger t JOIN rel ON rel.oid = tgrelid WHERE NOT tgisinternal
+FROM pg_trigger t JOIN rel ON rel.oid = tgrelid JOIN pg_proc f ON f.oid = tgfoid
+WHERE NOT tgisinternal AND f.pronamespace <> coalesce(to_regnamespace('uuid_pipeline'), 0)
 UNION ALL
 SELECT 'policy', tablename::text, policyname::text, qual, with_check FROM pg_policies WHERE schemaname = %(schema)s
 UNION ALL
@@ -298,6 +307,17 @@ ORDER BY 1, 2, 3, 4
 
 
 def catalog_of(engine: Engine, schema: str = SCHEMA) -> list[tuple[Any, ...]]:
-    """Every object of a schema with its definition and grants, read by plain SQL and not as the engine does."""
+    """Every object of a schema with its definition and grants, read by plain SQL and not as the engine does.
+
+    But for our alias triggers, which may stand there until finalize; see :func:`alias_triggers`.
+    """
     with session(engine) as connection:
         return connection.execute(_CATALOG, {"schema": schema}).fetchall()
+
+
+def alias_triggers(engine: Engine) -> list[str]:
+    """The tables that have a trigger of ours."""
+    found = """SELECT tgrelid::regclass::text FROM pg_trigger JOIN pg_proc f ON f.oid = tgfoid
+               WHERE f.pronamespace = to_regnamespace('uuid_pipeline') ORDER BY 1"""
+    with session(engine) as connection:
+        return [table for (table,) in connection.execute(found).fetchall()]

@@ -73,7 +73,8 @@ def test_chunks_made_again_after_the_migration_stay_when_their_documents_go_back
 def test_an_approved_assessment_is_not_looked_at_again_and_keeps_its_map(incident: Engine, stage: str) -> None:
     execution = cycle.run_all(incident, SPEC)
     before = maps(incident)
-    build: Callable[..., object] = {"inventory": inventory.take, "map": mapping.build}[stage]
+    stages: dict[str, Callable[..., object]] = {"inventory": inventory.take, "map": mapping.build}
+    build = stages[stage]
 
     with incident.begin() as connection:
         store = cycle.bound(connection, SPEC)
@@ -160,13 +161,14 @@ def test_a_wave_does_not_go_back_under_a_newer_execution_that_has_moved_rows(inc
 
 def test_a_validation_made_before_the_last_wave_does_not_complete_the_execution(incident: Engine) -> None:
     execution = approved(incident)
-    *first, last = cycle.waves_of(incident, execution)
+    *first, last, sweep, _ = cycle.all_waves_of(incident, execution)  # the second sweep is not needed
     for wave in first:
         cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
     cycle.assert_green(cycle.validate(incident, SPEC))
-    cycle.migrate(incident, SPEC, last)
-    cycle.assert_green(cycle.check_wave(incident, SPEC, last))
+    for wave in (last, sweep):
+        cycle.migrate(incident, SPEC, wave)
+        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
 
     with incident.begin() as connection:
         assert not validation.settle(connection, execution)

@@ -44,7 +44,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(incident: Engine, 
     before = cycle.rows_of(incident)
 
     with (
-        migration.writer(other, "run 17"),
+        lease.held(other, "run 17"),
         pytest.raises(RefusedError, match=r"process \d+ on .* \(run run 17[,)]"),
     ):
         cycle.migrate(incident, SPEC, canary)
@@ -134,7 +134,7 @@ def test_a_holder_that_was_fenced_off_cannot_write_any_more(incident: Engine, ot
     def take_over(_: migration.Progress) -> None:
         # As if the holder had been taken for dead: its backend is not the one that the ledger names any more.
         cycle.run_sql(other, "UPDATE uuid_pipeline.lease SET backend_start = backend_start - interval '1 hour'")
-        with migration.writer(other, "the next"):
+        with lease.held(other, "the next"):
             rows.append(cycle.rows_of(other))
 
     with pytest.raises(RefusedError, match="lost its lease"):
@@ -146,7 +146,7 @@ def test_a_holder_that_was_fenced_off_cannot_write_any_more(incident: Engine, ot
 
 def test_the_fenced_off_holder_does_not_release_the_lease_of_the_next(incident: Engine, other: Engine) -> None:
     cycle.assess_and_plan(incident, SPEC)
-    with migration.writer(incident, "the first"):
+    with lease.held(incident, "the first"):
         cycle.run_sql(other, "UPDATE uuid_pipeline.lease SET backend_pid = 0")
         with other.connect() as connection:
             taken = lease.acquire(other, connection, "the next")
@@ -177,7 +177,7 @@ def test_a_rollback_needs_the_lease_too(incident: Engine, other: Engine) -> None
     with incident.begin() as connection:
         waves = rollback.choose(connection, None)
 
-    with migration.writer(other, "run 17"), pytest.raises(RefusedError, match="run 17"):
+    with lease.held(other, "run 17"), pytest.raises(RefusedError, match="run 17"):
         rollback.roll_back(incident, store, waves, "mine", lambda _: None)
 
     assert cycle.rows_of(incident) == rows

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, profile
+from uuid_pipeline.engine import ledger, profile, sync_points
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.triggers import MissingRight
 from uuid_pipeline.errors import BatchError, RefusedError
-from uuid_pipeline.spec import IgnoredReference, SoftReference, load_spec
+from uuid_pipeline.spec import IgnoredReference, SoftReference, Waves, load_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 
@@ -33,9 +35,14 @@ def connected(engines: list[Engine], url: str, role: str) -> Engine:
     return engines[-1]
 
 
-def missing(engine: Engine) -> list[profile.MissingRight]:
+def missing(engine: Engine) -> list[MissingRight]:
     with engine.begin() as connection:
         return profile.missing_rights(connection, cycle.bound(connection, SPEC))
+
+
+def described(engine: Engine) -> dict[str, Any]:
+    with engine.begin() as connection:
+        return profile.describe(connection, cycle.bound(connection, SPEC))
 
 
 def has_ledger(engine: Engine) -> bool:
@@ -89,12 +96,15 @@ def test_missing_rights_are_named_with_the_grants_that_then_suffice_for_the_whol
     message = refusal.value.message
     assert f"The role {role} lacks rights" in message
     assert not has_ledger(incident)
-    assert f"GRANT SET ON PARAMETER session_replication_role TO {role};" in message
+    assert "session_replication_role" not in message
     grants = re.findall(r"GRANT [^;]+;", message)
-    assert len(grants) == len(message.splitlines()) - 1 == 11
+    assert len(grants) == len(message.splitlines()) - 1 == 14
     for grant in grants:
         cycle.run_sql(incident, grant)
     assert missing(poor) == []
+    assert described(poor)["tier"] == "O"
+    cycle.run_sql(incident, f"GRANT SET ON PARAMETER session_replication_role TO {role}")
+    assert described(poor)["tier"] == "R"
     cycle.run_all(poor, SPEC)
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     cycle.roll_back(poor, SPEC)
@@ -145,6 +155,27 @@ def test_the_profile_writes_nothing(incident: Engine) -> None:
 
     assert (cycle.rows_of(incident), cycle.catalog_of(incident)) == (rows, objects)
     assert not has_ledger(incident)
+
+
+def test_merging_asks_for_delete_and_insert_where_rows_may_be_displaced_and_nothing_else_does(
+    incident: Engine, incident_url: str, new_role: NewRole, engines: list[Engine]
+) -> None:
+    poor = connected(engines, incident_url, new_role("BYPASSRLS"))
+    for right in missing(poor):
+        cycle.run_sql(incident, right.remedy)
+    assert missing(poor) == []
+    with poor.begin() as connection:
+        asked = profile.missing_merge_rights(connection, cycle.bound(connection, SPEC))
+
+    assert {(right.right, right.object.split()[1]) for right in asked} == {
+        (right, f"upload_pipeline.{table}")
+        for right in ("DELETE", "INSERT")
+        for table in ("documents", "document_chunks")
+    }
+    for right in asked:
+        cycle.run_sql(incident, right.remedy)
+    with poor.begin() as connection:
+        assert profile.missing_merge_rights(connection, cycle.bound(connection, SPEC)) == []
 
 
 def test_references_by_foreign_key_are_found_and_triggers_to_silence_named(incident: Engine) -> None:
@@ -199,14 +230,6 @@ def test_once_declared_it_is_moved_and_once_ignored_it_is_left(incident: Engine)
     ("change", "finding"),
     [
         (
-            "ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER touch_updated_at",
-            "trigger touch_updated_at on documents fires even in replica role (ENABLE ALWAYS)",
-        ),
-        (
-            "ALTER TABLE upload_pipeline.upload_jobs ENABLE REPLICA TRIGGER touch_updated_at",
-            "trigger touch_updated_at on upload_jobs fires even in replica role (ENABLE REPLICA)",
-        ),
-        (
             "CREATE RULE quiet AS ON UPDATE TO upload_pipeline.events DO INSTEAD NOTHING",
             "upload_pipeline.events has rewrite rules",
         ),
@@ -217,7 +240,8 @@ def test_once_declared_it_is_moved_and_once_ignored_it_is_left(incident: Engine)
         (
             "ALTER TABLE upload_pipeline.events REPLICA IDENTITY NOTHING; "
             "CREATE PUBLICATION p FOR TABLE upload_pipeline.events",
-            "upload_pipeline.events is published but has no replica identity",
+            'every UPDATE of upload_pipeline.events fails: cannot update table "events" because it does not have a '
+            "replica identity",
         ),
         (
             """CREATE TABLE upload_pipeline.parts (
@@ -237,28 +261,43 @@ def test_what_this_version_cannot_do_is_red_by_name(incident: Engine, change: st
 
 
 def test_what_the_spec_asks_and_this_version_cannot_do_is_red_by_name(incident: Engine) -> None:
-    document = SPEC.entities["document"].model_copy(update={"busy": "processing_status = 'chunking'"})
+    document = SPEC.entities["document"].model_copy(update={"busy": "processing_state = 'chunking'"})
     asking = SPEC.model_copy(
-        update={"triggers": {"touch_updated_at": "fire"}, "entities": {**SPEC.entities, "document": document}}
+        update={"triggers": {"touch_update_at": "fire"}, "entities": {**SPEC.entities, "document": document}}
     )
 
     gate = cycle.assess(incident, asking).gates["nothing_unsupported"]
 
     assert not gate.passed
-    assert "asks trigger touch_updated_at to fire" in gate.finding
-    assert "when a document is busy" in gate.finding
+    assert "the spec's triggers name touch_update_at, which no table that moves has" in gate.finding
+    assert "busy predicate of document is no condition on documents" in gate.finding
+    assert "processing_state" in gate.finding
 
 
-def test_an_always_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof(incident: Engine) -> None:
-    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER touch_updated_at")
-    plan = cycle.assess_and_plan(incident, SPEC)
-    with incident.begin() as connection:
-        # As if the gate had been blind.
-        connection.exec_driver_sql("UPDATE uuid_pipeline.gates SET passed = true")
-    execution = cycle.approve(incident, SPEC, plan.plan_id)
+def test_a_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof_with_the_rows_side_by_side(
+    incident: Engine,
+) -> None:
+    spec = cycle.spec_with(waves=Waves(canary=38))
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
     before = cycle.rows_of(incident)
+    victim = before["documents"][0]
+    spoil = f"""CREATE FUNCTION upload_pipeline.spoil() RETURNS trigger LANGUAGE plpgsql AS
+                    $$BEGIN NEW.filename := 'spoilt'; RETURN NEW; END$$;
+                CREATE TRIGGER spoil BEFORE UPDATE ON upload_pipeline.documents FOR EACH ROW
+                    WHEN (OLD.filename = '{victim["filename"]}') EXECUTE FUNCTION upload_pipeline.spoil();
+                ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER spoil"""
 
-    with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents"):
-        cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
+    def come_unseen() -> None:
+        cycle.run_sql(incident, spoil)
 
-    assert cycle.rows_of(incident) == before
+    sync_points.on("guarded", come_unseen)
+    try:
+        with pytest.raises(BatchError, match=r"changed in more than their ids.*upload_pipeline\.documents") as caught:
+            cycle.migrate_all(incident, spec, execution)
+    finally:
+        sync_points.clear()
+
+    target = next(new for old, new in cycle.targets(before).items() if old == victim["document_id"])
+    assert f"documents (document_id {target}): filename should be '{victim['filename']}' and is 'spoilt'" in str(
+        caught.value
+    )

@@ -1,0 +1,79 @@
+"""The engine's stages one after the other in one process, without Dagster: `python -m benchmarks.engine URL`.
+
+The order of the calls is that of the tests' cycle; a stage is over when its last gate is recorded.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks import store
+from uuid_pipeline.engine import gates, migration
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import PipelineError
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.integration import cycle
+
+
+class Clock:
+    """Seconds by stage, in the order in which the stages ended."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """All the time since the last mark was this stage's."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+@contextmanager
+def stages_timed(clock: Clock) -> Iterator[None]:
+    """Mark the clock whenever a gate is recorded, for the gate's stage."""
+    record = gates.record
+
+    def timed(*arguments: Any) -> None:
+        record(*arguments)
+        _, _, stage, *_ = arguments
+        clock.mark(f"{stage} checks" if stage == gates.WAVE_STAGE else stage)
+
+    with patch.object(gates, "record", timed):
+        yield
+
+
+def migrate(url: str) -> dict[str, float]:
+    """Assess, plan, approve, move and validate the benchmark's store; seconds by stage.
+
+    Raises PipelineError if it did not end with everything proven.
+    """
+    engine, spec, clock = open_store(url), load_spec(store.SPEC), Clock()
+    try:
+        with stages_timed(clock):
+            plan = cycle.assess_and_plan(engine, spec)
+            execution = cycle.approve(engine, spec, plan.plan_id)
+            clock.mark("approve")
+            for wave in cycle.waves_of(engine, execution):
+                _move(cycle.migrate(engine, spec, wave), clock)
+                cycle.assert_green(cycle.check_wave(engine, spec, wave))
+            cycle.assert_green(cycle.validate(engine, spec))
+            clock.mark("validation_report")
+    except AssertionError as error:
+        raise PipelineError(f"The engine did not prove its work: {error}") from error
+    finally:
+        engine.dispose()
+    return clock.seconds
+
+
+def _move(done: migration.Run, clock: Clock) -> None:
+    clock.mark(gates.WAVE_STAGE)
+    sys.stderr.write(f"{done.wave}: {done.documents} documents in {done.batches} batches, {done.seconds:.1f} s\n")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(migrate(sys.argv[1])) + "\n")

@@ -1,0 +1,299 @@
+"""The rows that a batch holds: locked level by level, with the ids that they are to get.
+
+Each moved table has a temporary table beside it, made once a session and emptied by every commit: the place (ctid) of
+every row that the batch holds, and the new value of each id column. A held row's place is stable until we write it.
+Each statement locks one level of one table and reads it in the same breath: a snapshot taken after the locks of the
+statements before it, so that nothing which refers to a held row can be missing (ENGINE.md, section 2).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.natural_keys import cast_type, natural_key
+from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Which way ids go: ``source`` and ``goal`` are columns of the id map."""
+
+    name: str
+    source: str
+    goal: str
+
+
+FORWARD = Direction("forward", "old_id", "new_id")
+BACK = Direction("back", "new_id", "old_id")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A range of ordinals of one wave, both ends included."""
+
+    execution_id: str
+    assessment_no: int
+    wave: str
+    first_ordinal: int
+    last_ordinal: int
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {
+            "execution": self.execution_id,
+            "no": self.assessment_no,
+            "wave": self.wave,
+            "first": self.first_ordinal,
+            "last": self.last_ordinal,
+        }
+
+
+@dataclass(frozen=True)
+class Held:
+    """The temporary table of a moved table; ``values``: (column, name of its new value), embedded ones too."""
+
+    moved: MovedTable
+    relation: sql.Composable
+    values: tuple[tuple[str, str], ...]
+
+    @property
+    def table(self) -> sql.Composable:
+        return sql.table(self.moved.table.schema, self.moved.table.name)
+
+    def value(self, column: str) -> sql.Composable:
+        """The name of the new value of an id column."""
+        return sql.name(next(value for name, value in self.values if name == column))
+
+    def mapped(self) -> dict[str, sql.Composable]:
+        """For each id column its value after the batch; aliases ``t`` (the row) and ``h`` (what is held of it)."""
+        return {
+            column: sql.compose("coalesce(h.{value}, t.{column})", value=sql.name(value), column=sql.name(column))
+            for column, value in self.values
+        }
+
+    def changes(self) -> sql.Composable:
+        """Whether the batch writes the held row: some id column gets another value (aliases as in mapped)."""
+        keys = dict(self.moved.columns)
+        return sql.join(
+            " OR ",
+            [
+                sql.compose("h.{value} <> t.{column}", value=sql.name(value), column=sql.name(column))
+                if column in keys
+                # json has no equality; an embedded value is held only where it changes.
+                else sql.compose("h.{value} IS NOT NULL", value=sql.name(value))
+                for column, value in self.values
+            ],
+        )
+
+
+def held_tables(store: Store) -> tuple[Held, ...]:
+    """One a moved table, in the store's order."""
+    made = []
+    for index, moved in enumerate(store.tables):
+        columns = [column for column, _ in moved.columns]
+        columns += dict.fromkeys(reference.column for reference in moved.embedded)
+        relation = sql.table("pg_temp", f"held_{index}_{moved.table.name}"[:63])
+        made.append(Held(moved, relation, tuple((column, f"v{n}") for n, column in enumerate(columns))))
+    return tuple(made)
+
+
+def held_of(store: Store, entity: str) -> Held:
+    """That of an entity's own table."""
+    return next(held for held in held_tables(store) if held.moved.entity and held.moved.entity.name == entity)
+
+
+def make_room(connection: Connection, store: Store) -> None:
+    """Make the temporary tables, if this session has none yet (behind a pooler each batch may have another session)."""
+    for held in held_tables(store):
+        columns = held.moved.table.columns
+        values = [
+            sql.compose("{value} {type}", value=sql.name(value), type=cast_type(columns[column].type))
+            for column, value in held.values
+        ]
+        key = held.moved.entity.key if held.moved.entity else None
+        own = sql.compose("key {type},", type=cast_type(columns[key].type)) if key else sql.Text("")
+        statement = sql.compose(
+            """CREATE TEMPORARY TABLE IF NOT EXISTS {relation} (
+                   at tid PRIMARY KEY, ordinal bigint, {own} natural_key text, as_planned boolean, {values}
+               ) ON COMMIT DELETE ROWS""",
+            relation=held.relation,
+            own=own,
+            values=sql.join(", ", values),
+        )
+        sql.execute(connection, statement)
+
+
+def map_part(entity: str, plan: BatchPlan) -> sql.Composable:
+    """The id map of one entity for this batch, as the table itself: nothing to prune, no lock on the others."""
+    return sql.table(ledger.SCHEMA, f"id_map_{entity}_{plan.assessment_no}")
+
+
+# Ordinals that an earlier step set aside are no part of a batch.
+NOT_ASIDE = """NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s
+                           AND u.wave = %(wave)s AND u.ordinal = m.ordinal)"""
+
+
+def hold_roots(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> None:
+    """Lock the documents: this waits for inserters of references (their KEY SHARE) and keeps new ones out.
+
+    Raises the driver's 55P03 when a lock is not had in time.
+    """
+    for root in store.roots:
+        held = held_of(store, root.name)
+        statement = sql.compose(
+            """INSERT INTO {held} (at, ordinal, key, natural_key, as_planned, {value})
+               SELECT t.ctid, m.ordinal, t.{key}, m.natural_key, ({natural_key}) IS NOT DISTINCT FROM m.natural_key,
+                      m.{goal}
+               FROM {map} m JOIN {table} t ON t.{key} = m.{source}
+               WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND {roles} AND {not_aside}
+               ORDER BY m.ordinal, m.{source} FOR UPDATE OF t""",
+            held=held.relation,
+            value=held.value(root.key),
+            key=sql.name(root.key),
+            natural_key=natural_key(root, None),
+            goal=sql.name(direction.goal),
+            source=sql.name(direction.source),
+            map=map_part(root.name, plan),
+            table=held.table,
+            roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
+            not_aside=sql.Text(NOT_ASIDE),
+        )
+        sql.execute(connection, statement, plan.values)
+
+
+def hold_children(connection: Connection, store: Store, entity: Entity, plan: BatchPlan, direction: Direction) -> None:
+    """Lock the rows below the held parents, whatever the plan knew of them, with their target ids as far as mapped."""
+    held, parents = held_of(store, entity.name), held_of(store, entity.parent or "")
+    parent = store.entity(entity.parent or "")
+    key = natural_key(entity, sql.compose("p.{value}", value=parents.value(parent.key)))
+    known = (
+        sql.Text("m.role <> 'merge'")
+        if direction is BACK
+        else sql.compose("m.natural_key = ({natural_key})", natural_key=key)
+    )
+    statement = sql.compose(
+        """INSERT INTO {held} (at, ordinal, key, natural_key, {value}, {parent_value})
+           SELECT t.ctid, p.ordinal, t.{key}, {natural_key}, CASE WHEN {known} THEN m.{goal} END,
+                  p.{goal_of_parent}
+           FROM {parents} p JOIN {table} t ON t.{parent} = p.key LEFT JOIN {map} m ON m.{source} = t.{key} {roles}
+           ORDER BY p.ordinal FOR UPDATE OF t""",
+        held=held.relation,
+        value=held.value(entity.key),
+        parent_value=held.value(entity.parent_column or ""),
+        key=sql.name(entity.key),
+        natural_key=key,
+        known=known,
+        goal=sql.name(direction.goal),
+        goal_of_parent=parents.value(parent.key),
+        parents=parents.relation,
+        table=held.table,
+        parent=sql.name(entity.parent_column or ""),
+        map=map_part(entity.name, plan),
+        source=sql.name(direction.source),
+        # Several old ids may share one new id: the displaced rows' are restored from the archive, not moved.
+        roles=sql.Text("AND m.role <> 'merge'" if direction is BACK else ""),
+    )
+    sql.execute(connection, statement, plan.values)
+
+
+def hold_references(connection: Connection, store: Store) -> None:
+    """Lock every row that refers to an id which the batch changes; all entities' held rows are known by now."""
+    for held in held_tables(store):
+        own = held.moved.entity
+        for column, entity in held.moved.columns:
+            if own is None or column not in (own.key, own.parent_column):
+                _hold_reference(connection, held, column, held_of(store, entity), store.entity(entity))
+        for reference in held.moved.embedded:
+            _hold_embedded(
+                connection, held, reference, held_of(store, reference.entity), store.entity(reference.entity)
+            )
+
+
+def _hold_reference(connection: Connection, held: Held, column: str, target: Held, entity: Entity) -> None:
+    statement = sql.compose(
+        """INSERT INTO {held} AS g (at, ordinal, {value})
+           SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key
+           WHERE b.{goal} <> b.key ORDER BY b.ordinal FOR UPDATE OF t
+           ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
+        held=held.relation,
+        value=held.value(column),
+        goal=target.value(entity.key),
+        target=target.relation,
+        table=held.table,
+        column=sql.name(column),
+    )
+    sql.execute(connection, statement)
+
+
+def _hold_embedded(connection: Connection, held: Held, reference: Reference, target: Held, entity: Entity) -> None:
+    """As :func:`_hold_reference`, for ids inside a text, array or json; a column's second id builds on the first."""
+    moves = sql.compose(
+        "(SELECT key::text AS source, {goal}::text AS goal, ordinal FROM {target} WHERE {goal} <> key)",
+        goal=target.value(entity.key),
+        target=target.relation,
+    )
+    statement = sql.compose(
+        """INSERT INTO {held} AS g (at, ordinal, {value})
+           SELECT t.ctid, x.ordinal, x.rewritten
+           FROM {table} t LEFT JOIN {held} e ON e.at = t.ctid
+           CROSS JOIN LATERAL (SELECT coalesce(e.{value}, t.{column}) AS was) w
+           CROSS JOIN LATERAL (
+               SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
+               FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) x
+           WHERE t.{column} IS NOT NULL AND {holds} FOR UPDATE OF t
+           ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
+        held=held.relation,
+        value=held.value(reference.column),
+        table=held.table,
+        column=sql.name(reference.column),
+        moves=moves,
+        ids=ids_in(reference),
+        rewritten=rewritten(reference, held.moved.table.columns[reference.column].type),
+        holds=holds_one_of(reference, held.moved.table.columns[reference.column].type, moves),
+    )
+    sql.execute(connection, statement, {"path": list(reference.path)})
+
+
+def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
+    """The ids that ``w.was`` (the value of an embedded reference) holds, as text; ``path`` names a bound value."""
+    if reference.form == "text":
+        return sql.Text("(SELECT w.was::text)")
+    if reference.form == "array":
+        return sql.Text("(SELECT DISTINCT unnest(w.was)::text)")
+    return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was, {path}))", path=sql.bound(path))
+
+
+def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.Composable:
+    """The value ``w.was`` with the ids of ``b`` (source, goal) replaced: an aggregate over them."""
+    if reference.form == "text":
+        return sql.compose("min(b.goal)::{type}", type=cast_type(type_name))
+    if reference.form == "array":
+        return sql.compose(
+            """(SELECT array_agg(coalesce(r.new, o.id) ORDER BY o.n)
+                FROM unnest(w.was::text[]) WITH ORDINALITY o(id, n)
+                LEFT JOIN unnest(array_agg(b.source), array_agg(b.goal)) r(old, new) ON r.old = o.id)::{type}""",
+            type=cast_type(type_name),
+        )
+    # Of json and of jsonb alike; a json text stays byte for byte but for the id.
+    return sql.compose(
+        "uuid_pipeline.rewritten_json(w.was, {path}, array_agg(b.source), array_agg(b.goal))", path=sql.bound(path)
+    )
+
+
+def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) -> sql.Composable:
+    """A condition on ``t`` that an index may serve; rows that it lets through are looked at one by one."""
+    column = sql.name(reference.column)
+    if reference.form == "text":
+        return sql.compose("t.{column} IN (SELECT m.source FROM {moves} m)", column=column, moves=moves)
+    if reference.form == "array":
+        return sql.compose(
+            "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type} AND array_ndims(t.{column}) = 1",
+            column=column,
+            moves=moves,
+            type=cast_type(type_name),
+        )
+    if "*" in reference.path:
+        return sql.Text("true")
+    return sql.compose("(t.{column} #>> %(path)s) IN (SELECT m.source FROM {moves} m)", column=column, moves=moves)

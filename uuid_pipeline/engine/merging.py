@@ -1,0 +1,301 @@
+"""Merging: the rows of a cluster become one, before the batch moves anything.
+
+Everything happens at the old ids. The losers' references are turned to the survivor, what then would stand twice is
+archived, and the batch goes on as if the losers had never been: a loser that already had the target id is out of
+the way by then. Which document survives stands in the approved plan; which children do is decided here, from what
+is there now, under the locks.
+"""
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import locks, sql
+from uuid_pipeline.engine.catalog import ForeignKey, Table
+from uuid_pipeline.engine.collapse import Collapsed, collapse
+from uuid_pipeline.engine.folding import Fold, fold_embedded, fold_key, folds
+from uuid_pipeline.engine.locks import FORWARD, BatchPlan, held_of, held_tables, map_part
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.errors import BatchError
+
+MAX_ROUNDS = 20
+
+
+def wanted(connection: Connection, store: Store, plan: BatchPlan) -> bool:
+    """Whether the plan merges rows of this batch's documents."""
+    clauses = [
+        sql.compose(
+            """EXISTS (SELECT FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge'
+                       AND {not_aside})""",
+            map=map_part(entity.name, plan),
+            not_aside=sql.Text(locks.NOT_ASIDE),
+        )
+        for entity in store.entities
+    ]
+    statement = sql.compose("SELECT {clauses}", clauses=sql.join(" OR ", clauses))
+    return bool(sql.scalar(connection, statement, plan.values))
+
+
+def merge(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
+    """Merge the clusters of the held documents; returns what was archived and re-pointed, with its digests.
+
+    Raises BatchError when the rows written are not the rows read.
+    """
+    _make_room(connection, store)
+    _note_ordinals(connection, store, plan)
+    _merge_roots(connection, store, plan)
+    for entity in store.entities:
+        if entity.parent is not None:
+            locks.hold_children(connection, store, entity, plan, FORWARD)
+            _decide_children(connection, store, entity)
+    _settle_references(connection, store)
+    done = collapse(connection, store, plan)
+    for entity in store.entities:
+        _correct_roles(connection, entity, plan)
+    _forget_held(connection, store)
+    return done
+
+
+def merged(entity: str) -> sql.Composable:
+    """The temporary table (loser, survivor, ordinal); no survivor means that nothing stands in the row's place."""
+    return sql.table("pg_temp", f"merged_{entity}")
+
+
+def _make_room(connection: Connection, store: Store) -> None:
+    for entity in store.entities:
+        key = cast_type(entity.table.columns[entity.key].type)
+        statement = sql.compose(
+            """CREATE TEMPORARY TABLE IF NOT EXISTS {merged} (loser {key} PRIMARY KEY, survivor {key}, ordinal bigint)
+               ON COMMIT DELETE ROWS""",
+            merged=merged(entity.name),
+            key=key,
+        )
+        sql.execute(connection, statement)
+    sql.execute(
+        connection,
+        """CREATE TEMPORARY TABLE IF NOT EXISTS displaced
+               (relation oid, at tid, ordinal bigint, survivor text, PRIMARY KEY (relation, at))
+           ON COMMIT DELETE ROWS""",
+    )
+    sql.execute(connection, "CREATE TEMPORARY TABLE IF NOT EXISTS merging (ordinal bigint) ON COMMIT DELETE ROWS")
+    for fold in folds(store):
+        fold.make_room(connection)
+
+
+def _note_ordinals(connection: Connection, store: Store, plan: BatchPlan) -> None:
+    """Where the plan merges; duplicates elsewhere that are new since were approved by nobody."""
+    for entity in store.entities:
+        statement = sql.compose(
+            """INSERT INTO pg_temp.merging SELECT DISTINCT m.ordinal FROM {map} m
+               WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge' AND {not_aside}""",
+            map=map_part(entity.name, plan),
+            not_aside=sql.Text(locks.NOT_ASIDE),
+        )
+        sql.execute(connection, statement, plan.values)
+
+
+def _merge_roots(connection: Connection, store: Store, plan: BatchPlan) -> None:
+    for root in store.roots:
+        held = held_of(store, root.name)
+        statement = sql.compose(
+            """WITH roles AS (SELECT h.at, h.key, h.ordinal, m.role FROM {held} h JOIN {map} m ON m.old_id = h.key),
+               losers AS (
+                   INSERT INTO {merged} (loser, survivor, ordinal)
+                   SELECT l.key, s.key, l.ordinal FROM roles l JOIN roles s ON s.ordinal = l.ordinal
+                   WHERE l.role = 'merge' AND s.role <> 'merge' RETURNING loser, survivor)
+               INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
+               SELECT %(oid)s, r.at, r.ordinal, l.survivor::text FROM losers l JOIN roles r ON r.key = l.loser""",
+            held=held.relation,
+            map=map_part(root.name, plan),
+            merged=merged(root.name),
+        )
+        sql.execute(connection, statement, {"oid": root.table.oid})
+
+
+# A set is what merge_as_set names below one document: the source with most rows stays whole, the survivor's own when
+# even; the others go whole. Of rows that still share a natural key the survivor's own stays.
+_CHILDREN = """
+WITH rows AS (
+    SELECT h.at, h.key, h.ordinal, t.{parent} AS parent, coalesce(m.survivor, t.{parent}) AS owner,
+           m.loser IS NULL AS own, m.loser IS NOT NULL AND m.survivor IS NULL AS lost,
+           coalesce(h.natural_key, 'row ' || h.key) AS natural_key, {set_of} AS set_of
+    FROM {held} h JOIN {table} t ON t.ctid = h.at LEFT JOIN {merged_parent} m ON m.loser = t.{parent}
+    WHERE h.ordinal IN (SELECT ordinal FROM pg_temp.merging)),
+sources AS (
+    SELECT owner, set_of, parent, row_number() OVER (
+               PARTITION BY owner, set_of ORDER BY count(*) DESC, bool_or(own) DESC, parent) AS place
+    FROM rows WHERE NOT lost GROUP BY owner, set_of, parent),
+ranked AS (
+    SELECT r.*, s.place, row_number() OVER (
+               PARTITION BY r.owner, r.natural_key ORDER BY {whole_sets} r.own DESC, r.key) AS turn
+    FROM rows r LEFT JOIN sources s ON s.owner = r.owner AND s.set_of = r.set_of AND s.parent = r.parent),
+judged AS (SELECT ranked.*, lost OR turn > 1 {outside} AS goes FROM ranked),
+gone AS (
+    INSERT INTO {merged} (loser, survivor, ordinal)
+    SELECT g.key, k.key, g.ordinal FROM judged g
+    LEFT JOIN judged k ON k.owner = g.owner AND k.natural_key = g.natural_key AND NOT k.goes
+    WHERE g.goes RETURNING loser, survivor)
+INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
+SELECT %(oid)s, j.at, j.ordinal, gone.survivor::text FROM gone JOIN judged j ON j.key = gone.loser
+"""
+
+
+def _decide_children(connection: Connection, store: Store, entity: Entity) -> None:
+    held = held_of(store, entity.name)
+    columns = [sql.compose("t.{c}", c=sql.name(column)) for column in entity.spec.merge_as_set]
+    as_set = bool(columns)
+    statement = sql.Text(_CHILDREN).format(
+        parent=sql.name(entity.parent_column or ""),
+        set_of=sql.compose("jsonb_build_array({c})", c=sql.join(", ", columns)) if as_set else sql.Text("'[]'::jsonb"),
+        held=held.relation,
+        table=held.table,
+        merged_parent=merged(entity.parent or ""),
+        merged=merged(entity.name),
+        whole_sets=sql.Text("s.place," if as_set else ""),
+        outside=sql.Text("OR place > 1" if as_set else ""),
+    )
+    sql.execute(connection, statement, {"oid": entity.table.oid})
+
+
+def _settle_references(connection: Connection, store: Store) -> None:
+    """Turn references to the survivors and displace what then stands twice, until nothing more follows from it."""
+    for _ in range(MAX_ROUNDS):
+        before = _displaced(connection)
+        for fold in folds(store):
+            _fold_table(connection, fold)
+            for key in fold.held.moved.table.unique_keys:
+                _displace_twins(connection, fold, key)
+        for foreign_key in store.catalog.foreign_keys:
+            _displace_dependants(connection, store, foreign_key)
+        for entity in store.entities:
+            _follow_survivors(connection, entity)
+        if _displaced(connection) == before:
+            return
+    raise BatchError(
+        f"A merge was given up: after {MAX_ROUNDS} rounds rows still displace each other. "
+        "Set on_duplicate: block for this entity and report the store's foreign keys."
+    )
+
+
+def _follow_survivors(connection: Connection, entity: Entity) -> None:
+    """A survivor that was displaced itself hands its losers on to what stands in its place, if anything does."""
+    statement = sql.compose(
+        "UPDATE {merged} m SET survivor = n.survivor FROM {merged} n WHERE n.loser = m.survivor",
+        merged=merged(entity.name),
+    )
+    sql.execute(connection, statement)
+
+
+def _displaced(connection: Connection) -> int:
+    return int(sql.scalar(connection, "SELECT count(*) FROM pg_temp.displaced"))
+
+
+def _fold_table(connection: Connection, fold: Fold) -> None:
+    own = fold.held.moved.entity
+    for column, entity in fold.held.moved.columns:
+        if own is None or column != own.key:
+            fold_key(connection, fold, column, merged(entity))
+    for reference in fold.held.moved.embedded:
+        fold_embedded(connection, fold, reference, merged(reference.entity))
+
+
+def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) -> None:
+    """Of rows that a unique key would now refuse, the one that was there stays, and of turned ones the first."""
+    turned = {column for column, _ in fold.held.values}
+    if not turned & set(key):
+        return
+    table = fold.held.moved.table
+    after = [fold.after(column) for column in key]
+    same = [
+        sql.compose("o.{c} = a.{n}", c=sql.name(column), n=sql.name(f"k{n}")) for n, column in enumerate(key)
+    ]  # fmt: skip
+    named = [sql.compose("{v} AS {n}", v=value, n=sql.name(f"k{n}")) for n, value in enumerate(after)]
+    twins = sql.compose(
+        """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
+           SELECT %(oid)s, d.at, d.ordinal, NULL FROM (
+               SELECT a.at, a.ordinal, row_number() OVER (PARTITION BY {keys} ORDER BY a.at) AS turn,
+                      EXISTS (SELECT FROM {table} o WHERE {same} AND o.ctid <> a.at
+                              AND NOT EXISTS (SELECT FROM {fold} f WHERE f.at = o.ctid)
+                              AND NOT EXISTS (SELECT FROM pg_temp.displaced x
+                                              WHERE x.relation = %(oid)s AND x.at = o.ctid)) AS held
+               FROM (SELECT f.at, f.ordinal, {named} FROM {fold} f JOIN {table} t ON t.ctid = f.at
+                     WHERE NOT EXISTS (SELECT FROM pg_temp.displaced x
+                                       WHERE x.relation = %(oid)s AND x.at = f.at)) a
+               WHERE {present}) d
+           WHERE d.turn > 1 OR d.held ON CONFLICT DO NOTHING""",
+        keys=sql.join(", ", [sql.compose("a.{n}", n=sql.name(f"k{n}")) for n in range(len(key))]),
+        present=sql.join(" AND ", [sql.compose("a.{n} IS NOT NULL", n=sql.name(f"k{n}")) for n in range(len(key))]),
+        table=fold.held.table,
+        same=sql.join(" AND ", same),
+        fold=fold.relation,
+        named=sql.join(", ", named),
+    )
+    sql.execute(connection, twins, {"oid": table.oid})
+    if fold.held.moved.entity is not None:
+        _note_displaced(connection, fold.held.moved.entity)
+
+
+def _note_displaced(connection: Connection, entity: Entity) -> None:
+    """A displaced row of an entity that had no natural twin: what refers to it has nothing to turn to."""
+    statement = sql.compose(
+        """INSERT INTO {merged} (loser, survivor, ordinal)
+           SELECT t.{key}, NULL, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
+           WHERE d.relation = %(oid)s ON CONFLICT DO NOTHING""",
+        merged=merged(entity.name),
+        key=sql.name(entity.key),
+        table=sql.table(entity.table.schema, entity.table.name),
+    )
+    sql.execute(connection, statement, {"oid": entity.table.oid})
+
+
+def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) -> None:
+    """Rows that refer to a displaced row by another key than an entity's go with it; they have no other to turn to."""
+    source = store.catalog.tables[key.table_schema, key.table]
+    target = store.catalog.tables.get((key.target_schema, key.target))
+    if target is None or _is_turned(store, source, key):
+        return
+    on = sql.join(
+        " AND ",
+        [sql.compose("s.{a} = t.{b}", a=sql.name(a), b=sql.name(b))
+         for a, b in zip(key.columns, key.target_columns, strict=True)],
+    )  # fmt: skip
+    statement = sql.compose(
+        """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
+           SELECT %(source)s, s.ctid, d.ordinal, NULL FROM pg_temp.displaced d
+           JOIN {target} t ON t.ctid = d.at JOIN {table} s ON {on}
+           WHERE d.relation = %(target)s FOR UPDATE OF s ON CONFLICT DO NOTHING""",
+        target=sql.table(target.schema, target.name),
+        table=sql.table(source.schema, source.name),
+        on=on,
+    )
+    sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
+    for entity in store.entities:
+        if entity.table.oid == source.oid:
+            _note_displaced(connection, entity)
+
+
+def _is_turned(store: Store, source: Table, key: ForeignKey) -> bool:
+    """Whether the foreign key holds an entity's key, so that folding turns it to the survivor."""
+    moved = next((m for m in store.tables if m.table.oid == source.oid), None)
+    return moved is not None and any(column in dict(moved.columns) for column in key.columns)
+
+
+def _correct_roles(connection: Connection, entity: Entity, plan: BatchPlan) -> None:
+    """The map says who was displaced in fact; the plan could only foresee it of the rows that were there then."""
+    statement = sql.compose(
+        """UPDATE {map} m SET role = CASE WHEN g.loser IS NOT NULL THEN 'merge'
+               WHEN m.old_id = m.new_id THEN 'keep' ELSE 'move' END
+           FROM {map} o LEFT JOIN {merged} g ON g.loser = o.old_id
+           WHERE o.old_id = m.old_id AND o.ordinal BETWEEN %(first)s AND %(last)s
+             AND (g.loser IS NOT NULL) <> (o.role = 'merge')""",
+        map=map_part(entity.name, plan),
+        merged=merged(entity.name),
+    )
+    sql.execute(connection, statement, plan.values)
+
+
+def _forget_held(connection: Connection, store: Store) -> None:
+    """Rows have new places now; the batch holds them anew (their locks are ours already)."""
+    for held in held_tables(store):
+        sql.execute(connection, sql.compose("DELETE FROM {held}", held=held.relation))
+    for fold in folds(store):
+        sql.execute(connection, sql.compose("DELETE FROM {fold}", fold=fold.relation))

@@ -1,0 +1,289 @@
+"""What the aliases are made of, as text: functions that find the id which a stale one stands for now."""
+
+import hashlib
+from collections.abc import Sequence
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.functions import PINNED, Definition, function
+from uuid_pipeline.engine.ledger import SCHEMA
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
+
+# Names of what is installed, each followed by the entity's name or the table's.
+HELD, RESOLVE, VIEW, ON_TABLE = "held_", "resolve_", "alias_", "alias_on_"
+USES, LAST_USE = "alias_uses_", "alias_last_"
+
+# How far an id is followed: a hop an execution.
+HOPS = 4
+CANONICAL_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
+_HELD = "plpgsql VOLATILE STRICT"
+_RESOLVE = f"plpgsql STABLE STRICT SECURITY DEFINER {PINNED}"
+_TRIGGER = f"plpgsql VOLATILE SECURITY DEFINER {PINNED}"
+
+
+def map_part(entity: Entity, assessment: int) -> str:
+    """The name of one assessment's id map, which stands by itself when other partitions are detached or dropped."""
+    return f"id_map_{entity.name}_{assessment}"
+
+
+# Ids only ever went up (old to new) and came back down, newest execution first. So from a stale id the row is reached
+# by going down and then up; going down after up would end at another row of a merged cluster. Down only where a
+# rollback has begun: before that no row had the new id, and one that the application makes itself is none of ours.
+_REACH = """
+WITH RECURSIVE reach (alias, id, hops, rank, rising, path) AS (
+    {start}
+    UNION ALL
+    SELECT r.alias, n.id, r.hops + 1, r.rank + array_position(ARRAY['move', 'keep', 'merge'], n.role), n.rising,
+           r.path || n.id
+    FROM reach r CROSS JOIN LATERAL ({neighbours}) n (id, role, rising)
+    WHERE r.hops < {hops} AND n.id <> ALL (r.path))
+"""
+_NEIGHBOURS = """
+SELECT m.new_id, m.role, true FROM {part} m WHERE m.old_id = r.id
+UNION ALL SELECT m.old_id, m.role, false FROM {part} m WHERE m.new_id = r.id AND NOT r.rising AND EXISTS (
+    SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+    WHERE coalesce(w.assessment_no, e.assessment_no) = m.assessment_no
+      AND m.ordinal BETWEEN w.first_ordinal AND w.last_ordinal AND w.status IN ('rolling_back', 'rolled_back'))
+"""
+
+
+def _reach(start: sql.Composable, parts: Sequence[sql.Composable]) -> sql.Composable:
+    """A WITH list: ``reach`` holds every id that the ones of ``start`` may stand for, and how near it is."""
+    neighbours = [sql.compose(_NEIGHBOURS, part=part) for part in parts]
+    return sql.compose(
+        _REACH, start=start, neighbours=sql.join(" UNION ALL ", neighbours), hops=sql.Text(str(HOPS))
+    )  # fmt: skip
+
+
+def _parts(entity: Entity, assessments: Sequence[int]) -> list[sql.Composable]:
+    return [sql.table(SCHEMA, map_part(entity, number)) for number in assessments]
+
+
+# Sequences count without a row or a lock that another transaction would wait for.
+_COUNT = """
+PERFORM nextval({uses}::regclass), setval({last}::regclass, floor(extract(epoch FROM clock_timestamp()))::bigint);
+"""
+
+
+def _count(entity: Entity) -> sql.Composable:
+    return sql.compose(
+        _COUNT,
+        uses=sql.literal(sql.shown(sql.table(SCHEMA, USES + entity.name))),
+        last=sql.literal(sql.shown(sql.table(SCHEMA, LAST_USE + entity.name))),
+    )
+
+
+_HELD_BODY = """
+DECLARE
+    current_id {type};
+    tries integer := 0;
+BEGIN
+    -- Waits behind a batch that holds the row, and keeps a later one away until the writer's transaction ends.
+    PERFORM FROM {table} t WHERE t.{key} = $1 FOR KEY SHARE;
+    IF FOUND THEN
+        RETURN $1;
+    END IF;
+    -- Statements of their own, whose snapshots have what the batch committed. Nearly always one step up is enough.
+    SELECT m.id INTO current_id FROM ({known}) m (id) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN $1;
+    END IF;
+    PERFORM FROM {table} t WHERE t.{key} = current_id FOR KEY SHARE;
+    -- Again, when another batch came between.
+    WHILE NOT FOUND AND tries < 3 LOOP
+        tries := tries + 1;
+        {reach}
+        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id
+        ORDER BY r.hops, r.rank LIMIT 1 FOR KEY SHARE OF t;
+    END LOOP;
+    IF NOT FOUND OR current_id = $1 THEN
+        RETURN $1;
+    END IF;
+    {count}
+    RETURN current_id;
+END
+"""
+
+_RESOLVE_BODY = """
+DECLARE
+    current_id {type};
+BEGIN
+    IF EXISTS (SELECT FROM {table} t WHERE t.{key} = $1) THEN
+        RETURN $1;
+    END IF;
+    SELECT m.id INTO current_id FROM ({known}) m (id) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN $1;
+    END IF;
+    IF NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = current_id) THEN
+        {reach}
+        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id ORDER BY r.hops, r.rank LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN $1;
+        END IF;
+    END IF;
+    -- On a standby every transaction is read-only.
+    IF NOT current_setting('transaction_read_only')::boolean THEN
+        {count}
+    END IF;
+    RETURN current_id;
+END
+"""
+
+_HELD_TEXT_BODY = """
+BEGIN
+    IF $1 ~ {canonical} THEN
+        RETURN {held}($1::uuid)::text;
+    END IF;
+    RETURN $1;
+END
+"""
+
+_VIEW = """
+CREATE OR REPLACE VIEW {view} (alias, current) AS
+{reach}
+SELECT DISTINCT ON (r.alias) r.alias, t.{key}::{type} FROM reach r JOIN {table} t ON t.{key} = r.id
+ORDER BY r.alias, r.hops, r.rank
+"""
+_STALE = """
+SELECT k.id, k.id, 0, 0, false, ARRAY[k.id] FROM ({known}) k (id)
+WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = k.id)
+"""
+
+
+def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
+    """What finds the rows of one entity: for writers (``held``), for readers (``resolve``), and the list of aliases."""
+    parts, type_name = _parts(entity, assessments), entity.key_type
+    named = {"table": sql.table(entity.table.schema, entity.table.name), "key": sql.name(entity.key)}
+    start = sql.compose("SELECT $1, $1, 0, 0, false, ARRAY[$1]")
+    filled = {
+        **named,
+        "type": cast_type(type_name),
+        "count": _count(entity),
+        "known": _known(parts),
+        "reach": _reach(start, parts),
+    }
+    held, resolve = sql.compose(_HELD_BODY, **filled), sql.compose(_RESOLVE_BODY, **filled)
+    of_text = sql.compose(
+        _HELD_TEXT_BODY, canonical=sql.literal(CANONICAL_UUID), held=sql.table(SCHEMA, HELD + entity.name)
+    )
+    made = [
+        function(HELD + entity.name, {"id": type_name}, type_name, _HELD, held),
+        function(RESOLVE + entity.name, {"id": type_name}, type_name, _RESOLVE, resolve),
+        _view(entity, parts),
+    ]
+    return (
+        made if type_name == "text" else [*made, function(HELD + entity.name, {"id": "text"}, "text", _HELD, of_text)]
+    )
+
+
+def _known(parts: Sequence[sql.Composable]) -> sql.Composable:
+    """A row if any map knows the id: where it went up to, or NULL when it is a new one."""
+    up = [sql.compose("SELECT m.new_id FROM {part} m WHERE m.old_id = $1", part=part) for part in parts]
+    down = [sql.compose("SELECT NULL FROM {part} m WHERE m.new_id = $1", part=part) for part in parts]
+    return sql.join(" UNION ALL ", [*up, *down])
+
+
+def _view(entity: Entity, parts: Sequence[sql.Composable]) -> Definition:
+    named = {"table": sql.table(entity.table.schema, entity.table.name), "key": sql.name(entity.key)}
+    ids = [
+        sql.compose("SELECT m.{column} FROM {part} m", part=part, column=sql.name(column))
+        for part in parts
+        for column in ("old_id", "new_id")
+    ]
+    start = sql.compose(_STALE, **named, known=sql.join(" UNION ", ids))
+    statement = sql.compose(
+        _VIEW,
+        **named,
+        view=sql.table(SCHEMA, VIEW + entity.name),
+        reach=_reach(start, parts),
+        type=cast_type(entity.key_type),
+    )
+    return Definition(VIEW + entity.name, None, statement)
+
+
+def function_on(moved: MovedTable) -> str:
+    """The name of a table's trigger function: readable, short enough, and no other table's."""
+    qualified = sql.shown(sql.table(moved.table.schema, moved.table.name))
+    readable = moved.table.name.encode()[:40].decode(errors="ignore")
+    return f"{ON_TABLE}{readable}_{hashlib.sha256(qualified.encode()).hexdigest()[:8]}"
+
+
+# OLD is all NULL on INSERT, so one comparison serves both: a NULL is no id, and what stayed needs no look.
+_KEY = """
+    IF NEW.{column} IS DISTINCT FROM OLD.{column} THEN
+        NEW.{column} := {held}(NEW.{column}{cast});
+    END IF;
+"""
+_MANY = """
+    IF NEW.{column}{cast} IS DISTINCT FROM OLD.{column}{cast} THEN
+        SELECT array_agg(e.id), array_agg({held}(e.id)) INTO stale_ids, current_ids
+        FROM (SELECT DISTINCT found.id FROM {ids} found (id) WHERE found.id IS NOT NULL) e;
+        {rewrite}
+    END IF;
+"""
+_IN_JSON = """
+        IF stale_ids <> current_ids THEN
+            NEW.{column} := uuid_pipeline.rewritten_json(NEW.{column}, {path}, stale_ids, current_ids);
+        END IF;
+"""
+_IN_ARRAY = """
+        FOR place IN 1..coalesce(cardinality(stale_ids), 0) LOOP
+            IF stale_ids[place] <> current_ids[place] AND {fits} THEN
+                NEW.{column} := array_replace(NEW.{column}, stale_ids[place]::{type}, current_ids[place]::{type});
+            END IF;
+        END LOOP;
+"""
+
+
+def on_table(store: Store, moved: MovedTable, entities: Sequence[Entity]) -> Definition | None:
+    """The trigger function of one table; None when it holds no id of these entities."""
+    held = {entity.name: sql.table(SCHEMA, HELD + entity.name) for entity in entities}
+    # Parents first, the order in which a batch locks.
+    columns = sorted(moved.columns, key=lambda pair: store.entity(pair[1]).level)
+    steps: list[sql.Composable] = [
+        sql.compose(_KEY, column=sql.name(column), held=held[entity], cast=sql.Text(""))
+        for column, entity in columns
+        if entity in held
+    ]
+    steps += [_embedded(reference, held[reference.entity]) for reference in moved.embedded if reference.entity in held]
+    if not steps:
+        return None
+    body = sql.compose(
+        "DECLARE\n    stale_ids text[];\n    current_ids text[];\nBEGIN{steps}\n    RETURN NEW;\nEND",
+        steps=sql.join("", steps),
+    )
+    return function(function_on(moved), {}, "trigger", _TRIGGER, body)
+
+
+def id_columns(moved: MovedTable, entities: Sequence[Entity]) -> list[str]:
+    """The table's columns that hold ids of these entities, in whatever form."""
+    known = {entity.name for entity in entities}
+    found = [column for column, entity in moved.columns if entity in known]
+    found += [reference.column for reference in moved.embedded if reference.entity in known]
+    return list(dict.fromkeys(found))
+
+
+def _embedded(reference: Reference, held: sql.Composable) -> sql.Composable:
+    """The step for a reference that holds an id in another form than the key's own."""
+    column = sql.name(reference.column)
+    if reference.form == "text":
+        return sql.compose(_KEY, column=column, held=held, cast=sql.Text("::text"))
+    kind = reference.table.columns[reference.column].type
+    if reference.form == "json":
+        path = sql.compose(
+            "ARRAY[{steps}]", steps=sql.join(", ", [sql.compose("{s}::text", s=sql.literal(s)) for s in reference.path])
+        )
+        ids = sql.compose("uuid_pipeline.ids_in_json(NEW.{column}, {path})", column=column, path=path)
+        rewrite = sql.compose(_IN_JSON, column=column, path=path)
+        # json has no equality.
+        cast = "::text" if kind == "json" else ""
+        return sql.compose(_MANY, column=column, held=held, ids=ids, rewrite=rewrite, cast=sql.Text(cast))
+    element = kind.removesuffix("[]").split("(")[0]
+    fits = sql.compose("current_ids[place] ~ {form}", form=sql.literal(CANONICAL_UUID))
+    rewrite = sql.compose(
+        _IN_ARRAY, column=column, type=cast_type(element), fits=fits if element == "uuid" else sql.Text("true")
+    )
+    ids = sql.compose("unnest(NEW.{column}::text[])", column=column)
+    return sql.compose(_MANY, column=column, held=held, ids=ids, rewrite=rewrite, cast=sql.Text(""))

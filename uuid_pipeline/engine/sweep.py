@@ -1,0 +1,142 @@
+"""The sweep: what arrived since the plan is derived and moved; it merges nothing, and what changed waits for a plan."""
+
+import json
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import inventory, ledger, mapping, sql
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import Entity, Store
+
+
+def prepare(connection: Connection, store: Store, wave: ledger.Wave) -> ledger.Wave:
+    """Take what is there now: an id map of its own and the span of ordinals for this wave.
+
+    Wants a REPEATABLE READ transaction, whose snapshot is the cutoff. The later passes of one that found nothing are
+    not needed. A sweep that looked before is returned as it is.
+    """
+    looked = sql.scalar(
+        connection, "SELECT assessment_no FROM uuid_pipeline.waves WHERE wave = %(wave)s", {"wave": wave.wave}
+    )
+    if looked is not None:
+        return wave
+    number = _begin(connection, wave)
+    _find_due(connection, store, wave)
+    inventory.take(connection, store, number, due)
+    mapping.build(connection, store, number, _last_ordinal(connection, wave))
+    _leave_clusters(connection, store, number)
+    first, last, documents = _span(connection, store, number)
+    sql.execute(
+        connection,
+        """UPDATE uuid_pipeline.waves SET assessment_no = %(no)s, first_ordinal = %(first)s, last_ordinal = %(last)s,
+               documents = %(documents)s WHERE wave = %(wave)s""",
+        {"no": number, "first": first, "last": last, "documents": documents, "wave": wave.wave},
+    )
+    if documents == 0:
+        sql.execute(
+            connection,
+            """UPDATE uuid_pipeline.waves SET status = 'unneeded'
+               WHERE execution_id = %(id)s AND kind = 'sweep' AND position > %(position)s AND status = 'planned'""",
+            {"id": wave.execution_id, "position": wave.position},
+        )
+    return ledger.wave(connection, wave.wave)
+
+
+def due(entity: Entity) -> sql.Composable:
+    """The temporary table of the keys that a sweep looks at."""
+    return sql.table("pg_temp", f"due_{entity.name}")
+
+
+def _begin(connection: Connection, wave: ledger.Wave) -> int:
+    return int(
+        sql.scalar(
+            connection,
+            """INSERT INTO uuid_pipeline.assessments (run_id, spec_digest, catalog_digest, profile, kind)
+               SELECT run_id, spec_digest, catalog_digest, profile || %(of)s::jsonb, 'sweep'
+               FROM uuid_pipeline.assessments WHERE assessment_no =
+                   (SELECT assessment_no FROM uuid_pipeline.executions WHERE execution_id = %(id)s)
+               RETURNING assessment_no""",
+            {"id": wave.execution_id, "of": json.dumps({"sweep": wave.wave})},
+        )
+    )
+
+
+def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
+    """Rows that neither the plan nor an earlier pass has seen, and the parents of these."""
+    for entity in store.entities:
+        key = cast_type(entity.table.columns[entity.key].type)
+        sql.execute(
+            connection,
+            sql.compose("CREATE TEMPORARY TABLE {due} (key {type} PRIMARY KEY) ON COMMIT DROP",
+                        due=due(entity), type=key),
+        )  # fmt: skip
+    for entity in reversed(store.entities):
+        unseen = sql.compose(
+            """INSERT INTO {due} SELECT t.{key} FROM {table} t
+               WHERE NOT EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = t.{key})
+                 AND NOT EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id = t.{key})
+               ON CONFLICT DO NOTHING""",
+            due=due(entity),
+            key=sql.name(entity.key),
+            table=sql.table(entity.table.schema, entity.table.name),
+            inventory=ledger.inventory_table(entity),
+            map=ledger.map_table(entity),
+        )
+        seen = {wave.assessment_no for wave in ledger.waves(connection, wave.execution_id)}
+        sql.execute(connection, unseen, {"seen": sorted(seen)})
+        if entity.parent is not None:
+            parents = sql.compose(
+                """INSERT INTO {parents} SELECT DISTINCT t.{parent} FROM {due} d JOIN {table} t ON t.{key} = d.key
+                   WHERE t.{parent} IS NOT NULL ON CONFLICT DO NOTHING""",
+                parents=due(store.entity(entity.parent)),
+                parent=sql.name(entity.parent_column or ""),
+                due=due(entity),
+                table=sql.table(entity.table.schema, entity.table.name),
+                key=sql.name(entity.key),
+            )
+            sql.execute(connection, parents)
+
+
+def _last_ordinal(connection: Connection, wave: ledger.Wave) -> int:
+    """Ordinals go on where the execution's ended, so that one names one cluster in its journal."""
+    return max(w.last_ordinal for w in ledger.waves(connection, wave.execution_id))
+
+
+def _leave_clusters(connection: Connection, store: Store, number: int) -> None:
+    """New merges were approved by nobody: duplicates among arrivals are left for the next plan."""
+    for entity in store.entities:
+        sql.execute(
+            connection,
+            sql.compose(
+                """DELETE FROM {map} m WHERE m.assessment_no = %(no)s
+                   AND m.ordinal IN (SELECT ordinal FROM {map} WHERE assessment_no = %(no)s AND role = 'merge')""",
+                map=ledger.map_table(entity),
+            )
+            if entity.parent is None
+            else sql.compose(
+                "DELETE FROM {map} m WHERE m.assessment_no = %(no)s AND role = 'merge'", map=ledger.map_table(entity)
+            ),
+            {"no": number},
+        )
+
+
+def _span(connection: Connection, store: Store, number: int) -> tuple[int, int, int]:
+    """First and last ordinal, and documents; (1, 0, 0) when there is nothing."""
+    spans = [
+        sql.rows(
+            connection,
+            sql.compose(
+                """SELECT min(ordinal) AS first, max(ordinal) AS last, count(*) AS documents FROM {map}
+                   WHERE assessment_no = %(no)s""",
+                map=ledger.map_table(root),
+            ),
+            {"no": number},
+        )[0]
+        for root in store.roots
+    ]
+    found = [span for span in spans if span.documents]
+    if not found:
+        return 1, 0, 0
+    return (
+        min(span.first for span in found), max(span.last for span in found), sum(span.documents for span in found)
+    )  # fmt: skip

@@ -1,0 +1,292 @@
+"""Traps of a store, recognised before anything is touched: what is refused, and what is handled but worth saying.
+
+Each stands with its reason in docs/traps.md. What the catalogs cannot answer is tried: as a statement that is planned
+and not run, or as an expression over a sample of rows.
+"""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.aside import IN_REACH, OUT_OF_REACH, predicate
+from uuid_pipeline.engine.silencing import DEPARSED
+from uuid_pipeline.engine.store import MovedTable, Store
+from uuid_pipeline.engine.triggers import ROW_DEED, Tier, choose, deeds
+
+SAMPLED_ROWS = 10_000
+OLD_TRANSACTION_SECONDS = 60
+
+
+def unsupported(connection: Connection, store: Store) -> list[str]:
+    """Traps that this version refuses, one sentence each."""
+    catalogs.pin_names(connection)
+    plain = [fault for moved in store.tables for fault in _table_faults(moved)]
+    tried = [
+        fault
+        for moved in store.tables
+        if moved.table.kind in ("r", "p")
+        for fault in (*_update_faults(connection, moved), *_check_faults(connection, moved))
+    ]
+    keys = _outgoing_faults(store) + _generated_key_faults(store)
+    return plain + list(choose(connection, store).refusals) + tried + keys + _busy_faults(connection, store)
+
+
+def _where(moved: MovedTable) -> str:
+    return f"{moved.table.schema}.{moved.table.name}"
+
+
+def _table_faults(moved: MovedTable) -> list[str]:
+    table, where = moved.table, _where(moved)
+    faults = [
+        (
+            table.kind == "p" or table.is_partition,
+            f"{where} is partitioned: a batch finds rows by their place (ctid), which is unique in one partition only, "
+            "and a moved id could change its partition",
+        ),
+        (
+            table.inherits and table.kind == "r" and not table.is_partition,
+            f"{where} takes part in table inheritance: its key is not unique over the tables that inherit",
+        ),
+        (table.kind not in ("r", "p"), f"{where} is no plain table"),
+        (table.has_rules, f"{where} has rewrite rules, which change what an UPDATE does"),
+    ]
+    types = [
+        f"{where}.{column} is {table.columns[column].type}; a reference must be uuid or text"
+        for column, _ in moved.columns
+        if table.columns[column].type.split("(")[0] not in ("uuid", "text", "character varying")
+    ]
+    generated = [f"{where}.{column} is generated" for column, _ in moved.columns if table.columns[column].generated]
+    return [fault for applies, fault in faults if applies] + types + generated
+
+
+def _update_faults(connection: Connection, moved: MovedTable) -> list[str]:
+    """What the server says to an UPDATE that is planned and not run: replica identity, filters of publications."""
+    columns = [column for column, _ in moved.columns] + [reference.column for reference in moved.embedded]
+    written = [column for column in dict.fromkeys(columns) if not moved.table.columns[column].generated]
+    if not written:
+        return []
+    assignments = [sql.compose("{c} = {c}", c=sql.name(column)) for column in written]
+    statement = sql.compose(
+        "EXPLAIN UPDATE {table} SET {assignments}",
+        table=sql.table(moved.table.schema, moved.table.name),
+        assignments=sql.join(", ", assignments),
+    )
+    refused = _refused(connection, statement)
+    return [f"every UPDATE of {_where(moved)} fails: {refused}"] if refused else []
+
+
+def _refused(connection: Connection, statement: sql.Composable) -> str | None:
+    """The server's own words when it refuses a statement; a missing right is `missing_rights`' matter."""
+    savepoint = connection.begin_nested()
+    try:
+        sql.execute(connection, statement)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == "42501":
+            return None
+        return " ".join(str(error.orig).split())
+    else:
+        return None
+    finally:
+        savepoint.rollback()
+
+
+# A CHECK that is NOT ENFORCED (18+) stops nothing.
+_CHECKS = """
+SELECT k.conname, pg_get_expr(k.conbin, k.conrelid) AS expression, k.convalidated,
+       array(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey))
+           AS columns
+FROM pg_constraint k WHERE k.conrelid = %(oid)s AND k.contype = 'c'
+  AND to_jsonb(k) ->> 'conenforced' IS DISTINCT FROM 'false' ORDER BY k.conname
+"""
+
+
+def _check_faults(connection: Connection, moved: MovedTable) -> Iterator[str]:
+    ids = [column for column, _ in moved.columns]
+    for check in sql.rows(connection, _CHECKS, {"oid": moved.table.oid}):
+        expression = sql.Text(check.expression.replace("%", "%%"))
+        name = f"CHECK {check.conname} on {_where(moved)}"
+        if not check.convalidated and _violated(connection, moved, expression, []):
+            yield f"{name} is NOT VALID and rows violate it, so every UPDATE of these fails: mend the rows, or drop it"
+        elif set(ids) & set(check.columns) and _violated(connection, moved, expression, ids):
+            yield f"{name} does not hold when ids are UUIDs of version 5: ({check.expression})"
+
+
+def _violated(connection: Connection, moved: MovedTable, expression: sql.Composable, ids: list[str]) -> bool:
+    """Whether a row violates the expression: any row as it is, or one of a sample with other ids in ``ids``.
+
+    The target ids are not known yet. These stand for them: one for one, version 5, and random to look at.
+    """
+    statement = sql.compose(
+        "SELECT EXISTS (SELECT FROM (SELECT {columns} FROM {table} {limit}) {alias} WHERE NOT ({expression}))",
+        columns=sql.join(", ", [_column(moved, name, name in ids) for name in moved.table.columns]),
+        table=sql.table(moved.table.schema, moved.table.name),
+        limit=sql.compose("LIMIT {rows}", rows=sql.literal(SAMPLED_ROWS)) if ids else sql.Text(""),
+        alias=sql.name(moved.table.name),
+        expression=expression,
+    )
+    return bool(sql.scalar(connection, statement))
+
+
+def _column(moved: MovedTable, name: str, is_id: bool) -> sql.Composable:
+    if not is_id or moved.table.columns[name].type.split("(")[0] not in ("uuid", "text", "character varying"):
+        return sql.name(name)
+    as_text = sql.Text("::text" if moved.table.columns[name].type != "uuid" else "")
+    return sql.compose(
+        "overlay(overlay(md5({c}::text) PLACING '5' FROM 13) PLACING 'a' FROM 17)::uuid{as_text} AS {c}",
+        c=sql.name(name),
+        as_text=as_text,
+    )
+
+
+def _outgoing_faults(store: Store) -> list[str]:
+    """Foreign keys from a moved column to one that does not move with it: silent orphans in replica role."""
+    moved = {(m.table.schema, m.table.name, column): entity for m in store.tables for column, entity in m.columns}
+    return [
+        f"{key.table}.{column} moves as {entity}, but its foreign key {key.name} refers to "
+        f"{key.target_schema}.{key.target}.{target}, which does not"
+        for key in store.catalog.foreign_keys
+        for column, target in zip(key.columns, key.target_columns, strict=True)
+        for entity in [moved.get((key.table_schema, key.table, column))]
+        if entity is not None and moved.get((key.target_schema, key.target, target)) != entity
+    ]
+
+
+def _generated_key_faults(store: Store) -> list[str]:
+    """Foreign keys from or to a generated column of a moved table: it may be computed anew, its other end not."""
+    generated = {
+        (moved.table.schema, moved.table.name, column.name)
+        for moved in store.tables
+        for column in moved.table.columns.values()
+        if column.generated and column.name not in dict(moved.columns)
+    }
+    return [
+        f"the foreign key {key.name} of {key.table_schema}.{key.table} takes part in the generated column "
+        f"{schema}.{table}.{column}, which may change with the ids of its row"
+        for key in store.catalog.foreign_keys
+        for schema, table, columns in (
+            (key.table_schema, key.table, key.columns),
+            (key.target_schema, key.target, key.target_columns),
+        )
+        for column in columns
+        if (schema, table, column) in generated
+    ]
+
+
+def _busy_faults(connection: Connection, store: Store) -> list[str]:
+    """The spec's predicate is tried on no row, with the names in reach that a batch gives it."""
+    faults = []
+    for entity in store.entities:
+        if entity.spec.busy is None:
+            continue
+        if entity.parent is not None:
+            faults.append(f"the spec tells when a {entity.name} is busy; only a document can wait, so say it there")
+            continue
+        sql.execute(connection, IN_REACH, {"schema": entity.table.schema})
+        refused = _refused(
+            connection,
+            sql.compose(
+                "SELECT FROM {table} WHERE ({busy}) LIMIT 0",
+                table=sql.name(entity.table.name),
+                busy=predicate(entity.spec.busy),
+            ),
+        )
+        sql.execute(connection, OUT_OF_REACH)
+        if refused:
+            faults.append(
+                f"the spec's busy predicate of {entity.name} is no condition on {entity.table.name}: {refused}"
+            )
+    return faults
+
+
+def warnings(connection: Connection, store: Store) -> list[str]:
+    """What is handled, or is none of our business, and still worth saying before it happens."""
+    catalogs.pin_names(connection)
+    values = {"oids": [moved.table.oid for moved in store.tables], "seconds": OLD_TRANSACTION_SECONDS}
+    listed = [
+        row.sentence
+        for statement in (_VIEWS, _INDEXES, _PUBLICATIONS, _EVENT_TRIGGERS, _PREPARED, _OLD_TRANSACTIONS)
+        for row in sql.rows(connection, statement, values)
+    ]
+    tier = choose(connection, store)
+    return listed + _trigger_warnings(tier) + _not_valid_keys(store, tier)
+
+
+_VIEWS = """
+WITH RECURSIVE over AS (
+    SELECT unnest(%(oids)s::oid[]) AS oid
+    UNION SELECT r.ev_class FROM over o JOIN pg_depend d ON d.refobjid = o.oid AND d.refclassid = 'pg_class'::regclass
+          AND d.classid = 'pg_rewrite'::regclass JOIN pg_rewrite r ON r.oid = d.objid)
+SELECT format('materialized view %%1$s shows the old ids until: REFRESH MATERIALIZED VIEW %%1$s;', c.oid::regclass)
+       AS sentence
+FROM pg_class c WHERE c.relkind = 'm' AND c.oid IN (SELECT oid FROM over) ORDER BY 1
+"""
+
+_INDEXES = """
+SELECT format(CASE WHEN i.indisvalid THEN 'unique index %%1$s of %%2$s is over an expression: where that shortens or '
+                   'folds ids, two new ones may collide in it'
+              WHEN i.indisunique THEN 'unique index %%1$s of %%2$s is invalid: it does not prove its rows unique, yet '
+                   'may refuse new ones; REINDEX INDEX CONCURRENTLY %%1$s;'
+              ELSE 'index %%1$s of %%2$s is invalid: it serves no query and costs every batch; drop or rebuild it' END,
+              i.indexrelid::regclass, i.indrelid::regclass) AS sentence
+FROM pg_index i
+WHERE i.indrelid = ANY(%(oids)s) AND (NOT i.indisvalid OR (i.indisunique AND i.indexprs IS NOT NULL)) ORDER BY 1
+"""
+
+# rowfilter came with 15.
+_PUBLICATIONS = """
+SELECT format('%%s is published by %%I: its subscribers get each moved row as an UPDATE', c.oid::regclass, p.pubname)
+       || coalesce(format(', or as INSERT or DELETE where the filter (%%s) reads the new row otherwise than the old',
+                          to_jsonb(p) ->> 'rowfilter'), '') AS sentence
+FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
+WHERE c.oid = ANY(%(oids)s) ORDER BY 1
+"""
+
+_EVENT_TRIGGERS = """
+SELECT format('event trigger %%I runs %%s at the statements that make our schema and triggers (%%s)', evtname,
+              evtfoid::regproc, evtevent) AS sentence
+FROM pg_event_trigger WHERE evtenabled <> 'D' AND evtevent <> 'login' ORDER BY 1
+"""
+
+_PREPARED = """
+SELECT format('prepared transaction %%L of %%s (since %%s) keeps its locks until: COMMIT PREPARED or ROLLBACK PREPARED',
+              gid, owner, to_char(prepared, 'YYYY-MM-DD HH24:MI')) AS sentence
+FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1
+"""
+
+_OLD_TRANSACTIONS = """
+SELECT format('pid %%s (%%s) has had a transaction open for %%s s: batches wait for rows that it locked', pid, usename,
+              round(extract(epoch FROM clock_timestamp() - xact_start))) AS sentence
+FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+  AND xact_start < clock_timestamp() - %(seconds)s * interval '1 s' ORDER BY 1
+"""
+
+
+def _trigger_warnings(tier: Tier) -> list[str]:
+    writing = [
+        f"trigger {trigger.place} fires and {deed}: a batch whose rows change in more than their ids is rolled back"
+        for trigger in tier.fired
+        for deed in deeds(trigger.language, trigger.source)
+        if deed.startswith(ROW_DEED)
+    ]
+    left = [
+        f"trigger {trigger.place} holds our condition ({DEPARSED}) and the ledger knows nothing of it: replace it"
+        for trigger in (*tier.silenced, *tier.fired)
+        if DEPARSED in trigger.definition
+    ]
+    return writing + left
+
+
+def _not_valid_keys(store: Store, tier: Tier) -> list[str]:
+    moved = {(m.table.schema, m.table.name, column) for m in store.tables for column, _ in m.columns}
+    return [
+        f"foreign key {key.name} of {key.table} is NOT VALID: in tier O a moved row that violates it stops its batch"
+        for key in store.catalog.foreign_keys
+        if tier.name == "O"
+        and not key.validated
+        and any((key.table_schema, key.table, column) in moved for column in key.columns)
+    ]

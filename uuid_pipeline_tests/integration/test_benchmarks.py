@@ -1,0 +1,96 @@
+"""The benchmarks run, compare equal work, and can fail."""
+
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from benchmarks import contenders, store, verdicts
+from benchmarks.probe import Sample, latencies
+from uuid_pipeline.errors import PipelineError
+from uuid_pipeline_tests.conftest import NewDatabase
+from uuid_pipeline_tests.integration import cycle
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_small_run_goes_through_every_contender_and_its_exit_code_is_its_verdicts(tmp_path: Path) -> None:
+    """Two hundred documents, two thousand chunks; unequal stores after two contenders would end it."""
+    command = [sys.executable, "-m", "benchmarks", "--scale", "0.002", "--repeat", "1", "--skip-command-line"]
+    ended = subprocess.run(
+        [*command, "--curve", "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["runs"]) == {"replica", "functions", "cascade", "loop"}
+    assert all(run["seconds"] > 0 for runs in found["runs"].values() for run in runs)
+    assert 20 < found["runs"]["functions"][0]["peak_mb"] < 300
+    assert found["application"]["read while moving"]["p99"] > 0
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    # So small a store is all start-up: the hand-written transaction is much faster, and the verdict says so.
+    assert "[FAIL] functions / hand-written transaction" in ended.stdout
+    assert ended.returncode == 1
+
+
+def test_contenders_leave_every_id_as_the_standard_uuid5_has_it(new_database: NewDatabase) -> None:
+    for contender in (contenders.replica, contenders.cascade, lambda url: contenders.loop(url, 30)):
+        url = new_database(None)
+        store.build(url, 30)
+
+        contender(url)
+
+        with psycopg.connect(url) as connection:
+            documents = connection.execute("SELECT document_id, user_id, file_sha256 FROM bench.documents").fetchall()
+            chunks = connection.execute(
+                """SELECT chunk_id, document_id, chunker, version, ord
+                   FROM bench.chunks JOIN bench.documents USING (document_id)"""
+            ).fetchall()
+            counts = "SELECT count(*) FROM bench.jobs JOIN bench.events USING (job_id, document_id)"
+            assert connection.execute(counts).fetchall() == [(30,)]
+        assert len(documents) == 30
+        assert len(chunks) == 300
+        for key, *parts in documents + chunks:
+            assert key == uuid.uuid5(cycle.NAMESPACE, ":".join(map(str, parts)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passed"),
+    [
+        ({"engine": 13.0, "replica": 10.0, "loop": 130.0}, [True, True]),
+        ({"engine": 13.1, "replica": 10.0, "loop": 130.0}, [False, False]),
+        ({"functions": 9.0, "replica": 10.0, "loop": 89.0}, [True, False]),
+    ],
+)
+def test_targets_of_speed_are_met_or_missed(seconds: dict[str, float], passed: list[bool]) -> None:
+    assert [verdict.passed for verdict in verdicts.of_speed(seconds)] == passed
+
+
+def test_an_application_error_misses_its_target_as_slowness_does() -> None:
+    assert [v.passed for v in verdicts.of_application(2.0, 6.0, 0)] == [True, True]
+    assert [v.passed for v in verdicts.of_application(2.0, 6.1, 1)] == [False, False]
+
+
+def test_growth_compares_the_largest_size_with_its_tenth() -> None:
+    [grown] = verdicts.of_growth({10_000: 9.0, 100_000: 1.0, 300_000: 1.0, 1_000_000: 1.31})
+    [even] = verdicts.of_growth({10_000: 9.0, 100_000: 1.0, 300_000: 1.0, 1_000_000: 1.3})
+
+    assert (grown.passed, even.passed) == (False, True)
+    assert "1,000,000 chunks / at 100,000" in grown.line()
+
+
+def test_latencies_are_of_their_span_alone() -> None:
+    samples = [Sample(at, 1.0) for at in range(100)] + [Sample(at, 50.0) for at in range(100, 110)]
+
+    assert latencies(samples, 0, 100).p99 == 1.0
+    assert latencies(samples, 100, 110).p50 == 50.0
+    with pytest.raises(PipelineError, match="no two queries"):
+        latencies(samples, 200, 300)

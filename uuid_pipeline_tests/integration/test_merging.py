@@ -1,0 +1,113 @@
+"""Clusters merge: 50 rows become 38, nothing is lost, and all of it comes back."""
+
+import uuid
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo.twins import build_twins
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+KEYS = {"documents": "document_id", "document_chunks": "chunk_id", "upload_jobs": "job_id", "events": "event_id",
+        "document_vector_buffer": "buffer_id", "webhook_log": "webhook_id"}  # fmt: skip
+IDS = ("document_id", "chunk_id")
+
+
+@pytest.fixture
+def twins(empty_url: str) -> Engine:
+    engine = open_store(empty_url)
+    with engine.begin() as connection:
+        build_twins(connection)
+    return engine
+
+
+def content(row: cycle.Row) -> tuple[tuple[str, str | None], ...]:
+    """A row without its ids: what no migration may change."""
+    return tuple((column, value) for column, value in row.items() if column not in IDS)
+
+
+def archived(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """Every archived row by table, as text."""
+    found: dict[str, list[dict[str, Any]]] = {table: [] for table in KEYS}
+    for name, rows in cycle.rows_of(engine, "uuid_pipeline").items():
+        for table in KEYS:
+            if name.startswith(f"archive_upload_pipeline_{table}_"):
+                found[table] += [{c: v for c, v in row.items() if not c.startswith("uuid_pipeline_")} for row in rows]
+    return found
+
+
+def target(row: cycle.Row) -> str:
+    return str(uuid.uuid5(cycle.NAMESPACE, f"{row['user_id']}:{str(row['file_sha256']).strip().lower()}"))
+
+
+def test_fifty_rows_become_thirty_eight_and_every_row_is_in_its_table_or_archived_as_it_was(twins: Engine) -> None:
+    before = cycle.rows_of(twins)
+    assert len(before["documents"]) == 50
+
+    cycle.run_all(twins, SPEC)
+
+    after, kept = cycle.rows_of(twins), archived(twins)
+    assert len(after["documents"]) == 38
+    assert len(kept["documents"]) == 12
+    for table, rows in before.items():
+        assert Counter(map(content, rows)) == Counter(map(content, after[table] + kept[table])), table
+        assert all(row in rows for row in kept[table]), table
+    assert {row["document_id"] for row in after["documents"]} == {target(row) for row in before["documents"]}
+    for row in after["documents"]:
+        assert row["document_id"] == target(row)
+
+
+def test_what_referred_to_a_loser_refers_to_the_survivor(twins: Engine) -> None:
+    before = cycle.rows_of(twins)
+
+    cycle.run_all(twins, SPEC)
+
+    after = cycle.rows_of(twins)
+    targets = {row["document_id"]: target(row) for row in before["documents"]}
+    for table in ("upload_jobs", "events"):
+        was = {row[KEYS[table]]: row["document_id"] for row in before[table]}
+        for row in after[table]:
+            assert row["document_id"] == targets[was[row[KEYS[table]]]]
+    chunks = {row["chunk_id"]: row["document_id"] for row in after["document_chunks"]}
+    for row in after["document_vector_buffer"]:
+        assert chunks[row["chunk_id"]] == row["document_id"]
+
+
+def test_of_two_chunk_sets_the_more_complete_one_stays_whole_and_other_versions_stay_beside_it(twins: Engine) -> None:
+    before = cycle.rows_of(twins)
+
+    cycle.run_all(twins, SPEC)
+
+    targets = {row["document_id"]: target(row) for row in before["documents"]}
+    sizes: dict[tuple[object, ...], Counter[str | None]] = {}
+    for row in before["document_chunks"]:
+        place = (targets[row["document_id"]], row["chunker_name"], row["chunker_version"])
+        sizes.setdefault(place, Counter())[row["document_id"]] += 1
+    left = Counter(
+        (row["document_id"], row["chunker_name"], row["chunker_version"])
+        for row in cycle.rows_of(twins)["document_chunks"]
+    )
+    assert left == Counter({place: max(counts.values()) for place, counts in sizes.items()})
+    for row in cycle.rows_of(twins)["document_chunks"]:
+        name = f"{row['document_id']}:{row['chunker_name']}:{row['chunker_version']}:{row['chunk_ord']}"
+        assert row["chunk_id"] == str(uuid.uuid5(cycle.NAMESPACE, name))
+
+
+@pytest.mark.parametrize("rows_a_batch", [5000, 1], ids=["one batch a wave", "one cluster a batch"])
+def test_rollback_gives_every_row_back_as_it_was_and_empties_the_archives(twins: Engine, rows_a_batch: int) -> None:
+    spec = cycle.spec_with(batch_rows=rows_a_batch)
+    before, catalog = cycle.rows_of(twins), cycle.catalog_of(twins)
+    cycle.run_all(twins, spec)
+
+    cycle.roll_back(twins, spec)
+
+    assert cycle.rows_of(twins) == before
+    assert cycle.catalog_of(twins) == catalog
+    assert not any(archived(twins).values())
+    cycle.run_all(twins, spec)
+    assert len(cycle.rows_of(twins)["documents"]) == 38

@@ -1,0 +1,126 @@
+"""Health signals that need a server of their own: prepared transactions, and a real streaming standby."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo import server as embedded
+from uuid_pipeline.demo.server import EmbeddedServer
+from uuid_pipeline.engine import signals
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.signals import long_transactions, replication_lag
+from uuid_pipeline.engine.signals.signal import HealthSignal
+from uuid_pipeline.spec import Throttle
+from uuid_pipeline_tests.conftest import as_role
+from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration.standby import Standby, standby_of
+from uuid_pipeline_tests.integration.test_signals import eventually, reading
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[EmbeddedServer]:
+    """A server of its own, with prepared transactions."""
+    with tempfile.TemporaryDirectory(prefix="up_", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        home = Path(directory) / "home"
+        try:
+            started = embedded.start(home)
+            with psycopg.connect(started.url("postgres"), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET max_prepared_transactions = 2")
+                connection.execute("ALTER SYSTEM SET fsync = off")
+            embedded.stop(home)
+            yield embedded.start(home)
+        finally:
+            embedded.destroy(home)
+
+
+@pytest.fixture
+def main_store(primary: EmbeddedServer) -> Iterator[Engine]:
+    engine = open_store(primary.url("postgres"))
+    yield engine
+    engine.dispose()
+
+
+def test_a_prepared_transaction_counts_though_its_session_is_gone(main_store: Engine) -> None:
+    limits = Throttle(long_transaction_seconds=0.1)
+    with cycle.session(main_store) as session:
+        session.execute("PREPARE TRANSACTION 'forgotten'")
+    time.sleep(0.15)
+    tripped = reading(main_store, long_transactions.read, limits)
+    with cycle.session(main_store) as session:
+        session.autocommit = True
+        session.execute("ROLLBACK PREPARED 'forgotten'")
+
+    assert tripped.state == "stop"
+    assert "(prepared transaction forgotten)" in tripped.reason
+    assert reading(main_store, long_transactions.read, limits).state == "normal"
+
+
+@pytest.fixture(scope="module")
+def standby(primary: EmbeddedServer) -> Iterator[Standby]:
+    with standby_of(primary) as streaming:
+        yield streaming
+
+
+LAG = Throttle(replication_lag_seconds=0.3)
+
+
+def test_without_a_standby_there_is_no_lag(empty_store: Engine) -> None:
+    alone = reading(empty_store, replication_lag.read, LAG)
+
+    assert (alone.state, alone.reason) == ("normal", "no standby is connected; the limit is 0.3 s")
+
+
+def test_a_slot_whose_standby_is_away_stops(main_store: Engine) -> None:
+    cycle.run_sql(main_store, "SELECT pg_create_physical_replication_slot('away', true)")
+    away = reading(main_store, replication_lag.read, LAG)
+    cycle.run_sql(main_store, "SELECT pg_drop_replication_slot('away')")
+
+    assert away.state == "stop"
+    assert "the replication slot away waits for its standby" in away.reason
+
+
+def test_a_standby_that_stops_replaying_trips_and_recovers(main_store: Engine, standby: Standby) -> None:
+    def lag() -> HealthSignal:
+        return reading(main_store, replication_lag.read, LAG)
+
+    eventually(lambda: lag().figure is not None and lag().state == "normal")
+    with psycopg.connect(standby.url, autocommit=True) as connection:
+        connection.execute("SELECT pg_wal_replay_pause()")
+        eventually(lambda: connection.execute("SELECT pg_get_wal_replay_pause_state()").fetchone() == ("paused",))
+        before = time.monotonic()
+        cycle.run_sql(main_store, "CREATE TABLE IF NOT EXISTS public.written AS SELECT generate_series(1, 10000) AS n")
+        written = time.monotonic()
+        eventually(lambda: lag().state == "stop")
+        time.sleep(1)
+        least = time.monotonic() - written
+        stuck = lag()
+        most = time.monotonic() - before
+        connection.execute("SELECT pg_wal_replay_resume()")
+
+    assert stuck.state == "stop"
+    assert stuck.figure is not None
+    assert least - 0.5 <= stuck.figure <= most + 0.5
+    assert "standby" in stuck.reason
+    assert stuck.reason.endswith("MB) behind; the limit is 0.3 s")
+    eventually(lambda: lag().state == "normal")
+
+
+def test_a_role_that_may_not_look_does_not_take_a_standby_for_none(
+    main_store: Engine, primary: EmbeddedServer, standby: Standby
+) -> None:
+    cycle.run_sql(main_store, "CREATE ROLE plain LOGIN")
+    plain = open_store(as_role(primary.url("postgres"), "plain"))
+    hidden = reading(plain, replication_lag.read, LAG)
+    with plain.connect() as connection:
+        reasons = signals.unreadable(connection, LAG)
+    plain.dispose()
+
+    assert hidden.state == "unknown"
+    assert "the lag of 1 standbys cannot be seen" in hidden.reason
+    assert "GRANT pg_read_all_stats TO plain;" in reasons["replication_lag"]
