@@ -1,6 +1,6 @@
 """The engine's stages one after the other in one process, without Dagster: `python -m benchmarks.engine URL`.
 
-The order of the calls is that of the tests' cycle; a stage is over when its last gate is recorded.
+The calls are those of the tests' cycle; a stage is over when its last gate is recorded.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks import store
-from uuid_pipeline.engine import gates, migration
+from uuid_pipeline.engine import gates, ledger, migration, planning
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.spec import load_spec
@@ -35,15 +35,30 @@ class Clock:
 
 @contextmanager
 def stages_timed(clock: Clock) -> Iterator[None]:
-    """Mark the clock whenever a gate is recorded, for the gate's stage."""
-    record = gates.record
+    """Mark the clock when a wave has moved, the plan is approved, and for its stage whenever a gate is recorded."""
+    record, run_wave, approve = gates.record, migration.run_wave, planning.approve
 
-    def timed(*arguments: Any) -> None:
+    def recorded(*arguments: Any) -> None:
         record(*arguments)
         _, _, stage, *_ = arguments
         clock.mark(f"{stage} checks" if stage == gates.WAVE_STAGE else stage)
 
-    with patch.object(gates, "record", timed):
+    def moved(*arguments: Any) -> migration.Run:
+        done = run_wave(*arguments)
+        clock.mark(gates.WAVE_STAGE)
+        sys.stderr.write(f"{done.wave}: {done.documents} documents in {done.batches} batches, {done.seconds:.1f} s\n")
+        return done
+
+    def approved(*arguments: Any) -> ledger.Execution:
+        made = approve(*arguments)
+        clock.mark("approve")
+        return made
+
+    with (
+        patch.object(gates, "record", recorded),
+        patch.object(migration, "run_wave", moved),
+        patch.object(planning, "approve", approved),
+    ):
         yield
 
 
@@ -52,27 +67,16 @@ def migrate(url: str) -> dict[str, float]:
 
     Raises PipelineError if it did not end with everything proven.
     """
-    engine, spec, clock = open_store(url), load_spec(store.SPEC), Clock()
+    engine, clock = open_store(url), Clock()
     try:
         with stages_timed(clock):
-            plan = cycle.assess_and_plan(engine, spec)
-            execution = cycle.approve(engine, spec, plan.plan_id)
-            clock.mark("approve")
-            for wave in cycle.waves_of(engine, execution):
-                _move(cycle.migrate(engine, spec, wave), clock)
-                cycle.assert_green(cycle.check_wave(engine, spec, wave))
-            cycle.assert_green(cycle.validate(engine, spec))
-            clock.mark("validation_report")
+            cycle.run_all(engine, load_spec(store.SPEC))
     except AssertionError as error:
         raise PipelineError(f"The engine did not prove its work: {error}") from error
     finally:
         engine.dispose()
+    clock.mark("validation_report")
     return clock.seconds
-
-
-def _move(done: migration.Run, clock: Clock) -> None:
-    clock.mark(gates.WAVE_STAGE)
-    sys.stderr.write(f"{done.wave}: {done.documents} documents in {done.batches} batches, {done.seconds:.1f} s\n")
 
 
 if __name__ == "__main__":

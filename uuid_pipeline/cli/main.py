@@ -6,12 +6,17 @@ import typer
 
 from uuid_pipeline.cli import (
     approve,
+    cancel,
     demo,
+    drop_ledger,
     export,
+    finalize,
     inventory,
     migrate,
+    pause,
     plan,
     profile,
+    resume,
     rollback,
     run,
     status,
@@ -28,7 +33,8 @@ app = typer.Typer(
 )
 for verb in (
     demo.demo, run.run, profile.profile, inventory.inventory, plan.plan, approve.approve, migrate.migrate,
-    validate.validate, rollback.rollback, export.export, status.status, ui.ui,
+    pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
+    drop_ledger.drop_ledger, export.export, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

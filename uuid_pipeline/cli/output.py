@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.errors import PipelineError
+from uuid_pipeline.errors import PipelineError, UsageError
 from uuid_pipeline.settings import read_settings, without_secrets
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
@@ -66,6 +66,18 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
     answer.data["exit_code"] = answer.exit_code
     _print(answer, as_json)
     raise typer.Exit(answer.exit_code)
+
+
+def confirm(title: str, consequences: Sequence[str], yes: bool) -> None:
+    """Ask before what cannot be undone, where there is somebody to ask: on a terminal.
+
+    Raises UsageError when the answer is no.
+    """
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    sys.stderr.write("\n".join([title, *[f"  {line}" for line in consequences], ""]))
+    if not typer.confirm("Go on?", err=True):
+        raise UsageError("Nothing was done.")
 
 
 def _clean(message: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import inventory, ledger, mapping, planning, rollback
+from uuid_pipeline.engine import inventory, lease, ledger, mapping, planning, rollback
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines
@@ -67,6 +67,8 @@ def show_plan(answer: Answer, plan: planning.Plan) -> None:
     answer.data["plan_id"] = plan.plan_id
     answer.data["plan"] = {
         "moves": plan.moves,
+        "merges": plan.merges,
+        "tier": plan.content["tier"],
         "approach": plan.content["approach"],
         "risks": plan.content["risks"],
     }
@@ -164,6 +166,23 @@ def _names(waves: list[ledger.Wave]) -> str:
     return ", ".join(wave.wave for wave in waves)
 
 
+def wish(session: Session, answer: Answer, job: str) -> None:
+    """Pause, resume or cancel the open execution, and say what that means now."""
+    _finish(session.run(job))
+    with session.engine.begin() as connection:
+        execution = ledger.executions(connection)[0]
+        writer = lease.holder(connection)
+    live = writer is not None and writer.alive
+    answer.data |= {"execution_id": execution.execution_id, "status": execution.status, "writer_alive": live}
+    now = {
+        "pause": "waits after its current batch" if live else "will not begin before it is resumed",
+        "resume": "goes on" if live else "may go on: uuid-pipeline run",
+        "cancel": "ends after its current batch" if live else "is cancelled; to undo it: uuid-pipeline rollback --all",
+    }
+    answer.data["message"] = f"Execution {execution.execution_id} {now[job]}."
+    answer.say(answer.data["message"])
+
+
 def validate(session: Session, answer: Answer) -> None:
     """The whole store against the state before."""
     answer.section("Validation")
@@ -177,6 +196,7 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         open_one = ledger.unfinished(connection)
     answer.data["rolled_back"] = [chosen.wave for chosen in waves]
     if not waves and open_one is None:
+        _refuse_finalized(session)
         answer.data["message"] = "Nothing to roll back: no row is under a new id of an execution in this ledger."
         answer.say(answer.data["message"])
         return
@@ -184,6 +204,13 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
     documents = sum(chosen.documents for chosen in waves)
     answer.data["message"] = f"Rolled back {len(waves)} waves, {documents} documents: old ids again."
     answer.say(answer.data["message"])
+
+
+def _refuse_finalized(session: Session) -> None:
+    with session.engine.begin() as connection:
+        final = [e.execution_id for e in ledger.executions(connection) if e.status == "finalized"]
+    if final:
+        raise RefusedError(f"Execution {final[0]} was finalized: its aliases are gone, and with them the way back.")
 
 
 def finish_rollback(session: Session, answer: Answer) -> None:

@@ -196,7 +196,8 @@ _WRITTEN_SINCE = """
 age({row}.xmin) < 2000000000
 AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
 AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 NOT IN
-    (SELECT j.transaction_id FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s)
+    (SELECT j.transaction_id FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s
+     UNION ALL SELECT pg_current_xact_id())
 """
 
 

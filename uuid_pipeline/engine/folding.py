@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.locks import Held, held_tables, holds_one_of, ids_in, rewritten
+from uuid_pipeline.engine.locks import Held, held_tables, holds_one_of, ids_in, rewritten, temporary
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Reference, Store
 
@@ -61,10 +61,7 @@ class Fold:
 
 def folds(store: Store) -> tuple[Fold, ...]:
     """One a moved table, in the store's order."""
-    return tuple(
-        Fold(held, sql.table("pg_temp", f"fold_{index}_{held.moved.table.name}"[:63]))
-        for index, held in enumerate(held_tables(store))
-    )
+    return tuple(Fold(held, temporary(store, f"fold_{index}")) for index, held in enumerate(held_tables(store)))
 
 
 def fold_key(connection: Connection, fold: Fold, column: str, merged: sql.Composable) -> None:

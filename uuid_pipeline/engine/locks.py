@@ -6,6 +6,7 @@ Each statement locks one level of one table and reads it in the same breath: a s
 statements before it, so that nothing which refers to a held row can be missing (ENGINE.md, section 2).
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +95,20 @@ def held_tables(store: Store) -> tuple[Held, ...]:
     for index, moved in enumerate(store.tables):
         columns = [column for column, _ in moved.columns]
         columns += dict.fromkeys(reference.column for reference in moved.embedded)
-        relation = sql.table("pg_temp", f"held_{index}_{moved.table.name}"[:63])
+        relation = temporary(store, f"held_{index}")
         made.append(Held(moved, relation, tuple((column, f"v{n}") for n, column in enumerate(columns))))
     return tuple(made)
+
+
+def temporary(store: Store, name: str) -> sql.Composable:
+    """A temporary table's name. A session may serve specs of several shapes in turn, so the shape is part of it."""
+    shape = [
+        (m.table.schema, m.table.name, m.columns, [m.table.columns[c].type for c, _ in m.columns],
+         [(r.column, m.table.columns[r.column].type) for r in m.embedded], m.entity.name if m.entity else None)
+        for m in store.tables
+    ]  # fmt: skip
+    digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:12]
+    return sql.table("pg_temp", f"{name}_{digest}")
 
 
 def held_of(store: Store, entity: str) -> Held:

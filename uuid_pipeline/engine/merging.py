@@ -50,14 +50,14 @@ def merge(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
     _settle_references(connection, store)
     done = collapse(connection, store, plan)
     for entity in store.entities:
-        _correct_roles(connection, entity, plan)
+        _correct_roles(connection, store, entity, plan)
     _forget_held(connection, store)
     return done
 
 
-def merged(entity: str) -> sql.Composable:
+def merged(store: Store, entity: str) -> sql.Composable:
     """The temporary table (loser, survivor, ordinal); no survivor means that nothing stands in the row's place."""
-    return sql.table("pg_temp", f"merged_{entity}")
+    return locks.temporary(store, f"merged_{entity}")
 
 
 def _make_room(connection: Connection, store: Store) -> None:
@@ -66,7 +66,7 @@ def _make_room(connection: Connection, store: Store) -> None:
         statement = sql.compose(
             """CREATE TEMPORARY TABLE IF NOT EXISTS {merged} (loser {key} PRIMARY KEY, survivor {key}, ordinal bigint)
                ON COMMIT DELETE ROWS""",
-            merged=merged(entity.name),
+            merged=merged(store, entity.name),
             key=key,
         )
         sql.execute(connection, statement)
@@ -106,7 +106,7 @@ def _merge_roots(connection: Connection, store: Store, plan: BatchPlan) -> None:
                SELECT %(oid)s, r.at, r.ordinal, l.survivor::text FROM losers l JOIN roles r ON r.key = l.loser""",
             held=held.relation,
             map=map_part(root.name, plan),
-            merged=merged(root.name),
+            merged=merged(store, root.name),
         )
         sql.execute(connection, statement, {"oid": root.table.oid})
 
@@ -148,8 +148,8 @@ def _decide_children(connection: Connection, store: Store, entity: Entity) -> No
         set_of=sql.compose("jsonb_build_array({c})", c=sql.join(", ", columns)) if as_set else sql.Text("'[]'::jsonb"),
         held=held.relation,
         table=held.table,
-        merged_parent=merged(entity.parent or ""),
-        merged=merged(entity.name),
+        merged_parent=merged(store, entity.parent or ""),
+        merged=merged(store, entity.name),
         whole_sets=sql.Text("s.place," if as_set else ""),
         outside=sql.Text("OR place > 1" if as_set else ""),
     )
@@ -161,13 +161,13 @@ def _settle_references(connection: Connection, store: Store) -> None:
     for _ in range(MAX_ROUNDS):
         before = _displaced(connection)
         for fold in folds(store):
-            _fold_table(connection, fold)
+            _fold_table(connection, store, fold)
             for key in fold.held.moved.table.unique_keys:
-                _displace_twins(connection, fold, key)
+                _displace_twins(connection, store, fold, key)
         for foreign_key in store.catalog.foreign_keys:
             _displace_dependants(connection, store, foreign_key)
         for entity in store.entities:
-            _follow_survivors(connection, entity)
+            _follow_survivors(connection, store, entity)
         if _displaced(connection) == before:
             return
     raise BatchError(
@@ -176,11 +176,11 @@ def _settle_references(connection: Connection, store: Store) -> None:
     )
 
 
-def _follow_survivors(connection: Connection, entity: Entity) -> None:
+def _follow_survivors(connection: Connection, store: Store, entity: Entity) -> None:
     """A survivor that was displaced itself hands its losers on to what stands in its place, if anything does."""
     statement = sql.compose(
         "UPDATE {merged} m SET survivor = n.survivor FROM {merged} n WHERE n.loser = m.survivor",
-        merged=merged(entity.name),
+        merged=merged(store, entity.name),
     )
     sql.execute(connection, statement)
 
@@ -189,16 +189,16 @@ def _displaced(connection: Connection) -> int:
     return int(sql.scalar(connection, "SELECT count(*) FROM pg_temp.displaced"))
 
 
-def _fold_table(connection: Connection, fold: Fold) -> None:
+def _fold_table(connection: Connection, store: Store, fold: Fold) -> None:
     own = fold.held.moved.entity
     for column, entity in fold.held.moved.columns:
         if own is None or column != own.key:
-            fold_key(connection, fold, column, merged(entity))
+            fold_key(connection, fold, column, merged(store, entity))
     for reference in fold.held.moved.embedded:
-        fold_embedded(connection, fold, reference, merged(reference.entity))
+        fold_embedded(connection, fold, reference, merged(store, reference.entity))
 
 
-def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) -> None:
+def _displace_twins(connection: Connection, store: Store, fold: Fold, key: tuple[str, ...]) -> None:
     """Of rows that a unique key would now refuse, the one that was there stays, and of turned ones the first."""
     turned = {column for column, _ in fold.held.values}
     if not turned & set(key):
@@ -231,16 +231,16 @@ def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) ->
     )
     sql.execute(connection, twins, {"oid": table.oid})
     if fold.held.moved.entity is not None:
-        _note_displaced(connection, fold.held.moved.entity)
+        _note_displaced(connection, store, fold.held.moved.entity)
 
 
-def _note_displaced(connection: Connection, entity: Entity) -> None:
+def _note_displaced(connection: Connection, store: Store, entity: Entity) -> None:
     """A displaced row of an entity that had no natural twin: what refers to it has nothing to turn to."""
     statement = sql.compose(
         """INSERT INTO {merged} (loser, survivor, ordinal)
            SELECT t.{key}, NULL, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
            WHERE d.relation = %(oid)s ON CONFLICT DO NOTHING""",
-        merged=merged(entity.name),
+        merged=merged(store, entity.name),
         key=sql.name(entity.key),
         table=sql.table(entity.table.schema, entity.table.name),
     )
@@ -270,7 +270,7 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
     sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
     for entity in store.entities:
         if entity.table.oid == source.oid:
-            _note_displaced(connection, entity)
+            _note_displaced(connection, store, entity)
 
 
 def _is_turned(store: Store, source: Table, key: ForeignKey) -> bool:
@@ -279,7 +279,7 @@ def _is_turned(store: Store, source: Table, key: ForeignKey) -> bool:
     return moved is not None and any(column in dict(moved.columns) for column in key.columns)
 
 
-def _correct_roles(connection: Connection, entity: Entity, plan: BatchPlan) -> None:
+def _correct_roles(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
     """The map says who was displaced in fact; the plan could only foresee it of the rows that were there then."""
     statement = sql.compose(
         """UPDATE {map} m SET role = CASE WHEN g.loser IS NOT NULL THEN 'merge'
@@ -288,7 +288,7 @@ def _correct_roles(connection: Connection, entity: Entity, plan: BatchPlan) -> N
            WHERE o.old_id = m.old_id AND o.ordinal BETWEEN %(first)s AND %(last)s
              AND (g.loser IS NOT NULL) <> (o.role = 'merge')""",
         map=map_part(entity.name, plan),
-        merged=merged(entity.name),
+        merged=merged(store, entity.name),
     )
     sql.execute(connection, statement, plan.values)
 

@@ -4,6 +4,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from uuid_pipeline.engine import ledger, planning, rollback
+from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
@@ -112,4 +113,5 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     migrate,
     validate,
     rollback_job,
+    *CONTROL_JOBS,
 ]

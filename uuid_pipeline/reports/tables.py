@@ -59,12 +59,20 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("Plan", plan.plan_id),
         ("Approach", content["approach"]),
         ("Ids to change", ", ".join(f"{count} {name}" for name, count in plan.moves.items())),
+        ("Rows to merge", ", ".join(f"{count} {name}" for name, count in plan.merges.items() if count) or "none"),
         ("Waves", waves),
+        ("Sweeps after them", f"at most {content['sweep_passes']}"),
+        ("Tier", f"{content['tier']}: {content['tier_reason']}"),
         ("Triggers kept silent", triggers),
+        (
+            "Triggers that fire",
+            ", ".join(f"{t['trigger']} on {t['table']}" for t in content["fired_triggers"]) or "none",
+        ),
         ("Witnesses", str(content["witnesses"]) if content["witnesses"] else "none: the rule is unproven"),
         ("Estimated time", f"{content['estimate']['seconds']} s (by a speed measured elsewhere)"),
         ("Ledger size", megabytes(content["estimate"]["ledger_bytes"])),
     ]
+    lines += [("Not readable here", f"{name}: {why}") for name, why in content["unreadable_signals"].items()]
     return lines + [("Risk", risk) for risk in content["risks"]]
 
 

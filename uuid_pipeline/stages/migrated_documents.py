@@ -24,7 +24,8 @@ def progress_log(log: dg.DagsterLogManager) -> migration.Report:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last < LOGGED_EVERY_SECONDS and progress.documents < progress.total:
+        early = time.monotonic() - last < LOGGED_EVERY_SECONDS and progress.documents < progress.total
+        if early and not progress.note:
             return
         last = time.monotonic()
         message = describe(progress)
@@ -35,7 +36,9 @@ def progress_log(log: dg.DagsterLogManager) -> migration.Report:
 
 
 def describe(progress: Progress) -> str:
-    """One line: how far, how fast, how long still."""
+    """One line: what it waits for, or how far, how fast, how long still."""
+    if progress.note:
+        return progress.note
     rate = progress.documents / max(progress.seconds, 0.001)
     left = (progress.total - progress.documents) / max(rate, 0.001)
     return (

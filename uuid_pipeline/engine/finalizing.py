@@ -1,0 +1,94 @@
+"""The end: aliases removed, and with them the way back; then, if wanted, the ledger itself."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, Engine
+
+from uuid_pipeline.engine import aliases, ledger, sql
+from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine.aliases import AliasUse
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import RefusedError
+
+
+def consequences(connection: Connection) -> list[str]:
+    """What finalizing makes impossible, a sentence each; empty when there is nothing to finalize."""
+    ending = _ending(connection)
+    if not ending and not aliases.installed(connection):
+        return []
+    said = [f"execution {e.execution_id} ({e.status}) can then no longer be rolled back" for e in ending]
+    return [*said, "old ids are then no longer translated: a writer that still uses one gets an error, or an orphan"]
+
+
+def _ending(connection: Connection) -> list[ledger.Execution]:
+    return [e for e in ledger.executions(connection) if "finalized" in ledger.TRANSITIONS.get(e.status, frozenset())]
+
+
+def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
+    """The use of every alias; raises RefusedError while an execution is open or an old id was used lately."""
+    for execution in [*ledger.rolling_back(connection), *filter(None, [ledger.unfinished(connection)])]:
+        raise RefusedError(
+            f"Refused: execution {execution.execution_id} is {execution.status}. Finish it first: uuid-pipeline run"
+        )
+    used = aliases.uses(connection, store)
+    since = datetime.now(UTC) - timedelta(hours=store.spec.aliases.quiet_hours)
+    lately = [use for use in used if use.last_used is not None and use.last_used > since]
+    if lately:
+        said = "; ".join(f"{use.entity}: {use.uses} uses, the last at {use.last_used:%Y-%m-%d %H:%M} UTC"
+                         for use in lately)  # fmt: skip
+        raise RefusedError(
+            f"Refused: old ids are still in use ({said}), within the last {store.spec.aliases.quiet_hours:g} hours. "
+            "Find the writers that use them; aliases.quiet_hours in the spec says how long it must have been quiet."
+        )
+    return used
+
+
+def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
+    """Remove the aliases and close every execution for good; returns the executions that are finalized now.
+
+    Raises RefusedError as :func:`require_quiet` does, or when another run writes.
+    """
+    with leases.held(engine, run_id) as (connection, lease):
+        with connection.begin():
+            leases.hold(connection, lease)
+            require_quiet(connection, store)
+            ending = [execution.execution_id for execution in _ending(connection)]
+            # Closed first: after a crash between the two, nobody rolls back what has lost its aliases.
+            for execution_id in ending:
+                ledger.change_status(connection, execution_id, "finalized")
+        aliases.remove(engine)
+    return ending
+
+
+def drop_ledger(engine: Engine, run_id: str) -> None:
+    """Drop our schema, and everything in it. Raises RefusedError while anything still needs it."""
+    with engine.begin() as connection:
+        if not ledger.exists(connection):
+            raise RefusedError("This store has no ledger.")
+    with engine.connect() as connection:
+        # Given back only when refused: otherwise the lease goes with the schema.
+        lease = leases.acquire(engine, connection, run_id)
+        connection.rollback()
+        try:
+            with connection.begin():
+                leases.hold(connection, lease)
+                _require_done(connection)
+                sql.execute(connection, "SET LOCAL client_min_messages = error")
+                sql.execute(connection, "DROP SCHEMA uuid_pipeline CASCADE")
+        except RefusedError:
+            leases.release(engine, lease)
+            raise
+
+
+def _require_done(connection: Connection) -> None:
+    installed = aliases.installed(connection)
+    if installed or ledger.unfinished(connection) or ledger.rolling_back(connection) or _ending(connection):
+        raise RefusedError(
+            "Refused: the ledger still holds what a rollback needs"
+            + (f", and the alias triggers of {len(installed)} tables" if installed else "")
+            + ". First: uuid-pipeline finalize"
+        )
+    altered = sql.rows(connection, "SELECT kind, object FROM uuid_pipeline.altered ORDER BY 1, 2")
+    if altered:
+        names = ", ".join(f"{row.kind} {row.object}" for row in altered)
+        raise RefusedError(f"Refused: a run that died left altered: {names}. To put it back: uuid-pipeline run")
