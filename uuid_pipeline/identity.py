@@ -61,30 +61,38 @@ def normalize(value: str, rules: Iterable[Normalization]) -> str:
     return value
 
 
-def hasher(namespace: uuid.UUID) -> Callable[[str], uuid.UUID]:
-    """A function from natural key text to target id, with the namespace hashed once for millions of keys."""
+def hasher(namespace: uuid.UUID) -> Callable[[str], str]:
+    """A function from natural key text to target id, as text; the namespace is hashed once for millions of keys."""
     seeded = hashlib.sha1(namespace.bytes, usedforsecurity=False)
+    # The two upper bits of this digit are the variant: 10.
+    variant = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
-    def target(natural_key: str) -> uuid.UUID:
+    def target(natural_key: str) -> str:
         digest = seeded.copy()
         digest.update(natural_key.encode())
-        number = int.from_bytes(digest.digest()[:16], "big")
-        number &= ~(0xF000 << 64) & ~(0xC000 << 48)
-        return uuid.UUID(int=number | (5 << 76) | (0x8000 << 48))
+        h = digest.hexdigest()
+        return f"{h[:8]}-{h[8:12]}-5{h[13:16]}-{variant[h[16]]}{h[17:20]}-{h[20:32]}"
 
     return target
 
 
-def recomputed(
+def recomputer(
     namespace: uuid.UUID,
     template: str,
-    raw: Mapping[str, str],
+    fields: Sequence[str],
     normalization: Mapping[str, Sequence[Normalization]],
-) -> uuid.UUID:
-    """The target id by a second path: raw values, Python's normalisation, ``str.format``, the standard ``uuid5``.
+) -> Callable[[Sequence[str]], str]:
+    """The target id of raw values, given in the order of ``fields``, by a second path.
 
-    It shares with :func:`hasher` neither the SQL that builds natural keys nor the bit arithmetic,
-    so a fault in one shows as a disagreement.
+    Python's normalisation, ``str.format``, the standard ``uuid5``: it shares with :func:`hasher` neither the SQL that
+    builds natural keys nor the making of the id, so a fault in one shows as a disagreement.
     """
-    values = {field: normalize(value, normalization.get(field, ())) for field, value in raw.items()}
-    return uuid.uuid5(namespace, template.format(**values))
+    rules = {field: rules for field, rules in normalization.items() if rules}
+
+    def target(raw: Sequence[str]) -> str:
+        values = dict(zip(fields, raw, strict=True))
+        for field, of_field in rules.items():
+            values[field] = normalize(values[field], of_field)
+        return str(uuid.uuid5(namespace, template.format_map(values)))
+
+    return target

@@ -11,6 +11,7 @@ from uuid_pipeline.cli import (
     drop_ledger,
     export,
     finalize,
+    init,
     inventory,
     migrate,
     pause,
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo.demo, run.run, profile.profile, inventory.inventory, plan.plan, approve.approve, migrate.migrate,
+    demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
     drop_ledger.drop_ledger, export.export, status.status, ui.ui,
 ):  # fmt: skip

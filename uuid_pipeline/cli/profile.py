@@ -1,5 +1,7 @@
 """``uuid-pipeline profile``"""
 
+from typing import Any
+
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_session
@@ -18,6 +20,25 @@ def profile(as_json: JsonOption = False, spec: SpecOption = None) -> None:
         answer.say("", f"PostgreSQL {found['server_version']}, role {found['role']}, tier {found['tier']}")
         for title in ("tables", "references", "silenced_triggers"):
             answer.say("", *show_table(title.replace("_", " "), found[title]))
+        show_search(found["search"], answer)
         answer.say(*[f"Skipped, optional: {line}" for line in found["skipped"]])
 
     answer_with(verb, as_json, spec)
+
+
+def show_search(searched: dict[str, Any], answer: Answer) -> None:
+    """What was found without a foreign key, what was left out, and what it cost."""
+    shown = ("name", "entity", "form", "rows", "exact", "status", "reason")
+    records = [
+        {column: ".".join([f["table"], f["column"], *f["path"]]) if column == "name" else f[column] for column in shown}
+        for f in searched["found"]
+    ]
+    answer.say("", *show_table("references found by searching", records))
+    answer.say("", *show_table("derived values (left as they are)", searched["derived"]))
+    answer.say(
+        "",
+        f"Searched {searched['columns']} columns, {searched['rows']:,} rows, {searched['bytes'] / 1e6:.1f} MB "
+        f"in {searched['seconds']} s",
+    )
+    for label in ("sampled_only", "not_searched", "notes"):
+        answer.say(*[f"  {label.replace('_', ' ')}: {line}" for line in searched[label]])

@@ -138,7 +138,7 @@ def _forget(connection: Connection, entity: Entity, plan: BatchPlan, keys: list[
 def _derived(store: Store, entity: Entity, found: list[Any]) -> list[dict[str, Any]]:
     target_of = hasher(store.spec.namespace)
     return [
-        {"key": key, "ordinal": ordinal, "natural_key": text, "target": str(target_of(text))}
+        {"key": key, "ordinal": ordinal, "natural_key": text, "target": target_of(text)}
         for key, ordinal, text, values in found
         if first_invalid(entity, values) is None
     ]

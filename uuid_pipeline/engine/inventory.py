@@ -187,7 +187,7 @@ def _row_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, 
 
     def make(position: int, row: Any) -> tuple[Any, ...]:
         quarantined = fault(row)
-        target = None if quarantined else str(target_of(row[2]))
+        target = None if quarantined else target_of(row[2])
         owner, created_at, status, size, title, children = row[6:12]
         return (
             assessment, position, row[0], row[1], row[2], target, id_class(row[0], target), quarantined,

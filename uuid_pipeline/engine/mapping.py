@@ -10,7 +10,7 @@ from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
 from uuid_pipeline.engine.natural_keys import as_read
 from uuid_pipeline.engine.store import Entity, Store
-from uuid_pipeline.identity import hasher, normalize, recomputed
+from uuid_pipeline.identity import hasher, normalize, recomputer
 
 
 def build(connection: Connection, store: Store, assessment: int, first: int = 0) -> dict[str, int]:
@@ -202,7 +202,7 @@ def witnesses_agree(store: Store) -> GateResult:
         for witness in entity.spec.witnesses:
             total += 1
             values = {k: normalize(v, entity.spec.normalize.get(k, [])) for k, v in witness.items() if k != "id"}
-            target = str(target_of(entity.spec.template.fill(values)))
+            target = target_of(entity.spec.template.fill(values))
             if target != witness["id"]:
                 wrong.append(f"{entity.name}: the rule gives {target}, the application gave {witness['id']}")
     found = f"{total} witnesses agree" if total else "the spec gives no witness: the rule itself is unproven"
@@ -304,11 +304,15 @@ def recomputed_independently(connection: Connection, store: Store, assessment: i
     """Gate: from raw values, by Python's own normalisation and the standard uuid5, every id comes out the same."""
     checked, wrong = 0, []
     for entity in store.entities:
-        for old_id, expected, raw in _raw_values(connection, store, entity, assessment):
-            checked += 1
-            actual = str(recomputed(store.spec.namespace, entity.spec.identity, raw, entity.spec.normalize))
-            if actual != expected:
-                wrong.append(f"{entity.name} {old_id}: map {expected}, recomputed {actual}")
+        fields = entity.spec.template.fields
+        target = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
+        for rows in _raw_values(connection, store, entity, assessment):
+            for old_id, expected, *raw in rows:
+                if None in raw:
+                    continue
+                checked += 1
+                if target(raw) != expected:
+                    wrong.append(f"{entity.name} {old_id}: map {expected}, recomputed {target(raw)}")
     return GateResult.of(
         "recomputed_independently",
         not wrong,
@@ -318,10 +322,8 @@ def recomputed_independently(connection: Connection, store: Store, assessment: i
     )
 
 
-def _raw_values(
-    connection: Connection, store: Store, entity: Entity, assessment: int
-) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(old id, mapped id, raw field values); a parent's key is replaced by what the parent's map says."""
+def _raw_values(connection: Connection, store: Store, entity: Entity, assessment: int) -> Iterator[list[Any]]:
+    """Old id, mapped id, raw values of the identity's fields; a parent's key is replaced by what its map says."""
     fields = entity.spec.template.fields
     parent = store.entity(entity.parent) if entity.parent and entity.parent_column in fields else None
     values = [
@@ -346,7 +348,4 @@ def _raw_values(
         key=sql.name(entity.key),
         join=join,
     )
-    for rows in sql.stream(connection, statement, {"no": assessment}):
-        for row in rows:
-            if None not in row[2:]:
-                yield row[0], row[1], dict(zip(fields, row[2:], strict=True))
+    return sql.stream(connection, statement, {"no": assessment})

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine.catalog import Table
-from uuid_pipeline.engine.derived_values import IdInRow
+from uuid_pipeline.engine.derived_values import CONTAINS, IdInRow
 from uuid_pipeline.engine.held_ids import (
     HOLDS,
     Hit,
@@ -177,9 +177,10 @@ def _targets(
     notes = [f"{len(partitions)} partitions are searched with their parents"] if partitions else []
     chosen = [table for table in tables if _why_left_out(table, sizes[table.oid]) is None]
     columns = searchable_columns(connection, chosen)
+    known = _in_catalogs(store)
     targets = []
     for table in chosen:
-        searched = tuple(c for c in columns.get(table.oid, ()) if (table.oid, c.name) not in _in_catalogs(store))
+        searched = tuple(c for c in columns.get(table.oid, ()) if (table.oid, c.name) not in known)
         if searched:
             targets.append(Target(table, sizes[table.oid], searched, _beside(store, table)))
     return targets, left_out, notes
@@ -283,6 +284,11 @@ def _values(asked: _Asked, looked: Looked) -> dict[tuple[str, str, Path], Values
     return found
 
 
+def _worth_making(one: Looked) -> tuple[IdInRow, ...]:
+    """Ids from which to make hashes again for every row, which is half the cost: only if the sample held such ones."""
+    return one.target.beside if any(hit.kind not in (HOLDS, CONTAINS) for hit in one.hits) else ()
+
+
 def _read_whole(asked: _Asked, first: Sequence[Looked]) -> tuple[list[Looked], list[Target]]:
     """The tables of which only a sample was read, whole: those with hits first, the largest last."""
     rows, size = asked.budget.exact_rows, asked.budget.exact_bytes
@@ -296,7 +302,8 @@ def _read_whole(asked: _Asked, first: Sequence[Looked]) -> tuple[list[Looked], l
             looked[target.table.oid] = replace(one, stopped="the rest is over the search's budget")
             continue
         rows, size = rows - target.extent.rows, size - target.extent.bytes
-        answer = _ask(asked, target, everything(target.table, _names(target), counted=False), by_index=False)
+        searched = replace(target, beside=_worth_making(one))
+        answer = _ask(asked, searched, everything(target.table, _names(target), counted=False), by_index=False)
         if answer.failure:
             looked[target.table.oid] = replace(one, stopped=answer.failure)
             continue

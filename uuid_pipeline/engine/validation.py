@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,9 +10,10 @@ from uuid_pipeline.engine import archive, aside, batch, fingerprint, gates, ledg
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.identity import recomputed
+from uuid_pipeline.identity import recomputer
 
 _JOURNAL = """
 SELECT coalesce(sum((b.moved->'entities'->>%(entity)s)::bigint), 0) AS moved FROM uuid_pipeline.batches b
@@ -123,15 +123,28 @@ def _dangling(gate: str, left: dict[str, int], references: int) -> GateResult:
 
 
 def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
-    """Gate: each row that the wave moved has the id that the standard uuid5 makes of its own raw columns."""
-    checked, wrong = _recompute(connection, store, [wave])
-    return _exact("ids_exact", checked, wrong)
+    """Gate: each row that the wave moved has the id of its own natural key.
+
+    The server builds the key anew from the row and compares it with the approved map, whose ids were recomputed
+    before approval; rows that differ from it or arrived since are recomputed here.
+    """
+    same, checked, wrong = 0, 0, list[str]()
+    for entity in store.entities:
+        same += _count_as_approved(connection, entity, wave)
+        others = sql.compose("NOT ({same})", same=_as_approved(entity))
+        found = _recompute(connection, store, entity, wave, others)
+        checked, wrong = checked + found[0], wrong + found[1]
+    return _exact("ids_exact", same + checked, wrong)
 
 
 def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
-    """Gate: as :func:`ids_exact`, for every wave that has moved."""
-    moved = [wave for wave in ledger.waves(connection, execution.execution_id) if wave.status == "moved"]
-    checked, wrong = _recompute(connection, store, moved)
+    """Gate: every row of every wave that has moved has the id that the standard uuid5 makes of its raw columns."""
+    checked, wrong = 0, list[str]()
+    for wave in ledger.waves(connection, execution.execution_id):
+        if wave.status == "moved":
+            for entity in store.entities:
+                found = _recompute(connection, store, entity, wave, sql.Text("true"))
+                checked, wrong = checked + found[0], wrong + found[1]
     return _exact("whole_ids_exact", checked, wrong)
 
 
@@ -139,7 +152,7 @@ def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
     return GateResult.of(
         gate,
         not wrong,
-        f"{checked} ids recomputed from the rows, all equal"
+        f"{checked} ids made anew from the rows, all equal"
         if not wrong
         else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
         "roll back (uuid-pipeline rollback --all) and compare these rows with the spec's identity",
@@ -147,66 +160,85 @@ def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
     )
 
 
-def _recompute(connection: Connection, store: Store, waves: list[ledger.Wave]) -> tuple[int, list[str]]:
-    checked, wrong = 0, []
-    for wave in waves:
-        for entity in store.entities:
-            for row in _moved_rows(connection, entity, wave):
-                target = _target(store, entity, row.raw)
-                # Identity that the application edited after the move is due for the next plan, not wrong.
-                if row.rewritten and target != row.mapped:
-                    continue
-                checked += 1
-                if target != row.key:
-                    wrong.append(f"{entity.name} {row.key} should be {target}")
+def _as_approved(entity: Entity) -> sql.Composable:
+    """Whether the row ``t`` has the new id of ``m``, and still the natural key that the approved map has of it."""
+    parent = sql.compose("t.{parent}", parent=sql.name(entity.parent_column)) if entity.parent_column else None
+    return sql.compose(
+        "t.{key} = m.new_id AND NOT m.arrived AND ({natural_key}) IS NOT DISTINCT FROM m.natural_key",
+        key=sql.name(entity.key),
+        natural_key=natural_key(entity, parent),
+    )
+
+
+# Which map rows a wave moved, and not set aside.
+_MOVED_BY_WAVE = """
+m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge'
+AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)
+"""
+
+
+def _parts(entity: Entity, wave: ledger.Wave) -> dict[str, sql.Composable]:
+    return {
+        "map": sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{wave.assessment_no}"),
+        "table": sql.table(entity.table.schema, entity.table.name),
+        "key": sql.name(entity.key),
+        "moved": sql.Text(_MOVED_BY_WAVE),
+    }
+
+
+def _span(wave: ledger.Wave) -> dict[str, Any]:
+    return {"first": wave.first_ordinal, "last": wave.last_ordinal, "wave": wave.wave}
+
+
+def _count_as_approved(connection: Connection, entity: Entity, wave: ledger.Wave) -> int:
+    statement = sql.compose(
+        "SELECT count(*) FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {same}",
+        same=_as_approved(entity),
+        **_parts(entity, wave),
+    )
+    return int(sql.scalar(connection, statement, _span(wave)))
+
+
+def _recompute(
+    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, which: sql.Composable
+) -> tuple[int, list[str]]:
+    """Rows recomputed from their raw columns, and a sentence for each whose id is another."""
+    fields = entity.spec.template.fields
+    target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
+    checked, wrong = 0, list[str]()
+    for rows in _raw_rows(connection, entity, wave, which):
+        for key, mapped, rewritten, *raw in rows:
+            target = None if None in raw else target_of(raw)
+            # Identity that the application edited after the move is due for the next plan, not wrong.
+            if rewritten and target != mapped:
+                continue
+            checked += 1
+            if target != key:
+                wrong.append(f"{entity.name} {key} should be {target}")
     return checked, wrong
 
 
-def _target(store: Store, entity: Entity, raw: dict[str, str | None]) -> str | None:
-    """The id that a row's raw columns give; None when one of them is NULL."""
-    values = {field: value for field, value in raw.items() if value is not None}
-    if len(values) < len(raw):
-        return None
-    return str(recomputed(store.spec.namespace, entity.spec.identity, values, entity.spec.normalize))
+def _raw_rows(connection: Connection, entity: Entity, wave: ledger.Wave, which: sql.Composable) -> Iterator[list[Any]]:
+    """Id, mapped id, whether the application wrote the row since, and the identity's raw columns, of a wave's rows.
 
-
-@dataclass(frozen=True)
-class MovedRow:
-    """A row of a wave: its id, the id that the map gives it, whether the application wrote it since, raw identity."""
-
-    key: str
-    mapped: str
-    rewritten: bool
-    raw: dict[str, str | None]
-
-
-def _moved_rows(connection: Connection, entity: Entity, wave: ledger.Wave) -> Iterator[MovedRow]:
-    """A wave's rows, found by their new id, and by their old one those that did not leave it."""
+    They are found by their new id, and by their old one those that did not leave it, which are always looked at.
+    """
+    # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
     fields = entity.spec.template.fields
     statement = sql.compose(
         """SELECT t.{key}::text, m.new_id::text, {written}, {values}
-           FROM {map} m JOIN {table} t ON t.{key} IN (m.new_id, m.old_id)
-           WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge'
-             AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)""",
-        key=sql.name(entity.key),
+           FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {which}
+           UNION ALL
+           SELECT t.{key}::text, m.new_id::text, {written}, {values}
+           FROM {map} m JOIN {table} t ON t.{key} = m.old_id WHERE {moved} AND m.old_id <> m.new_id""",
         written=batch.written_since("t"),
         values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
-        map=ledger.map_table(entity),
-        table=sql.table(entity.table.schema, entity.table.name),
+        which=which,
+        **_parts(entity, wave),
     )
-    execution = ledger.execution(connection, wave.execution_id)
-    span = {
-        "no": wave.assessment_no,
-        "first": wave.first_ordinal,
-        "last": wave.last_ordinal,
-        "wave": wave.wave,
-        "execution": execution.execution_id,
-        "snapshot": ledger.first_snapshot(connection, execution.execution_id),
-    }
-    for rows in sql.stream(connection, statement, span):
-        for row in rows:
-            yield MovedRow(row[0], row[1], row[2], dict(zip(fields, row[3:], strict=True)))
+    snapshot = ledger.first_snapshot(connection, wave.execution_id)
+    return sql.stream(connection, statement, {**_span(wave), "execution": wave.execution_id, "snapshot": snapshot})
 
 
 def schema_unchanged(connection: Connection, store: Store, execution: ledger.Execution, gate: str) -> GateResult:

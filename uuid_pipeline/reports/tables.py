@@ -54,7 +54,10 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     """A plan in words: (label, value)."""
     content = plan.content
     waves = ", ".join(f"{wave.kind} {wave.documents}" for wave in plan.waves) or "none"
-    triggers = ", ".join(f"{t['trigger']} on {t['table']}" for t in content["silenced_triggers"]) or "none"
+    silenced, fired = (
+        ", ".join(f"{t['trigger']} on {t['table']}" for t in content[kind]) or "none"
+        for kind in ("silenced_triggers", "fired_triggers")
+    )
     lines = [
         ("Plan", plan.plan_id),
         ("Approach", content["approach"]),
@@ -63,11 +66,8 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("Waves", waves),
         ("Sweeps after them", f"at most {content['sweep_passes']}"),
         ("Tier", f"{content['tier']}: {content['tier_reason']}"),
-        ("Triggers kept silent", triggers),
-        (
-            "Triggers that fire",
-            ", ".join(f"{t['trigger']} on {t['table']}" for t in content["fired_triggers"]) or "none",
-        ),
+        ("Triggers kept silent", silenced),
+        ("Triggers that fire", fired),
         ("Witnesses", str(content["witnesses"]) if content["witnesses"] else "none: the rule is unproven"),
         ("Estimated time", f"{content['estimate']['seconds']} s (by a speed measured elsewhere)"),
         ("Ledger size", megabytes(content["estimate"]["ledger_bytes"])),

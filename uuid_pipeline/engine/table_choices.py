@@ -1,0 +1,132 @@
+"""Which tables of a schema a first specification could be about, and in what order."""
+
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.catalog import Catalog, Table
+from uuid_pipeline.engine.store import KEY_TYPES, nearest
+from uuid_pipeline.errors import UsageError
+
+# People and tenants are what documents belong to: their ids stay, unless asked for by --table.
+_OWNERS = re.compile(
+    r"(^|_)(users?|people|persons?|accounts?|profiles?|customers?|tenants?|teams?|members?|workspaces?"
+    r"|organi[sz]ations?|orgs?)$"
+)
+_DOCUMENTS = re.compile(r"document|docs?($|_)|file|upload|article|paper|asset|record")
+
+_SCHEMAS = """
+SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'uuid_pipeline')
+  AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')
+ORDER BY 1
+"""
+
+
+def choose_schema(connection: Connection, wanted: str | None) -> str:
+    """The schema asked for, else the only one with tables, else ``public``. Raises UsageError naming those found."""
+    found = [row.nspname for row in sql.rows(connection, _SCHEMAS)]
+    listed = ", ".join(found) or "none"
+    if wanted is not None:
+        if wanted not in found:
+            raise UsageError(f"Schema {wanted} holds no table; schemas that do: {listed}{nearest(wanted, found)}.")
+        return wanted
+    if not found:
+        raise UsageError("The store has no table. Connect to the database that holds the documents.")
+    if len(found) > 1 and "public" not in found:
+        raise UsageError(f"Several schemas hold tables: {listed}. Choose one with --schema.")
+    return str(found[0] if len(found) == 1 else "public")
+
+
+def key_of(table: Table) -> str | None:
+    """The one column of a primary key that could hold a derived id."""
+    if table.kind not in ("r", "p") or table.is_partition or len(table.primary_key) != 1:
+        return None
+    column = table.columns[table.primary_key[0]]
+    kind, _, length = column.type.partition("(")
+    fits = not length or int(length.rstrip(")")) >= 36
+    return column.name if kind in KEY_TYPES and fits else None
+
+
+def referring(catalog: Catalog, table: Table) -> tuple[str, ...]:
+    """Names of the other tables with a foreign key to this one."""
+    return tuple(
+        sorted(
+            {
+                key.table
+                for key in catalog.foreign_keys
+                if (key.target_schema, key.target) == (table.schema, table.name)
+                and (key.table_schema, key.table) != (table.schema, table.name)
+            }
+        )
+    )
+
+
+def asked_for(catalog: Catalog, names: Sequence[str]) -> list[Table]:
+    """The tables named, parents first. Raises UsageError for one that is not there or cannot be an entity."""
+    found = []
+    for name in dict.fromkeys(names):
+        table = catalog.table(name)
+        if table is None:
+            near = nearest(name, catalog.names())
+            raise UsageError(f"Schema {catalog.schema} has no table {name}{near}.")
+        if key_of(table) is None:
+            key = ", ".join(table.primary_key) or "none"
+            raise UsageError(
+                f"Table {name} cannot be an entity: its primary key ({key}) must be one column of type uuid or text "
+                "(varchar of at least 36)."
+            )
+        found.append(table)
+    return _parents_first(catalog, found)
+
+
+def candidates(catalog: Catalog) -> list[Table]:
+    """Every table of the schema that could be an entity, those that others refer to most first."""
+    own = [table for (schema, _), table in catalog.tables.items() if schema == catalog.schema]
+    return sorted(
+        (table for table in own if key_of(table) is not None), key=lambda t: (-len(referring(catalog, t)), t.name)
+    )
+
+
+def most_referred(catalog: Catalog) -> list[Table]:
+    """The tables to propose when none is named."""
+    able = [table for table in candidates(catalog) if not _OWNERS.search(table.name)]
+    # Without foreign keys only a name can tell which table is the one that matters.
+    named = sorted(able, key=lambda table: _DOCUMENTS.search(table.name) is None)
+    return _parents_first(catalog, [table for table in able if referring(catalog, table)] or named[:1])
+
+
+def owners(catalog: Catalog, seeds: Sequence[Table]) -> list[Table]:
+    """People and tenants that others refer to, left out of ``seeds``."""
+    return [
+        table
+        for table in candidates(catalog)
+        if table not in seeds and _OWNERS.search(table.name) and referring(catalog, table)
+    ]
+
+
+def _parents_first(catalog: Catalog, tables: Sequence[Table]) -> list[Table]:
+    """The same order, but each table after those that it refers to."""
+    ordered: list[Table] = []
+    seen: set[int] = set()
+
+    def visit(table: Table) -> None:
+        if table.oid in seen:
+            return
+        seen.add(table.oid)
+        targets = {(k.target_schema, k.target) for k in catalog.foreign_keys if _is_of(k.table_schema, k.table, table)}
+        for other in tables:
+            if (other.schema, other.name) in targets:
+                visit(other)
+        ordered.append(table)
+
+    for table in tables:
+        visit(table)
+    return ordered
+
+
+def _is_of(schema: str, name: str, table: Table) -> bool:
+    return (schema, name) == (table.schema, table.name)
