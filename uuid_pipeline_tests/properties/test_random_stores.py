@@ -15,7 +15,7 @@ from uuid_pipeline_tests.properties.strategies import stores
 _HUNT = os.environ.get("PROPERTY_EXAMPLES")
 # An example begins with what the one before left, and drops it: a database a test is enough.
 IN_ONE_DATABASE = settings(
-    max_examples=int(_HUNT or 25),
+    max_examples=int(_HUNT or 15),
     derandomize=_HUNT is None,
     database=None,
     phases=tuple(Phase) if _HUNT else (Phase.explicit, Phase.generate),
