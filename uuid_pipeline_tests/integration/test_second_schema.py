@@ -260,3 +260,37 @@ def test_afterwards_each_foreign_key_does_what_it_says(library: Engine) -> None:
     assert after["replies"] == []
     assert sum(row["paragraph"] is None for row in after["quotes"]) == 4
     assert sum(row["book"] == "lost%" for row in after["loans"]) == 2
+
+
+FOLDERS = """
+CREATE SCHEMA folders;
+CREATE TABLE folders.folder (id text PRIMARY KEY, name text NOT NULL);
+CREATE TABLE folders.page (id text PRIMARY KEY, folder text NOT NULL REFERENCES folders.folder, nr int NOT NULL);
+INSERT INTO folders.folder VALUES ('f', 'one');
+INSERT INTO folders.page VALUES ('p', 'f', 1);
+"""
+FOLDERS_SPEC = """
+namespace: 0b1e6b0a-63f4-4f0e-9b8e-0c6f5f1a2d3c
+schema: folders
+entities:
+  folder: {table: folder, key: id, identity: "{name}"}
+  page: {table: page, key: id, parent: folder, identity: "{folder}/{nr}"}
+"""
+
+
+def test_a_spec_that_gains_an_entity_is_carried_out_in_the_same_sessions(empty_store: Engine) -> None:
+    """Behind a pooler a session outlives the run, and what the run left in it meets the next spec."""
+    cycle.run_sql(empty_store, FOLDERS)
+    spec = parse_spec(FOLDERS_SPEC, "folders.yaml")
+    pages_stay = spec.model_copy(update={"entities": {"folder": spec.entities["folder"]}})
+    for _ in range(2):  # until each of the pool's sessions has been the writer
+        cycle.run_all(empty_store, pages_stay)
+        cycle.roll_back(empty_store, pages_stay)
+
+    cycle.run_all(empty_store, spec)
+
+    folder = uuid5("one")
+    assert cycle.rows_of(empty_store, "folders") == {
+        "folder": [{"id": folder, "name": "one"}],
+        "page": [{"id": uuid5(f"{folder}/1"), "folder": folder, "nr": "1"}],
+    }

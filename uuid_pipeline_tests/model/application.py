@@ -34,7 +34,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 _BEFORE_ROW = {
     "insert the chunk": ("probe the document",),
     "insert the buffer": ("probe the chunk",),
-    "upsert the chunk": ("probe the document", "translate the own id"),
+    "upsert the chunk": ("probe the document", "probe the chunk"),
 }
 
 
@@ -50,7 +50,7 @@ def with_hasty_trigger(script: tuple[str, ...]) -> tuple[str, ...]:
 
 def with_trigger_on_references(script: tuple[str, ...]) -> tuple[str, ...]:
     """The same with a trigger that leaves the row's own id as it comes."""
-    return tuple(step for step in with_alias_trigger(script) if step != "translate the own id")
+    return tuple(step for step in with_alias_trigger(script) if step != "probe the chunk")
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,16 @@ def _look_up(
 
 
 def _translate(times: int, table: str, world: World, who: int, role: "Application") -> Moves:
-    """The trigger's probe found nothing: try the id's other name, by the map of now, so many times at most."""
+    """The trigger's probe found nothing: try the id's other name, by the map of now, so many times at most.
+
+    From a new id down to the old one only once a rollback has begun.
+    """
     process = world.processes[who]
     held = process.id_of(table)
-    lines = [m for m in world.ledger.id_map if m.table == table and held in (m.old, m.new)]
-    others = [m.new if m.old == held else m.old for m in lines]
+    lines = [m for m in world.ledger.id_map if m.table == table]
+    others = [m.new for m in lines if m.old == held]
+    if world.ledger.status == "rolling back":
+        others += [m.old for m in lines if m.new == held]
     if not others or process.tries == times:
         yield f"{role.name}'s trigger finds no {table} {held} and gives up", _next(world, who)
         return
@@ -136,16 +141,6 @@ def _foreign_key_error(table: str, world: World, who: int, role: "Application") 
         f"{role.name} gets an error: its foreign key finds no {table} {held}",
         _ended(world, who, "a foreign key error"),
     )
-
-
-def _own_id(world: World, who: int, role: "Application") -> Moves:
-    """The row's own id, read without a lock: its document is locked by now, and a chunk moves with its document."""
-    held = world.processes[who].id_of("chunk")
-    lines = [m for m in world.ledger.id_map if held in (m.old, m.new)]
-    others = [m.new if m.old == held else m.old for m in lines]
-    known = w.found(w.seen(world, who), "chunk", "id", {held})
-    name = held if known or not others else others[0]
-    yield f"{role.name}'s trigger takes its chunk's own id as {name}", _next(_calling(world, who, "chunk", name), who)
 
 
 def _insert_chunk(world: World, who: int, role: "Application") -> Moves:
@@ -235,7 +230,6 @@ STEPS: dict[str, Step] = {
     "probe the chunk once": partial(_look_up, "chunk", partial(_translate, 1)),
     "check the document": partial(_look_up, "document", _foreign_key_error),
     "check the chunk": partial(_look_up, "chunk", _foreign_key_error),
-    "translate the own id": _own_id,
     "turn to the new chunk": _turn,
     "insert the chunk": _insert_chunk,
     "insert the buffer": _insert_buffer,

@@ -1,4 +1,4 @@
-"""What a process of the migration does, as engine/batch.py, migration.py, rollback.py and lease.py do it."""
+"""What a process of the migration does, as the engine's batch, locks, aside, migration, rollback and lease do it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,18 +18,16 @@ FORWARD_PROTOCOL = (
     "check the epoch",
     "check the status",
     "lock the documents",
-    "lock the chunks",
-    "lock the buffers",
     "set aside",
+    "lock the chunks",
     "derive",
-    "lock the chunks again",
-    "lock the buffers again",
+    "lock the buffers",
     "move",
     "journal",
     "commit",
 )
-# Under the lease's lock, under the documents' locks, or of the transaction's own.
-QUIET = ("check the epoch", "check the status", "set aside", "journal")
+# Under the lease's lock, under the rows' locks, or of the transaction's own.
+QUIET = ("check the epoch", "check the status", "set aside", "derive", "journal")
 BACK_PROTOCOL = ("take the lease", "turn round", *FORWARD_PROTOCOL[1:])
 
 
@@ -157,9 +155,16 @@ def _lock(table: str, world: World, who: int, role: Migration) -> Moves:
         else:
             yield label, _next(world, who)
         return
+    slot = process.todo[0]
     for label, after in _next_lock(world, who, role):
-        all_had = after.processes[who].snapshot is not None and not after.processes[who].todo
-        yield label, _next(after, who) if all_had else after
+        if after.processes[who].snapshot is None:
+            yield label, after
+            continue
+        # The row as it is by now must still be one that the statement looks for.
+        if slot in _affected(after, who, role, table):
+            holding = after.processes[who]
+            after = w.with_process(after, who, holding._replace(held=(*holding.held, slot)))  # noqa: PLW2901
+        yield label, after if after.processes[who].todo else _next(after, who)
 
 
 def _next_lock(world: World, who: int, role: Migration) -> Moves:
@@ -208,23 +213,19 @@ def _derive(world: World, who: int, role: Migration) -> Moves:
     notes = [Note("forget", m) for m in sorted(departed)]
     notes += [Note("map", Mapped("chunk", process.ordinal, chunk, chunk + "'")) for chunk in came]
     noted = _next(_noting(world, who, tuple(notes)), who)
-    if not came:
-        noted = _at(noted, who, role.protocol.index("move"))
-    yield f"{role.name} reads the chunks again: {len(came)} came, {len(departed)} went", noted
+    yield f"{role.name} compares the chunks with the map: {len(came)} came, {len(departed)} went", noted
 
 
 def _move(world: World, who: int, role: Migration) -> Moves:
-    """One statement with one snapshot; what is not locked yet is locked as the UPDATE comes to it."""
+    """One statement: the rows that are held, and of a table that the protocol does not lock, those of its snapshot."""
     process = world.processes[who]
     if process.snapshot is None:
-        affected = tuple(
-            slot for table in ("document", "chunk", "buffer") for slot in _affected(world, who, role, table)
-        )
-        mine = {lock.slot for lock in world.locks if lock.owner == who}
-        todo = tuple(slot for slot in affected if slot not in mine)
-        begun = w.with_process(world, who, process._replace(snapshot=w.seen(world, who), todo=todo))
-        label = f"{role.name} takes a snapshot to move {_named(affected) or 'nothing'}"
-        yield (label, begun) if todo else _write(label, begun, who, role)
+        missed = [table for table in ("document", "chunk", "buffer") if f"lock the {table}s" not in role.protocol]
+        todo = tuple(slot for table in missed for slot in _affected(world, who, role, table))
+        begun = process._replace(snapshot=w.seen(world, who), todo=todo, held=(*process.held, *todo))
+        begun_world = w.with_process(world, who, begun)
+        label = f"{role.name} takes a snapshot to move {_named(tuple(sorted(begun.held))) or 'nothing'}"
+        yield (label, begun_world) if todo else _write(label, begun_world, who, role)
         return
     slot = process.todo[0]
     for label, granted in _next_lock(world, who, role):
@@ -253,8 +254,9 @@ def _moved(world: World, who: int, role: Migration) -> World:
     ids = {"document": documents, "chunk": chunks, "buffer": dict[str, str]()}
     parents = {"document": dict[str, str](), "chunk": documents, "buffer": chunks}
     writes = []
-    for slot, row in enumerate(process.snapshot or ()):
-        if row is not None and (row.parent in parents[row.table] or (row.table == "document" and row.id in documents)):
+    for slot in process.held:
+        row = process.snapshot[slot] if process.snapshot else None
+        if row is not None:
             new_id, new_parent = ids[row.table].get(row.id, row.id), parents[row.table].get(row.parent, row.parent)
             writes.append((slot, row._replace(id=new_id, parent=new_parent)))
     return _next(w.with_process(world, who, process._replace(writes=tuple(writes))), who)
@@ -295,8 +297,6 @@ STEPS: dict[str, Step] = {
     "lock the buffers": partial(_lock, "buffer"),
     "set aside": _set_aside,
     "derive": _derive,
-    "lock the chunks again": partial(_lock, "chunk"),
-    "lock the buffers again": partial(_lock, "buffer"),
     "move": _move,
     "journal": _journal,
     "commit so far": _commit_part,

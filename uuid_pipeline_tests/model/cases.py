@@ -17,7 +17,7 @@ def without(*steps: str) -> Protocol:
 
 
 _MOVED = FORWARD_PROTOCOL.index("journal")
-_LOCKED = FORWARD_PROTOCOL.index("set aside")
+_LOCKED = FORWARD_PROTOCOL.index("lock the documents")
 
 # What is left out or put elsewhere -> (the protocol, what the application does meanwhile, what must come of it).
 BROKEN: dict[str, tuple[Protocol, str, str]] = {
@@ -27,7 +27,7 @@ BROKEN: dict[str, tuple[Protocol, str, str]] = {
         "the new chunk is an orphan: there is no document d1",
     ),
     "chunks are not locked": (
-        without("lock the chunks", "lock the chunks again"),
+        without("lock the chunks"),
         "inserts a buffer row",
         "the new buffer is an orphan: there is no chunk c1",
     ),
@@ -54,7 +54,7 @@ BROKEN: dict[str, tuple[Protocol, str, str]] = {
     "the journal is written before the batch, in a transaction of its own": (
         (*FORWARD_PROTOCOL[:_LOCKED], "journal", "commit so far", *without("journal")[_LOCKED:]),
         "inserts a chunk",
-        "document 1 has the id d1, and the journal says otherwise",
+        "the journal has batch 1 twice forward",
     ),
 }
 

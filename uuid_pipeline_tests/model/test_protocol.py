@@ -14,13 +14,13 @@ DELETE = "deletes a document"
 @pytest.mark.parametrize(
     ("company", "least", "ends"),
     [
-        (cases.forward, 13_000, {("done", "done", "done"), ("killed", "done", "done"), ("fenced off", "done", "done")}),
+        (cases.forward, 12_000, {("done", "done", "done"), ("killed", "done", "done"), ("fenced off", "done", "done")}),
         (
             cases.round_about,
             9_000,
             {("done", "done", "done"), ("killed", "done", "done"), ("stopped", "done", "done")},
         ),
-        (cases.back, 13_000, {("done", "done", "done"), ("killed", "done", "done"), ("fenced off", "done", "done")}),
+        (cases.back, 12_000, {("done", "done", "done"), ("killed", "done", "done"), ("fenced off", "done", "done")}),
     ],
     ids=["forward, and taken over", "forward, and rolled back", "back, and taken over"],
 )

@@ -17,7 +17,9 @@ What is simpler than the truth:
 - A commit is one step: the client dies before it or after it. The batch's waits end by its timeout; two transactions of
   the application that wait for each other do so for ever, where the server would end one of them. No savepoints, no
   REPEATABLE READ, no wraparound, no lost disk.
-- The alias trigger is as ENGINE.md describes it; whether the trigger in the store does the same is for the fault tests.
+- Tier R; no merging; a batch that gets no locks tries for ever, where the engine sets it aside and takes it up later.
+- The alias trigger looks for a row under the id's other names as the one in engine/resolving.py does; whether the SQL
+  says so is for the tests of aliases and of live writers.
 """
 
 from typing import Literal, NamedTuple
@@ -79,6 +81,7 @@ class Process(NamedTuple):
     end: str = ""
     snapshot: Rows | None = None
     todo: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
     writes: tuple[tuple[int, Row | None], ...] = ()
     notes: tuple[Note, ...] = ()
     ordinal: int = 0
@@ -134,7 +137,7 @@ def locked(world: World, who: int, slot: int, mode: Mode) -> World:
 
 def ended_transaction(world: World, who: int) -> World:
     """Its locks are free and its writes are nowhere, as after a rollback or a kill."""
-    process = world.processes[who]._replace(snapshot=None, todo=(), writes=(), notes=(), tries=0)
+    process = world.processes[who]._replace(snapshot=None, todo=(), held=(), writes=(), notes=(), tries=0)
     return with_process(
         world._replace(locks=frozenset(lock for lock in world.locks if lock.owner != who)), who, process
     )

@@ -15,7 +15,7 @@ from uuid_pipeline_tests.properties.strategies import stores
 _HUNT = os.environ.get("PROPERTY_EXAMPLES")
 # An example begins with what the one before left, and drops it: a database a test is enough.
 IN_ONE_DATABASE = settings(
-    max_examples=int(_HUNT or 25),
+    max_examples=int(_HUNT or 15),
     derandomize=_HUNT is None,
     database=None,
     phases=tuple(Phase) if _HUNT else (Phase.explicit, Phase.generate),
@@ -25,11 +25,44 @@ IN_ONE_DATABASE = settings(
 
 
 def built(engine: Engine, store: RandomStore) -> cycle.Rows:
-    """The store's rows, in a database that holds nothing else."""
+    """The store's rows, in a database that holds nothing else, for sessions that have seen no other store."""
+    engine.dispose()
     with cycle.session(engine) as connection:
         connection.execute(f'DROP SCHEMA IF EXISTS uuid_pipeline, "{SCHEMA}" CASCADE')
         build(connection, store)
     return cycle.rows_of(engine, SCHEMA)
+
+
+def archived(engine: Engine, before: cycle.Rows) -> dict[str, list[cycle.Row]]:
+    """What the ledger's archives hold, by the table that it came from."""
+    found: dict[str, list[cycle.Row]] = {}
+    for name, rows in cycle.rows_of(engine, "uuid_pipeline").items():
+        for table in before:
+            if name.startswith(f"archive_{SCHEMA}_{table}"[:50] + "_"):
+                found[table] = [{c: v for c, v in row.items() if not c.startswith("uuid_pipeline_")} for row in rows]
+    return found
+
+
+@IN_ONE_DATABASE
+@given(store=stores(duplicates=True))
+def test_a_random_store_with_duplicates_is_merged_so_that_nothing_is_lost_and_rolled_back_to_the_byte(
+    empty_store: Engine, store: RandomStore
+) -> None:
+    before = built(empty_store, store)
+    spec = store.spec()
+
+    plan = cycle.assess_and_plan(empty_store, spec)
+    if plan.nothing_to_do:
+        assert oracle.broken_by_merging(store, before, before, {}) == []
+        return
+    execution = cycle.approve(empty_store, spec, plan.plan_id)
+    cycle.migrate_all(empty_store, spec, execution)
+    after = cycle.rows_of(empty_store, SCHEMA)
+    assert oracle.broken_by_merging(store, before, after, archived(empty_store, before)) == []
+    cycle.assert_green(cycle.validate(empty_store, spec))
+
+    cycle.roll_back(empty_store, spec)
+    assert cycle.rows_of(empty_store, SCHEMA) == before
 
 
 @IN_ONE_DATABASE

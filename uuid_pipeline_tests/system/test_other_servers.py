@@ -125,6 +125,16 @@ def test_behind_a_pooler_in_transaction_mode_the_incident_is_migrated_and_rolled
     migrate_and_roll_back(pooled)
 
 
+def kill_after_lines(process: "subprocess.Popen[str]", lines: int) -> None:
+    """kill -9, once it has said so much."""
+    assert process.stdout is not None
+    for _ in range(lines):
+        assert process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
 def first_that_is_let_in(engine: Engine, spec: Spec, wave: ledger.Wave) -> migration.Run:
     """Run a wave again and again, as people would, until the lease is to be had."""
     deadline = time.monotonic() + TAKE_OVER_SECONDS
@@ -146,9 +156,8 @@ def test_behind_a_pooler_a_run_killed_in_a_wave_is_taken_over(pooled: Engine, po
     before = cycle.rows_of(pooled)
     execution = cycle.approve(pooled, spec, cycle.assess_and_plan(pooled, spec).plan_id)
     runner = [sys.executable, "-m", "uuid_pipeline_tests.faults.runner", pooled_url, str(spec_file), "forward"]
-    died = subprocess.run([*runner, "statement", "100"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    assert died.stdout
+    process = subprocess.Popen([*runner, "never", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    kill_after_lines(process, 3)
 
     first_that_is_let_in(pooled, spec, cycle.waves_of(pooled, execution)[0])
 
@@ -171,9 +180,7 @@ def test_behind_a_pooler_the_lease_of_a_process_killed_between_two_batches_is_ta
     with pytest.raises(RefusedError, match="the run that died"):
         cycle.migrate(pooled, SPEC, wave)
 
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    kill_after_lines(process, 0)
     # The minute that such a lease lives is nearly over.
     cycle.run_sql(pooled, "UPDATE uuid_pipeline.lease SET renewed_at = renewed_at - interval '50 s'")
 
