@@ -17,13 +17,22 @@ def profile(as_json: JsonOption = False, spec: SpecOption = None) -> None:
             with session.engine.begin() as connection:
                 found = ledger.newest_assessment(connection).profile
         answer.data["profile"] = found
-        answer.say("", f"PostgreSQL {found['server_version']}, role {found['role']}, tier {found['tier']}")
-        for title in ("tables", "references", "silenced_triggers"):
-            answer.say("", *show_table(title.replace("_", " "), found[title]))
+        server = f"PostgreSQL {found['server_version']}, role {found['role']}"
+        answer.say("", f"{server}, tier {found['tier']}: {found['tier_reason']}")
+        for title in ("tables", "references"):
+            answer.say("", *show_table(title, found[title]))
+        for title in ("silenced_triggers", "fired_triggers"):
+            answer.say("", *show_table(title.replace("_", " "), _triggers(found[title])))
         show_search(found["search"], answer)
         answer.say(*[f"Skipped, optional: {line}" for line in found["skipped"]])
+        answer.say(*[f"Warning: {line}" for line in found["warnings"]])
 
     answer_with(verb, as_json, spec)
+
+
+def _triggers(described: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    columns = ("trigger", "table", "events", "does", "spec")
+    return [{column: trigger[column] for column in columns} for trigger in described]
 
 
 def show_search(searched: dict[str, Any], answer: Answer) -> None:

@@ -1,15 +1,21 @@
 """``uuid-pipeline status``"""
 
+from typing import Any
+
 from sqlalchemy import Connection
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_configured_store
-from uuid_pipeline.engine import lease, ledger, planning
+from uuid_pipeline.engine import aliases, aside, lease, ledger, planning
+from uuid_pipeline.reports import state
+from uuid_pipeline.reports.tables import counts
 from uuid_pipeline.settings import read_settings
+
+SHOWN_EXECUTIONS = 3
 
 
 def status(as_json: JsonOption = False, spec: SpecOption = None) -> None:
-    """Show plans, executions, waves and who is writing. Reads only."""
+    """Show plans, executions, waves, what waits or was merged, aliases, and who is writing. Reads only."""
 
     def verb(answer: Answer) -> None:
         engine = open_configured_store(read_settings())
@@ -17,6 +23,7 @@ def status(as_json: JsonOption = False, spec: SpecOption = None) -> None:
             with engine.begin() as connection:
                 if not ledger.exists(connection):
                     answer.data["ledger"] = False
+                    answer.data["next"] = "uuid-pipeline plan"
                     answer.say("This store has no ledger: nothing was ever assessed. Run: uuid-pipeline plan")
                     return
                 describe(connection, answer)
@@ -30,24 +37,80 @@ def describe(connection: Connection, answer: Answer) -> None:
     """The ledger's state in data and lines."""
     plan = planning.newest(connection)
     executions = ledger.executions(connection)
+    wanted = state.desired(connection)
     holder = lease.holder(connection)
-    waves = [wave for e in executions[:3] for wave in ledger.waves(connection, e.execution_id)]
-    answer.data["ledger"] = True
-    answer.data["plan_id"] = plan.plan_id if plan else None
-    answer.data["executions"] = [
-        {"execution_id": e.execution_id, "plan_id": e.plan_id, "status": e.status, "approved_by": e.approved_by,
-         "approved_at": e.approved_at, "expires_at": e.expires_at}
-        for e in executions
-    ]  # fmt: skip
-    answer.data["waves"] = [{"wave": w.wave, "documents": w.documents, "status": w.status} for w in waves]
-    answer.data["writer"] = (
-        {"holder": holder.holder, "run_id": holder.run_id, "alive": holder.alive} if holder else None
-    )
-    answer.say(f"Newest plan: {plan.plan_id if plan else 'none'}")
-    if answer.data["executions"]:
-        answer.say(*show_table("Executions", answer.data["executions"]))
-        answer.say(*show_table("Waves", answer.data["waves"]))
-    answer.say(_writer(holder), _next(connection, executions, plan))
+    answer.data |= {
+        "ledger": True,
+        "plan_id": plan.plan_id if plan else None,
+        "executions": [
+            {"execution_id": e.execution_id, "plan_id": e.plan_id, "status": e.status,
+             "desired": wanted[e.execution_id], "approved_by": e.approved_by, "approved_at": e.approved_at,
+             "expires_at": e.expires_at}
+            for e in executions
+        ],
+        "waves": state.waves(connection, [e.execution_id for e in executions[:SHOWN_EXECUTIONS]]),
+        "writer": {"holder": holder.holder, "run_id": holder.run_id, "alive": holder.alive} if holder else None,
+        "merged": state.merged(connection),
+        "archives": state.archives(connection),
+        "alias_tables": aliases.installed(connection),
+        "alias_uses": state.alias_uses(connection),
+        "altered": state.altered(connection),
+        "waits": state.waits(connection),
+        "next": next_step(connection, executions, wanted, plan),
+    }  # fmt: skip
+    show(answer, holder)
+
+
+def show(answer: Answer, holder: lease.Holder | None) -> None:
+    """The state for people."""
+    data = answer.data
+    answer.say(f"Newest plan: {data['plan_id'] or 'none'}")
+    if data["executions"]:
+        answer.say(*show_table("Executions", [_execution(one) for one in data["executions"]]))
+        waves = [
+            {**{name: value for name, value in wave.items() if name != "aside"}, "set aside": counts(wave["aside"])}
+            for wave in data["waves"]
+        ]
+        answer.say(*show_table("Waves", waves))
+    for label, lines in (
+        ("Merged", _merged(data["merged"])),
+        ("Archives", [_archive(one) for one in data["archives"]]),
+        ("Aliases", _aliases(data["alias_tables"], data["alias_uses"])),
+        ("Altered, not yet put back", [f"{one['kind']} {one['object']}" for one in data["altered"]]),
+        ("Waiting", [_wait(one, holder) for one in data["waits"]]),
+    ):
+        if lines:
+            answer.say(f"{label}:", *[f"  {line}" for line in lines])
+    answer.say(_writer(holder), f"Next: {data['next']}")
+
+
+def _execution(one: dict[str, Any]) -> dict[str, Any]:
+    return {name: f"{value:%Y-%m-%d %H:%M} UTC" if name.endswith("_at") else value for name, value in one.items()}
+
+
+def _merged(merged: dict[str, dict[str, int]]) -> list[str]:
+    kinds = (("archived", "archived"), ("repointed", "turned to the survivor"))
+    return [f"{rows} rows of {table} {said}" for kind, said in kinds for table, rows in merged[kind].items()]
+
+
+def _archive(one: dict[str, Any]) -> str:
+    return f"uuid_pipeline.{one['archive']}: {one['rows']} rows (execution {one['execution_id']})"
+
+
+def _aliases(tables: list[str], uses: list[dict[str, Any]]) -> list[str]:
+    if not tables:
+        return []
+    return [f"on {', '.join(tables)}"] + [
+        f"{one['entity']}: {one['uses']} uses, the last at {one['last_used']:%Y-%m-%d %H:%M:%S} UTC"
+        if one["last_used"]
+        else f"{one['entity']}: no old id was used yet"
+        for one in uses
+    ]
+
+
+def _wait(one: dict[str, Any], holder: lease.Holder | None) -> str:
+    since = f"{one['wave']} since {one['began_at']:%Y-%m-%d %H:%M:%S} UTC ({one['cause']}): {one['reason']}"
+    return since if holder is not None and holder.alive else f"{since} (the process that waited is gone)"
 
 
 def _writer(holder: lease.Holder | None) -> str:
@@ -57,11 +120,28 @@ def _writer(holder: lease.Holder | None) -> str:
     return f"{holder.holder} (run {holder.run_id}) {state}."
 
 
-def _next(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:
+def next_step(
+    connection: Connection, executions: list[ledger.Execution], wanted: dict[str, str], plan: planning.Plan | None
+) -> str:
+    """The command to give next, and why."""
     if ledger.rolling_back(connection):
-        return "A rollback was interrupted. To finish it: uuid-pipeline run, or uuid-pipeline rollback --all"
+        return "uuid-pipeline run, or uuid-pipeline rollback --all: a rollback is not finished"
     open_one = next((e for e in executions if e.status in ("approved", "running")), None)
     if open_one is not None:
-        return f"Execution {open_one.execution_id} is {open_one.status}. To go on: uuid-pipeline run"
+        return _go_on(connection, open_one, wanted[open_one.execution_id])
     used = plan is None or any(e.assessment_no == plan.assessment_no for e in executions) or plan.nothing_to_do
-    return "Next: uuid-pipeline plan" if used or plan is None else f"Next: uuid-pipeline approve {plan.plan_id}"
+    if plan is not None and not used:
+        return f"uuid-pipeline approve {plan.plan_id}"
+    if aliases.installed(connection):
+        return "uuid-pipeline plan, for what is new; once no old id is used any more: uuid-pipeline finalize"
+    if executions and all(e.status == "finalized" for e in executions):
+        return "uuid-pipeline plan, for what is new; to remove the ledger: uuid-pipeline drop-ledger"
+    return "uuid-pipeline plan"
+
+
+def _go_on(connection: Connection, execution: ledger.Execution, wish: str) -> str:
+    said = f"execution {execution.execution_id} is {execution.status}"
+    if wish == "pause":
+        return f"uuid-pipeline resume: {said}, and paused"
+    left = len(aside.waiting(connection, ledger.waves(connection, execution.execution_id)))
+    return f"uuid-pipeline run: {said}" + (f", and {left} documents were busy or locked" if left else "")

@@ -1,13 +1,18 @@
 """The steps that verbs are made of: each runs jobs and adds to the answer what came of them."""
 
+from collections import Counter
 from dataclasses import asdict
+from typing import Any
 
-from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer
+from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import inventory, lease, ledger, mapping, planning, rollback
+from uuid_pipeline.engine import duplicates, inventory, lease, ledger, mapping, planning, rollback
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.operations.runs import Outcome
+from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines
+
+SHOWN_FINDING = 200
+SHOWN_CLUSTERS = 20
 
 
 def gates_of(answer: Answer, outcome: Outcome) -> None:
@@ -16,9 +21,17 @@ def gates_of(answer: Answer, outcome: Outcome) -> None:
     for check in outcome.checks:
         shown.append({"stage": check.asset, "gate": check.gate, "passed": check.passed, "finding": check.description})
         mark = "pass" if check.passed else "FAIL"
-        answer.say(f"  [{mark}] {check.asset}.{check.gate}: {check.description.splitlines()[0]}")
+        answer.say(f"  [{mark}] {check.asset}.{check.gate}: {_brief(check)}")
     if outcome.error is not None:
         raise outcome.error
+
+
+def _brief(check: CheckOutcome) -> str:
+    """A finding's first line; of a green gate both ends of it, since JSON and UI have the whole."""
+    line = check.description.splitlines()[0] if check.description else ""
+    if not check.passed or len(line) <= 2 * SHOWN_FINDING:
+        return line
+    return f"{line[:SHOWN_FINDING].rstrip()} … {line[-SHOWN_FINDING:].lstrip()}"
 
 
 def show_inventory(session: Session, answer: Answer) -> None:
@@ -55,26 +68,51 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
     answer.section("Gates of the plan")
     gates_of(answer, outcome)
     with session.engine.begin() as connection:
-        number = ledger.newest_assessment(connection).assessment_no
+        assessment = ledger.newest_assessment(connection)
+        number = assessment.assessment_no
         plan = planning.of_assessment(connection, number)
         answer.data["map_preview"] = mapping.preview(connection, session.store, number, 5)
+        clusters = duplicates.clusters(connection, session.store, number)
     show_plan(answer, plan)
+    show_clusters(session, answer, clusters)
+    answer.data["plan"]["warnings"] = assessment.profile["warnings"]
+    answer.say(*[f"  Warning: {line}" for line in assessment.profile["warnings"]])
     return plan
 
 
 def show_plan(answer: Answer, plan: planning.Plan) -> None:
     """A plan for people and programs."""
+    shown = (
+        "tier", "tier_reason", "approach", "risks", "silenced_triggers", "fired_triggers", "sweep_passes",
+        "unreadable_signals", "witnesses", "batch_rows", "estimate",
+    )  # fmt: skip
     answer.data["plan_id"] = plan.plan_id
-    answer.data["plan"] = {
-        "moves": plan.moves,
-        "merges": plan.merges,
-        "tier": plan.content["tier"],
-        "approach": plan.content["approach"],
-        "risks": plan.content["risks"],
-    }
+    answer.data["plan"] = {"moves": plan.moves, "merges": plan.merges} | {name: plan.content[name] for name in shown}
     answer.data["plan"]["waves"] = [asdict(wave) for wave in plan.waves]
     answer.section("Plan")
     answer.pairs(plan_lines(plan))
+
+
+def show_clusters(session: Session, answer: Answer, clusters: list[dict[str, Any]]) -> None:
+    """Which rows share a natural key, and which of them stays; of rows below documents only how many."""
+    answer.data["plan"]["clusters"] = clusters
+    roots = {root.name for root in session.store.roots}
+    decided = [cluster for cluster in clusters if cluster["entity"] in roots]
+    if decided:
+        shown = [
+            {
+                "entity": c["entity"],
+                "kind": c["kind"],
+                "survivor": c["survivor"],
+                "merged into it": "\n".join(c["ids"][1:]),
+            }
+            for c in decided[:SHOWN_CLUSTERS]
+        ]
+        more = f", the first {SHOWN_CLUSTERS} of {len(decided)}" if len(decided) > SHOWN_CLUSTERS else ""
+        answer.say("", *show_table(f"Clusters{more}", shown))
+    below = Counter(cluster["entity"] for cluster in clusters if cluster["entity"] not in roots)
+    for entity, count in below.items():
+        answer.say(f"  {count} clusters of {entity}: which row stays is decided when their documents are merged")
 
 
 def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool:

@@ -50,30 +50,41 @@ def inventory_lines(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
+def counts(found: Mapping[str, int]) -> str:
+    """Figures by name in one line; empty when there are none."""
+    return ", ".join(f"{count} {name}" for name, count in found.items() if count)
+
+
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     """A plan in words: (label, value)."""
     content = plan.content
     waves = ", ".join(f"{wave.kind} {wave.documents}" for wave in plan.waves) or "none"
-    silenced, fired = (
-        ", ".join(f"{t['trigger']} on {t['table']}" for t in content[kind]) or "none"
-        for kind in ("silenced_triggers", "fired_triggers")
-    )
+    passes = content["sweep_passes"]
     lines = [
         ("Plan", plan.plan_id),
         ("Approach", content["approach"]),
-        ("Ids to change", ", ".join(f"{count} {name}" for name, count in plan.moves.items())),
-        ("Rows to merge", ", ".join(f"{count} {name}" for name, count in plan.merges.items() if count) or "none"),
+        ("Ids to change", counts(plan.moves) or "none"),
+        ("Rows to merge", counts(plan.merges) or "none"),
         ("Waves", waves),
-        ("Sweeps after them", f"at most {content['sweep_passes']}"),
+        ("Sweeps after them", f"at most {passes}, for what arrives meanwhile" if passes else "none"),
         ("Tier", f"{content['tier']}: {content['tier_reason']}"),
-        ("Triggers kept silent", silenced),
-        ("Triggers that fire", fired),
+        *_trigger_lines("Trigger kept silent", content["silenced_triggers"]),
+        *_trigger_lines("Trigger that fires", content["fired_triggers"]),
         ("Witnesses", str(content["witnesses"]) if content["witnesses"] else "none: the rule is unproven"),
         ("Estimated time", f"{content['estimate']['seconds']} s (by a speed measured elsewhere)"),
         ("Ledger size", megabytes(content["estimate"]["ledger_bytes"])),
     ]
     lines += [("Not readable here", f"{name}: {why}") for name, why in content["unreadable_signals"].items()]
     return lines + [("Risk", risk) for risk in content["risks"]]
+
+
+def _trigger_lines(label: str, triggers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """One line for the same trigger on several tables, with what it seems to do."""
+    tables: dict[tuple[str, str], list[str]] = {}
+    for trigger in triggers:
+        tables.setdefault((trigger["trigger"], trigger["does"]), []).append(trigger["table"])
+    lines = [(label, f"{name} on {', '.join(on)}: {does}") for (name, does), on in tables.items()]
+    return lines or [(f"{label}".replace("Trigger ", "Triggers ").replace("that fires", "that fire"), "none")]
 
 
 def pairs_markdown(lines: Sequence[tuple[str, str]]) -> str:

@@ -1,5 +1,7 @@
 """Stage 3: rows that share a natural key."""
 
+from collections import Counter
+
 import dagster as dg
 
 from uuid_pipeline.engine import duplicates, gates
@@ -7,6 +9,8 @@ from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.document_inventory import document_inventory
 from uuid_pipeline.stages.session import StoreResource
+
+SHOWN = 50
 
 
 @dg.asset(
@@ -19,16 +23,30 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
         assessment = require_stages(engine, gates.PLANNING_STAGES[:2], "duplicate_clusters")
         with engine.begin() as connection:
-            found = duplicates.clusters(connection, bound, assessment.assessment_no, limit=50)
-    shown = [{**cluster, "ids": ", ".join(cluster["ids"])} for cluster in found]
+            found = duplicates.clusters(connection, bound, assessment.assessment_no)
+    kinds = Counter((cluster["entity"], cluster["kind"]) for cluster in found)
+    shown = [{**cluster, "ids": ", ".join(cluster["ids"])} for cluster in found[:SHOWN]]
+    rules = [
+        {"entity": entity.name, "on_duplicate": entity.spec.on_duplicate,
+         "survivor": ", ".join(entity.spec.survivor) if entity.parent is None else "decided when documents are merged",
+         "merge_as_set": ", ".join(entity.spec.merge_as_set)}
+        for entity in bound.entities
+    ]  # fmt: skip
     return dg.MaterializeResult(
-        metadata={"clusters_shown": len(found), "clusters": dg.MetadataValue.md(markdown(shown))}
+        metadata={
+            "clusters": len(found),
+            "kinds": dg.MetadataValue.md(
+                markdown([{"entity": entity, "kind": kind, "clusters": n} for (entity, kind), n in kinds.items()])
+            ),
+            "rules": dg.MetadataValue.md(markdown(rules)),
+            f"first_{SHOWN}": dg.MetadataValue.md(markdown(shown)),
+        }
     )
 
 
 CHECKS = [
     planning_check(
-        "duplicate_clusters", "each_cluster_decided", "No document shares its natural key with another.",
+        "duplicate_clusters", "each_cluster_decided", "Each cluster of documents may merge into its survivor.",
         lambda connection, store, found: duplicates.each_cluster_decided(connection, store, found.assessment_no),
     ),
     planning_check(
@@ -36,7 +54,7 @@ CHECKS = [
         lambda connection, store, found: duplicates.never_across_users(connection, store, found.assessment_no),
     ),
     planning_check(
-        "duplicate_clusters", "conflicts_resolvable", "No two children of one parent claim one id.",
+        "duplicate_clusters", "conflicts_resolvable", "What a merge displaces can be archived and brought back.",
         lambda connection, store, found: duplicates.conflicts_resolvable(connection, store, found.assessment_no),
     ),
 ]  # fmt: skip

@@ -23,10 +23,12 @@ def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
         with engine.begin() as connection:
             mapping.build(connection, bound, number)
             moves = mapping.moves(connection, bound, number)
+            merges = mapping.merges(connection, bound, number)
             shown = mapping.preview(connection, bound, number, SHOWN)
     return dg.MaterializeResult(
         metadata={
             **{f"{name}_ids_to_change": count for name, count in moves.items()},
+            **{f"{name}_rows_to_merge": count for name, count in merges.items()},
             f"first_{SHOWN}": dg.MetadataValue.md(markdown(shown)),
         }
     )
@@ -38,11 +40,11 @@ CHECKS = [
         lambda _connection, store, _assessment: mapping.witnesses_agree(store),
     ),
     planning_check(
-        "id_mapping", "one_target_per_natural_key", "No two rows have one target id.",
+        "id_mapping", "one_target_per_natural_key", "No two natural keys have one target id.",
         lambda connection, store, found: mapping.one_target_per_natural_key(connection, store, found.assessment_no),
     ),
     planning_check(
-        "id_mapping", "no_collision", "No target id is held by another row.",
+        "id_mapping", "no_collision", "No target id is held by a row of another natural key.",
         lambda connection, store, found: mapping.no_collision(connection, store, found.assessment_no),
     ),
     planning_check(

@@ -1,5 +1,7 @@
 """Stage 5: the plan to approve."""
 
+from typing import Any
+
 import dagster as dg
 
 from uuid_pipeline.engine import gates, inventory, planning
@@ -26,9 +28,19 @@ def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
             "plan_id": plan.plan_id,
             "plan": dg.MetadataValue.md(pairs_markdown(plan_lines(plan))),
             "waves": dg.MetadataValue.md(markdown(plan.content["waves"])),
+            "silenced_triggers": dg.MetadataValue.md(markdown(_triggers(plan.content["silenced_triggers"]))),
+            "fired_triggers": dg.MetadataValue.md(markdown(_triggers(plan.content["fired_triggers"]))),
+            "warnings": dg.MetadataValue.md(
+                "\n".join(f"- {line}" for line in assessment.profile["warnings"]) or "_nothing_"
+            ),
             "approve_with": f"job approve, config plan_id: {plan.plan_id}; or: uuid-pipeline approve {plan.plan_id}",
         }
     )
+
+
+def _triggers(described: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    columns = ("trigger", "table", "events", "does", "proposal", "spec")
+    return [{column: trigger[column] for column in columns} for trigger in described]
 
 
 CHECKS = [

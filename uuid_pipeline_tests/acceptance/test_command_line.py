@@ -78,6 +78,8 @@ def test_run_moves_nothing_before_approval_and_everything_exactly_once_after_it(
         ("canary", 5, "moved"),
         ("recent", 15, "moved"),
         ("remaining", 18, "moved"),
+        # Nothing had arrived, so the second pass had nothing to look for.
+        ("sweep", 0, "moved"),
     ]
     assert "15 of 15 documents" in done.err
     assert deterministic(incident_url) == (38, 38, 87, 87)
@@ -108,7 +110,13 @@ def test_rollback_of_one_wave_and_of_all_gives_exact_rows_back_and_a_new_run_mov
     status = command_line("status", "--json")
     assert (status.code, status.data["ledger"], status.data["writer"]) == (0, True, None)
     assert [execution["status"] for execution in status.data["executions"]] == ["partly_rolled_back"]
-    assert [wave["status"] for wave in status.data["waves"]] == ["moved", "moved", "rolled_back"]
+    assert [(wave["kind"], wave["status"], wave["moved"]) for wave in status.data["waves"]] == [
+        ("canary", "moved", 5),
+        ("recent", "moved", 15),
+        ("remaining", "rolled_back", 0),
+        ("sweep", "moved", 0),
+        ("sweep", "unneeded", 0),
+    ]
 
     everything = command_line("rollback", "--all", "--json")
     assert (everything.code, len(everything.data["rolled_back"])) == (0, 2)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,6 +20,7 @@ from uuid_pipeline_tests.integration import cycle
 pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
 
 SECRET = "pl4nted-s3cret"
+SPEC = Path(__file__).parents[2] / "uuid_pipeline/specs/upload_pipeline.yaml"
 STAGES = (
     "store_profile",
     "document_inventory",
@@ -115,7 +117,7 @@ def test_a_wave_whose_earlier_wave_was_not_checked_or_not_moved_is_refused_and_n
     stages: Stages, incident: Engine
 ) -> None:
     before = cycle.rows_of(incident)
-    canary, recent, remaining = stages.approved()
+    canary, recent, remaining, *_ = stages.approved()
     said = refusal(stages.launch("migrated_documents", partition=recent, checks=True))
     assert f"wave {canary} comes before {recent}" in said
     assert cycle.rows_of(incident) == before
@@ -141,7 +143,7 @@ def test_a_wave_whose_earlier_wave_was_not_checked_or_not_moved_is_refused_and_n
 def test_a_red_check_of_a_wave_fails_its_run_and_refuses_the_next_wave_until_it_is_green(
     stages: Stages, incident: Engine
 ) -> None:
-    canary, recent, _ = stages.approved()
+    canary, recent, *_ = stages.approved()
     assert stages.launch("migrated_documents", partition=canary, checks=False).success
     # A moved chunk under its old id again, which no writer of the application would give it.
     swap = (
@@ -184,8 +186,11 @@ def test_planning_gates_that_were_never_evaluated_stop_each_later_stage_launched
 
 
 def test_a_red_blocking_check_stops_what_comes_after_it_in_the_same_run_and_by_itself(
-    stages: Stages, incident: Engine
+    stages: Stages, incident: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    blocking = tmp_path / "spec.yaml"
+    blocking.write_text(SPEC.read_text(encoding="utf-8").replace("on_duplicate: merge", "on_duplicate: block"))
+    monkeypatch.setenv("UUID_PIPELINE_SPEC", str(blocking))
     # A re-upload under the hash in capitals: two documents, one natural key.
     cycle.run_sql(
         incident,
@@ -242,7 +247,10 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     }  # fmt: skip
     assert checks == {stage: set(names) for stage, names in gates.GATES.items()}
     jobs = {name for name in repository.job_names if not name.startswith("__")}
-    assert jobs == {"assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback"}
+    assert jobs == {
+        "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback", "pause", "resume",
+        "cancel", "finalize",
+    }  # fmt: skip
 
 
 def test_events_are_written_to_postgresql_and_no_password_is_in_them_or_in_the_ledger_or_the_output(
@@ -264,9 +272,10 @@ def test_events_are_written_to_postgresql_and_no_password_is_in_them_or_in_the_l
             "SELECT asset_key, count(*) FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION' GROUP BY 1"
         ).fetchall()
         runs = connection.execute("SELECT pipeline_name, status, count(*) FROM runs GROUP BY 1, 2").fetchall()
-    assert dict(written) == {f'["{stage}"]': 3 if stage == "migrated_documents" else 1 for stage in STAGES}
+    # Three waves, and a sweep that found nothing.
+    assert dict(written) == {f'["{stage}"]': 4 if stage == "migrated_documents" else 1 for stage in STAGES}
     assert set(runs) == {
-        ("plan", "SUCCESS", 1), ("approve", "SUCCESS", 1), ("migrate", "SUCCESS", 3), ("validate", "SUCCESS", 1),
+        ("plan", "SUCCESS", 1), ("approve", "SUCCESS", 1), ("migrate", "SUCCESS", 4), ("validate", "SUCCESS", 1),
         ("rollback", "SUCCESS", 2),
     }  # fmt: skip
 
