@@ -33,6 +33,38 @@ def built(engine: Engine, store: RandomStore) -> cycle.Rows:
     return cycle.rows_of(engine, SCHEMA)
 
 
+def archived(engine: Engine, before: cycle.Rows) -> dict[str, list[cycle.Row]]:
+    """What the ledger's archives hold, by the table that it came from."""
+    found: dict[str, list[cycle.Row]] = {}
+    for name, rows in cycle.rows_of(engine, "uuid_pipeline").items():
+        for table in before:
+            if name.startswith(f"archive_{SCHEMA}_{table}"[:50] + "_"):
+                found[table] = [{c: v for c, v in row.items() if not c.startswith("uuid_pipeline_")} for row in rows]
+    return found
+
+
+@IN_ONE_DATABASE
+@given(store=stores(duplicates=True))
+def test_a_random_store_with_duplicates_is_merged_so_that_nothing_is_lost_and_rolled_back_to_the_byte(
+    empty_store: Engine, store: RandomStore
+) -> None:
+    before = built(empty_store, store)
+    spec = store.spec()
+
+    plan = cycle.assess_and_plan(empty_store, spec)
+    if plan.nothing_to_do:
+        assert oracle.broken_by_merging(store, before, before, {}) == []
+        return
+    execution = cycle.approve(empty_store, spec, plan.plan_id)
+    cycle.migrate_all(empty_store, spec, execution)
+    after = cycle.rows_of(empty_store, SCHEMA)
+    assert oracle.broken_by_merging(store, before, after, archived(empty_store, before)) == []
+    cycle.assert_green(cycle.validate(empty_store, spec))
+
+    cycle.roll_back(empty_store, spec)
+    assert cycle.rows_of(empty_store, SCHEMA) == before
+
+
 @IN_ONE_DATABASE
 @given(store=stores())
 def test_a_random_store_is_migrated_as_the_oracle_says_and_rolled_back_to_the_byte(
