@@ -64,19 +64,17 @@ def shelves(connection: Connection, store: Store, assessment: int) -> list[Shelf
     return [kept for kept in made if exists(connection, kept)]
 
 
-def digests(connection: Connection, store: Store, execution: ledger.Execution) -> dict[str, tuple[int, int, int]]:
-    """(rows, digest, digest of dates) by table of what this execution's archives hold now."""
+def contents(connection: Connection, store: Store, execution: ledger.Execution) -> dict[str, tuple[int, int]]:
+    """(rows, digest) by table of what this execution's archives hold now, as they hold it."""
     found = {}
     for kept in shelves(connection, store, execution.assessment_no):
-        columns = list(kept.table.columns.values())
         statement = sql.compose(
-            "SELECT count(*) AS n, coalesce(sum({all}), 0) AS digest, coalesce(sum({moments}), 0) AS dates FROM {a} a",
-            all=kept.digest("a"),
-            moments=fingerprint.row_digest(fingerprint.moment_columns(columns), {}, "a"),
-            a=kept.relation,
+            "SELECT count(*) AS n, coalesce(sum({digest}), 0) AS digest FROM {archive} a",
+            digest=kept.digest("a"),
+            archive=kept.relation,
         )
         row = sql.rows(connection, statement)[0]
-        found[f"{kept.table.schema}.{kept.table.name}"] = (int(row.n), int(row.digest), int(row.dates))
+        found[f"{kept.table.schema}.{kept.table.name}"] = (int(row.n), int(row.digest))
     return found
 
 

@@ -15,9 +15,13 @@ from uuid_pipeline.errors import BatchError
 
 @dataclass(frozen=True)
 class Collapsed:
-    """By table: rows archived; rows re-pointed; and what re-pointing took from (digest, digest of dates)."""
+    """By table: rows archived and their digest; rows re-pointed; and what all this took from the table's digests.
+
+    ``digests`` are (digest, digest of dates) before less after, with ids that an earlier batch had moved read back.
+    """
 
     archived: dict[str, int] = field(default_factory=dict)
+    archives: dict[str, str] = field(default_factory=dict)
     repointed: dict[str, int] = field(default_factory=dict)
     digests: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -28,18 +32,22 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
     shelves = [archive.shelf(t, plan.assessment_no) for t in store.catalog.tables.values() if t.oid in oids]
     archived = {_name(one): _archive(connection, one, plan) for one in shelves}
     turned = [fold for fold in folds(store) if _remember(connection, fold, plan)]
-    before = {_fold_name(fold): _fold_digests(connection, fold) for fold in turned}
+    turnings = {_fold_name(fold): _turning(connection, store, fold, plan) for fold in turned}
+    taken = {_fold_name(fold): _taken(connection, store, fold, plan) for fold in folds(store)}
     deleted, after = _write(connection, shelves, turned)
-    expected = {name: (rows, digest) for name, (rows, digest) in archived.items()}
-    if deleted != expected or {n: (b[0], b[3], b[4]) for n, b in before.items()} != after:
+    if deleted != archived or {name: found.after for name, found in turnings.items()} != after:
         raise BatchError(
             "A batch was rolled back because a merge wrote other rows than it had read: archived "
-            f"{expected}, deleted {deleted}; expected {before}, wrote {after}. Look at the triggers of these tables."
+            f"{archived}, deleted {deleted}; expected {turnings}, wrote {after}. Look at the triggers of these tables."
         )
     return Collapsed(
         {name: rows for name, (rows, _) in archived.items()},
-        {name: found[0] for name, found in before.items()},
-        {name: (str(found[1] - found[3]), str(found[2] - found[4])) for name, found in before.items()},
+        {name: str(digest) for name, (_, digest) in archived.items()},
+        {name: found.after[0] for name, found in turnings.items()},
+        {
+            name: (str(gone[0] + (turnings[name].taken if name in turnings else 0)), str(gone[1]))
+            for name, gone in taken.items()
+        },
     )
 
 
@@ -112,24 +120,60 @@ def _values(fold: Fold, values: dict[str, sql.Composable]) -> sql.Composable:
     )
 
 
-def _fold_digests(connection: Connection, fold: Fold) -> tuple[int, int, int, int, int]:
-    """(rows, digest and dates as they are, digest and dates as they are to be) of the rows to turn."""
-    columns = list(fold.held.moved.table.columns.values())
+@dataclass(frozen=True)
+class Turning:
+    """Of the rows to turn: how many, with which digests they are to be, and what turning takes from the table's digest.
+
+    ``taken`` is before less after, with ids that an earlier batch had moved read back to the old ones.
+    """
+
+    after: tuple[int, int, int]
+    taken: int
+
+
+def _turning(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> Turning:
+    moved = fold.held.moved
+    columns = list(moved.table.columns.values())
     moments = fingerprint.moment_columns(columns)
-    after = {column: fold.after(column) for column, _ in fold.held.values}
+    turned = {column: fold.after(column) for column, _ in fold.held.values}
+    was = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was")
+    becomes = fingerprint.read_back(store, moved, turned, "becomes")
     statement = sql.compose(
-        """SELECT count(*), coalesce(sum({before}), 0), coalesce(sum({dates}), 0), coalesce(sum({after}), 0),
-                  coalesce(sum({dates}), 0)
-           FROM {fold} f JOIN {table} t ON t.ctid = f.at WHERE {not_displaced}""",
-        before=fingerprint.row_digest(columns, {}, "t"),
-        after=fingerprint.row_digest(columns, after, "t"),
+        """SELECT count(*), coalesce(sum({after}), 0), coalesce(sum({dates}), 0),
+                  coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0)
+           FROM {fold} f JOIN {table} t ON t.ctid = f.at {joins} WHERE {not_displaced}""",
+        after=fingerprint.row_digest(columns, turned, "t"),
         dates=fingerprint.row_digest(moments, {}, "t"),
+        was=fingerprint.row_digest(columns, was.mapped, "t"),
+        becomes=fingerprint.row_digest(columns, becomes.mapped, "t"),
+        joins=sql.join(" ", [was.joins, becomes.joins]),
         fold=fold.relation,
         table=fold.held.table,
         not_displaced=sql.Text(_NOT_DISPLACED),
     )
-    found = [int(value) for value in sql.rows(connection, statement, fold.oid)[0]]
-    return found[0], found[1], found[2], found[3], found[4]
+    values = {**plan.values, **fold.oid, **was.values, **becomes.values}
+    rows, after, dates, taken = [int(value) for value in sql.rows(connection, statement, values)[0]]
+    return Turning((rows, after, dates), taken)
+
+
+def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> tuple[int, int]:
+    """(digest, digest of dates) of the rows of one table that go, read back as :func:`_turning` does.
+
+    Now, while this batch's own ids have not moved: a loser may have the very id that its survivor is about to get.
+    """
+    moved = fold.held.moved
+    columns = list(moved.table.columns.values())
+    back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was")
+    statement = sql.compose(
+        """SELECT coalesce(sum({was}), 0), coalesce(sum({dates}), 0)
+           FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at {joins} WHERE d.relation = %(oid)s""",
+        was=fingerprint.row_digest(columns, back.mapped, "t"),
+        dates=fingerprint.row_digest(fingerprint.moment_columns(columns), {}, "t"),
+        table=fold.held.table,
+        joins=back.joins,
+    )
+    found = sql.rows(connection, statement, {**plan.values, **fold.oid, **back.values})[0]
+    return int(found[0]), int(found[1])
 
 
 def _write(

@@ -13,6 +13,7 @@ from uuid_pipeline.engine.store import MovedTable, Store
 # What merging archived or re-pointed, by table, of one wave or of a whole execution.
 MERGED = """
 SELECT coalesce(sum((b.moved->'merged'->'archived'->>%(table)s)::bigint), 0) AS archived,
+       coalesce(sum((b.moved->'merged'->'archives'->>%(table)s)::numeric), 0) AS archive,
        coalesce(sum((b.moved->'merged'->'digests'->%(table)s->>0)::numeric), 0) AS digest,
        coalesce(sum((b.moved->'merged'->'digests'->%(table)s->>1)::numeric), 0) AS dates
 FROM uuid_pipeline.batches b WHERE b.direction = 'forward'
@@ -22,7 +23,7 @@ FROM uuid_pipeline.batches b WHERE b.direction = 'forward'
 def whole_conservation(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: read back through the id map, every moved table has the rows it had before; see :func:`compare`."""
     compared = _compare_patiently(connection, store, execution)
-    wrong = [row for row in compared if row["differs"] and not row["application_writes"]]
+    wrong = [row for row in compared if row["archive_differs"] or (row["differs"] and not row["application_writes"])]
     live = [row for row in compared if row["application_writes"]]
     said = "; ".join(
         f"{row['table']}: {row['rows_before']} rows before, {row['rows_now']} now"
@@ -78,7 +79,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
     before = fingerprint.before(connection, execution)
-    archives = archive.digests(connection, store, execution)
+    archives = archive.contents(connection, store, execution)
     compared = []
     for moved in store.tables:
         name = fingerprint.qualified(moved)
@@ -87,16 +88,15 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
             MERGED + " AND b.execution_id = %(execution)s",
             {"table": name, "execution": execution.execution_id},
         )[0]
-        now = _with_merged(
-            fingerprint.unmapped(connection, store, moved, execution), archives.get(name, (0, 0, 0)), merged
-        )
+        now = _with_merged(fingerprint.unmapped(connection, store, moved, execution), merged)
         then, deleted = before.get(name, (None, 0))
         compared.append(
             {
                 "table": name,
                 "rows_before": then.rows if then else 0,
-                "rows_now": now.rows - archives.get(name, (0, 0, 0))[0],
-                "archived": archives.get(name, (0, 0, 0))[0],
+                "rows_now": now.rows - int(merged.archived),
+                "archived": int(merged.archived),
+                "archive_differs": archives.get(name, (0, 0)) != (int(merged.archived), int(merged.archive)),
                 "differs": then != now,
                 "dates_differ": then is None or then.timestamps != now.timestamps,
                 "application_writes": _application_writes(connection, moved, execution, deleted + int(merged.archived)),
@@ -105,12 +105,10 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     return compared
 
 
-def _with_merged(now: Fingerprint, archived: tuple[int, int, int], merged: Any) -> Fingerprint:
-    """What the table would be without the merges: its rows, the archived ones, and re-pointed ones as they were."""
+def _with_merged(now: Fingerprint, merged: Any) -> Fingerprint:
+    """What the table would be without the merges: with the archived rows, and re-pointed ones as they were."""
     return Fingerprint(
-        now.rows + archived[0],
-        now.digest + archived[1] + int(merged.digest),
-        now.timestamps + archived[2] + int(merged.dates),
+        now.rows + int(merged.archived), now.digest + int(merged.digest), now.timestamps + int(merged.dates)
     )
 
 

@@ -4,7 +4,9 @@ The digest of a row is PostgreSQL's 64-bit record hash over each column's own bi
 ENGINE.md, section 6); a set's digest is the sum, so equal rows do not cancel. Not cryptographic.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -79,47 +81,69 @@ MOVED_ORDINALS = """m.ordinal <@ (SELECT
                     WHERE u.execution_id = %(execution)s AND u.ordinal = m.ordinal)"""
 
 
-def unmapped(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> Fingerprint:
-    """A whole table with every id that this execution moved read back to the old one."""
-    joins: list[sql.Composable] = []
-    mapped: dict[str, sql.Composable] = {}
+@dataclass(frozen=True)
+class ReadBack:
+    """Old ids for new ones: an expression a column, the joins that these need, and values to bind."""
+
+    mapped: dict[str, sql.Composable]
+    joins: sql.Composable
+    values: dict[str, Any]
+
+
+def read_back(store: Store, moved: MovedTable, held: Mapping[str, sql.Composable], label: str) -> ReadBack:
+    """Read each id of these values back to the one that it had before this execution.
+
+    ``held`` gives the value of each id column as an expression; ``label`` keeps two of these apart in one statement.
+    Wants %(no)s and %(execution)s bound.
+    """
+    mapped, joins = dict(held), list[sql.Composable]()
     for index, (column, entity_name) in enumerate(moved.columns):
-        alias = sql.name(f"m{index}")
+        alias = sql.name(f"{label}_m{index}")
         mapped[column] = sql.compose(
-            "coalesce({m}.old_id, t.{column})::{type}",
+            "coalesce({m}.old_id, {held})::{type}",
             m=alias,
-            column=sql.name(column),
+            held=held[column],
             type=cast_type(moved.table.columns[column].type),
         )
         joins.append(
             sql.compose(
                 """LEFT JOIN (SELECT m.old_id, m.new_id FROM {map} m WHERE m.assessment_no = %(no)s
-                              AND m.role = 'move' AND {moved}) {alias} ON {alias}.new_id = t.{column}""",
+                              AND m.role = 'move' AND {moved}) {alias} ON {alias}.new_id = {held}""",
                 map=ledger.map_table(store.entity(entity_name)),
                 moved=sql.Text(MOVED_ORDINALS),
                 alias=alias,
-                column=sql.name(column),
+                held=held[column],
             )
         )
     for index, reference in enumerate(moved.embedded):
-        column = reference.column
-        was = mapped.get(column, sql.compose("t.{column}", column=sql.name(column)))
-        joins.append(_read_back(store, moved, reference, was, index))
-        mapped[column] = sql.compose("coalesce({x}.rewritten, {was})", x=sql.name(f"x{index}"), was=was)
+        was, alias = mapped[reference.column], sql.name(f"{label}_x{index}")
+        joins.append(_read_back_embedded(store, moved, reference, was, f"{label}_path_{index}", alias))
+        mapped[reference.column] = sql.compose("coalesce({x}.rewritten, {was})", x=alias, was=was)
+    paths = {f"{label}_path_{index}": list(reference.path) for index, reference in enumerate(moved.embedded)}
+    return ReadBack(mapped, sql.join(" ", joins), paths)
+
+
+def id_columns(moved: MovedTable) -> dict[str, sql.Composable]:
+    """Each id column of the row ``t``, embedded ones included."""
+    columns = [*dict(moved.columns), *[reference.column for reference in moved.embedded]]
+    return {column: sql.compose("t.{column}", column=sql.name(column)) for column in columns}
+
+
+def unmapped(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> Fingerprint:
+    """A whole table with every id that this execution moved read back to the old one."""
+    back = read_back(store, moved, id_columns(moved), "now")
     statement = sql.compose(
         "SELECT {aggregates} FROM {table} t {joins}",
-        aggregates=aggregates(moved, mapped, "t"),
+        aggregates=aggregates(moved, back.mapped, "t"),
         table=sql.table(moved.table.schema, moved.table.name),
-        joins=sql.join(" ", joins),
+        joins=back.joins,
     )
-    paths = {f"path_{index}": list(reference.path) for index, reference in enumerate(moved.embedded)}
-    values = {"no": execution.assessment_no, "execution": execution.execution_id, **paths}
-    found = sql.rows(connection, statement, values)
-    return Fingerprint(*[int(value) for value in found[0]])
+    values = {"no": execution.assessment_no, "execution": execution.execution_id, **back.values}
+    return Fingerprint(*[int(value) for value in sql.rows(connection, statement, values)[0]])
 
 
-def _read_back(
-    store: Store, moved: MovedTable, reference: Reference, was: sql.Composable, index: int
+def _read_back_embedded(
+    store: Store, moved: MovedTable, reference: Reference, was: sql.Composable, path: str, alias: sql.Composable
 ) -> sql.Composable:
     """A join that gives ``rewritten``, the old value of an embedded reference, where it holds a moved id now."""
     entity = store.entity(reference.entity)
@@ -128,7 +152,6 @@ def _read_back(
         if entity.key_type == "uuid"
         else sql.Text("i.id")
     )
-    path = f"path_{index}"
     return sql.compose(
         """LEFT JOIN LATERAL (
                SELECT r.rewritten FROM (SELECT {was} AS was) w CROSS JOIN LATERAL (
@@ -143,7 +166,7 @@ def _read_back(
         map=ledger.map_table(entity),
         as_key=as_key,
         moved=sql.Text(MOVED_ORDINALS),
-        x=sql.name(f"x{index}"),
+        x=alias,
     )
 
 

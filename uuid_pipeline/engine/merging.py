@@ -13,7 +13,7 @@ from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.collapse import Collapsed, collapse
 from uuid_pipeline.engine.folding import Fold, fold_embedded, fold_key, folds
 from uuid_pipeline.engine.locks import FORWARD, BatchPlan, held_of, held_tables, map_part
-from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import BatchError
 
@@ -46,6 +46,7 @@ def merge(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
     for entity in store.entities:
         if entity.parent is not None:
             locks.hold_children(connection, store, entity, plan, FORWARD)
+            _forget_invalid(connection, store, entity)
             _decide_children(connection, store, entity)
     _settle_references(connection, store)
     done = collapse(connection, store, plan)
@@ -117,18 +118,18 @@ _CHILDREN = """
 WITH rows AS (
     SELECT h.at, h.key, h.ordinal, t.{parent} AS parent, coalesce(m.survivor, t.{parent}) AS owner,
            m.loser IS NULL AS own, m.loser IS NOT NULL AND m.survivor IS NULL AS lost,
-           coalesce(h.natural_key, 'row ' || h.key) AS natural_key, {set_of} AS set_of
+           h.natural_key, h.natural_key IS NOT NULL AS known, {set_of} AS set_of
     FROM {held} h JOIN {table} t ON t.ctid = h.at LEFT JOIN {merged_parent} m ON m.loser = t.{parent}
     WHERE h.ordinal IN (SELECT ordinal FROM pg_temp.merging)),
 sources AS (
     SELECT owner, set_of, parent, row_number() OVER (
                PARTITION BY owner, set_of ORDER BY count(*) DESC, bool_or(own) DESC, parent) AS place
-    FROM rows WHERE NOT lost GROUP BY owner, set_of, parent),
+    FROM rows WHERE known AND NOT lost GROUP BY owner, set_of, parent),
 ranked AS (
     SELECT r.*, s.place, row_number() OVER (
                PARTITION BY r.owner, r.natural_key ORDER BY {whole_sets} r.own DESC, r.key) AS turn
     FROM rows r LEFT JOIN sources s ON s.owner = r.owner AND s.set_of = r.set_of AND s.parent = r.parent),
-judged AS (SELECT ranked.*, lost OR turn > 1 {outside} AS goes FROM ranked),
+judged AS (SELECT ranked.*, lost OR known AND (turn > 1 {outside}) AS goes FROM ranked),
 gone AS (
     INSERT INTO {merged} (loser, survivor, ordinal)
     SELECT g.key, k.key, g.ordinal FROM judged g
@@ -137,6 +138,24 @@ gone AS (
 INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
 SELECT %(oid)s, j.at, j.ordinal, gone.survivor::text FROM gone JOIN judged j ON j.key = gone.loser
 """
+
+
+def _forget_invalid(connection: Connection, store: Store, entity: Entity) -> None:
+    """What is quarantined has no natural key to be merged by: it is left alone, below the survivor."""
+    if not entity.spec.valid:
+        return
+    held = held_of(store, entity.name)
+    goal = sql.compose("h.{value}", value=held.value(entity.parent_column or ""))
+    statement = sql.compose(
+        """SELECT h.key::text AS key, ARRAY[{valid}]::text[] AS checked FROM {held} h JOIN {table} t ON t.ctid = h.at
+           WHERE h.natural_key IS NOT NULL AND h.ordinal IN (SELECT ordinal FROM pg_temp.merging)""",
+        valid=sql.join(", ", [part(entity, field, goal) for field in entity.spec.valid]),
+        held=held.relation,
+        table=held.table,
+    )
+    invalid = [row.key for row in sql.rows(connection, statement) if first_invalid(entity, row.checked) is not None]
+    forget = sql.compose("UPDATE {held} SET natural_key = NULL WHERE key::text = ANY(%(keys)s)", held=held.relation)
+    sql.execute(connection, forget, {"keys": invalid})
 
 
 def _decide_children(connection: Connection, store: Store, entity: Entity) -> None:

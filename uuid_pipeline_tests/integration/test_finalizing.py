@@ -1,9 +1,7 @@
 """The end: refused while old ids are in use; then the aliases go, and the ledger, without a trace."""
 
-import uuid
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 from sqlalchemy import Engine
 
