@@ -235,7 +235,7 @@ def test_what_a_killed_run_left_even_half_built_is_built_by_the_next(
     file.write_text(ONE_WAVE_TEXT, encoding="utf-8")
     execution = approved(shop, ONE_WAVE)
     command = [sys.executable, "-m", "uuid_pipeline_tests.faults.runner", empty_url, str(file), "forward"]
-    killed = subprocess.run([*command, "commit", "12"], cwd=ROOT, capture_output=True, text=True, check=False)
+    killed = subprocess.run([*command, "commit", "15"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert names(shop) == ["few"]
     assert cycle.run_sql(shop, ALTERED) == [('shop."Near 100%"',), ("shop.like_this",)]
@@ -344,20 +344,18 @@ def test_a_role_s_timeout_cuts_no_build_short_and_behind_a_pooler_it_is_named(
 ) -> None:
     cycle.assess(shop, SPEC)
     before = indexes(shop)
-    drop_all(shop)
-    [(database,)] = cycle.run_sql(shop, "SELECT current_database()")
-    cycle.run_sql(shop, f"ALTER DATABASE {database} SET statement_timeout = '20ms'")
-    pooled = open_store(pgbouncer(empty_url))
-    with pytest.raises(RefusedError, match=r"canceling statement due to statement timeout.*connect past the pooler"):
-        put_back(pooled)
-    direct = open_store(empty_url)
-    put_back(direct)
-    assert (indexes(shop), cycle.run_sql(shop, ALTERED)) == (before, [])
-
-    cycle.run_sql(shop, f"ALTER DATABASE {database} RESET statement_timeout")
-    pooled.dispose()
+    pooled, direct = open_store(pgbouncer(empty_url)), open_store(empty_url)
     drop_all(pooled)
     put_back(pooled)
+    assert (indexes(shop), cycle.run_sql(shop, ALTERED)) == (before, [])
+
+    drop_all(shop)
+    cycle.run_sql(shop, f'ALTER DATABASE "{shop.url.database}" SET statement_timeout = 20')
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    cycle.run_sql(shop, f"SELECT pg_terminate_backend(pid) {others}")
+    with pytest.raises(RefusedError, match=r"canceling statement due to statement timeout.*connect past the pooler"):
+        put_back(pooled)
+    put_back(direct)
 
     assert (indexes(shop), cycle.run_sql(shop, ALTERED)) == (before, [])
     pooled.dispose()
