@@ -154,7 +154,7 @@ def _put_back_one(engine: Engine, connection: Connection, lease: Lease, index: V
             say(f"{where} is being built by another session; waiting for it")
             time.sleep(RENEW_SECONDS)
         elif state is not None:
-            _clear(connection, lease, index)  # half-built: it finds nothing, and costs every write
+            _clear(connection, lease, index, failure)  # half-built: it finds nothing, and costs every write
         elif failure is not None and (tries == BUILD_TRIES or _sqlstate(failure) not in BUILD_RETRIED):
             raise NotBuiltError(_not_built(index, failure)) from failure
         else:
@@ -170,14 +170,15 @@ def _look(connection: Connection, lease: Lease, index: VectorIndex) -> tuple[Any
         return (found[0] if found else None), bool(_table(connection, index))
 
 
-def _clear(connection: Connection, lease: Lease, index: VectorIndex) -> None:
+def _clear(connection: Connection, lease: Lease, index: VectorIndex, failure: DBAPIError | None) -> None:
     statement = sql.compose("DROP INDEX IF EXISTS {index}", index=sql.table(index.schema, index.name))
     try:
         _locked(connection, lease, index, lambda: sql.execute(connection, statement))
     except _LockedError as error:
+        why = f" The build failed: {' '.join(str(failure.orig).split())}." if failure else ""
         raise NotBuiltError(
             f"Index {index.name} of {index.place} is half built and could not be dropped: the table's lock was not to "
-            f"be had for {LOCK_SECONDS:.0f} s. End the transactions that hold it (see pg_locks) and run again."
+            f"be had for {LOCK_SECONDS:.0f} s. End the transactions that hold it (see pg_locks) and run again." + why
         ) from error
 
 
