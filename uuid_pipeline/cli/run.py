@@ -27,6 +27,7 @@ def run(
 
 def run_all(session: Session, answer: Answer, approve: bool) -> None:
     """The whole way, from whatever state the store is in."""
+    steps.put_back(session, answer)
     steps.finish_rollback(session, answer)
     execution = resumable(session, answer)
     if execution is None:

@@ -251,6 +251,14 @@ def _refuse_finalized(session: Session) -> None:
         raise RefusedError(f"Execution {final[0]} was finalized: its aliases are gone, and with them the way back.")
 
 
+def put_back(session: Session, answer: Answer) -> None:
+    """Put back what a run that died had altered in the application's schema, whatever comes next."""
+    altered = migration.put_back(session.engine, session.store, "put back")
+    if altered:
+        answer.data["put_back"] = altered
+        answer.say(f"Put back what a run that died had altered: {', '.join(altered)}")
+
+
 def finish_rollback(session: Session, answer: Answer) -> None:
     """Finish what an interrupted rollback began."""
     with session.engine.begin() as connection:

@@ -223,7 +223,8 @@ ORDER BY 1
 
 
 def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
-    """Every object of the catalog's tables with its definition; triggers as they were before we altered them."""
+    """Every object of the catalog's tables with its definition; triggers and indexes as they were before we altered
+    them."""
     pin_names(connection)
     oids = [table.oid for table in catalog.tables.values()]
     found = {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
@@ -232,7 +233,16 @@ def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
         enabled, _, rest = found.get(name, "").partition(" ")
         if rest.startswith(record["guarded"] + " "):
             found[name] = f"{enabled} {record['definition']}{rest[len(record['guarded']) :]}"
+    for index in altered_indexes(connection):
+        name = f"index {index['schema']}.{index['table']}.{_regclass(connection, index)}"
+        missing = name not in found or found[name].endswith((" f t f f", " f f f f"))
+        if missing and (index["schema"], index["table"]) in catalog.tables:
+            found[name] = f"{index['definition']} t t f f"  # valid, ready; never a replica identity, never clustered
     return found
+
+
+def _regclass(connection: Connection, index: dict[str, Any]) -> str:
+    return str(sql.scalar(connection, "SELECT format('%%I.%%I', %(schema)s::text, %(name)s::text)", index))
 
 
 def pin_names(connection: Connection) -> None:
@@ -259,6 +269,14 @@ def altered_triggers(connection: Connection) -> dict[tuple[str, str, str], dict[
     rows = sql.rows(connection, "SELECT definition FROM uuid_pipeline.altered WHERE kind = 'trigger' ORDER BY object")
     records = [json.loads(row.definition) for row in rows]
     return {(record["schema"], record["table"], record["trigger"]): record for record in records}
+
+
+def altered_indexes(connection: Connection) -> list[dict[str, Any]]:
+    """What the ledger keeps of vector indexes that are dropped now."""
+    if not sql.scalar(connection, _ALTERED_READABLE):
+        return []
+    rows = sql.rows(connection, "SELECT definition FROM uuid_pipeline.altered WHERE kind = 'index' ORDER BY object")
+    return [json.loads(row.definition) for row in rows]
 
 
 def unaltered(altered: dict[tuple[str, str, str], dict[str, str]], name: tuple[str, str, str], definition: str) -> str:

@@ -20,11 +20,13 @@ from uuid_pipeline.engine import (
     gates,
     ledger,
     planning,
+    rebuilding,
     silencing,
     sql,
     sweep,
     throttle,
     triggers,
+    vector_indexes,
 )
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import lease as leases
@@ -34,6 +36,7 @@ from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.engine.triggers import Tier
+from uuid_pipeline.engine.vector_indexes import Span, VectorIndex
 from uuid_pipeline.errors import BatchError, RefusedError
 
 RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
@@ -130,12 +133,36 @@ class Tally:
 
 @contextmanager
 def writer(engine: Engine, store: Store, run_id: str) -> Iterator[Writer]:
-    """The store's one writer while the block runs; first puts back what a crashed one had altered."""
+    """The store's one writer while the block runs; puts back what it or a crashed one had altered.
+
+    Triggers at once. Vector indexes at the end, whatever that is: the block may have more to write, and would drop
+    them again.
+    """
     with leases.held(engine, run_id) as (connection, lease):
         silencing.put_back(connection, lease)
         with connection.begin():
             tier = triggers.choose(connection, store)
-        yield Writer(engine, connection, lease, tier)
+        try:
+            yield Writer(engine, connection, lease, tier)
+        except rebuilding.NotBuiltError:
+            raise  # tried just now
+        except BaseException:
+            rebuilding.put_back(engine, connection, lease, lambda _: None)
+            raise
+        rebuilding.put_back(engine, connection, lease, lambda _: None)
+
+
+def put_back(engine: Engine, store: Store, run_id: str) -> list[str]:
+    """Put back what a run that died had altered in the application's schema; names of what that was.
+
+    Raises RefusedError when another run is writing, whose own these are.
+    """
+    with engine.begin() as connection:
+        left = [row.object for row in sql.rows(connection, "SELECT object FROM uuid_pipeline.altered ORDER BY 1")]
+    if left:
+        with writer(engine, store, run_id):
+            pass  # it does so by itself
+    return left
 
 
 @contextmanager
@@ -164,11 +191,13 @@ def run_wave(engine: Engine, store: Store, wave_name: str, run_id: str, report: 
             assessments = ledger.assessments_in_force(writing.connection)
         aliases.install(engine, store, assessments)
         reach("aliased")
+        tally = Tally(wave, report)
+        rebuilding.drop(writing.connection, writing.lease, _indexes_to_drop(writing, store, wave), tally.say)
         with silenced(writing):
-            tally = Tally(wave, report)
             _loop(writing, store, tally)
             _retake(writing, store, tally)
             reach("waves done")
+        rebuilding.put_back(engine, writing.connection, writing.lease, tally.say)
         with writing.connection.begin():
             leases.hold(writing.connection, writing.lease)
             ledger.set_wave_status(writing.connection, wave.wave, "moved")
@@ -258,6 +287,19 @@ def _loop(writing: Writer, store: Store, tally: Tally) -> None:
         reach("committed")
         tally.add(last - at + 1, result)
         at = last + 1
+
+
+def _indexes_to_drop(writing: Writer, store: Store, wave: ledger.Wave) -> list[VectorIndex]:
+    """Vector indexes that the plan drops for this wave, if what is left of it is still worth that."""
+    left = Span(wave.assessment_no, next_ordinal(writing.connection, wave), wave.last_ordinal)
+    with writing.connection.begin():
+        execution = ledger.execution(writing.connection, wave.execution_id)
+        content = planning.of_assessment(writing.connection, execution.assessment_no).content
+        name = wave.wave.removeprefix(f"{wave.execution_id}-")
+        # A plan of an earlier version names none.
+        planned = {(i["table"], i["index"]) for i in content.get("rebuilt_indexes", []) if name in i["waves"]}
+        due = vector_indexes.due(writing.connection, store, [left]) if planned else []
+    return [index for index in due if (index.place, index.name) in planned]
 
 
 def _waived_signals(connection: Connection, wave: ledger.Wave) -> list[str]:

@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import ledger, mapping, signals, sql
+from uuid_pipeline.engine import ledger, mapping, signals, sql, vector_indexes
 from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.store import Store, bind
+from uuid_pipeline.engine.vector_indexes import Span
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec
 
@@ -83,6 +84,8 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
     ledger.require_unapproved(connection, number)
     spans = split_waves(_spans(connection, store, number), store.spec.waves.remaining)
     waves = [replace(wave, documents=_documents(connection, store, number, wave)) for wave in spans]
+    spanned = {wave.name: Span(number, wave.first_ordinal, wave.last_ordinal) for wave in waves}
+    vectors = vector_indexes.choose(connection, store, spanned)
     map_rows, ledger_bytes = _map_size(connection, store, number)
     content = {
         "spec_digest": assessment.spec_digest,
@@ -100,11 +103,14 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "batch_rows": store.spec.batch_rows,
         "unreadable_signals": signals.unreadable(connection, store.spec.throttle),
         "sweep_passes": store.spec.sweep.max_passes,
-        "risks": _risks(store, assessment),
+        "rebuilt_indexes": vectors.rebuilt,
+        "kept_indexes": vectors.kept,
+        "risks": _risks(store, assessment) + vectors.risks,
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     # Estimates stand outside the digest: they follow the machine, not what is approved.
-    content["estimate"] = {"seconds": round(map_rows / ROWS_A_SECOND, 1), "ledger_bytes": ledger_bytes}
+    seconds = round(map_rows / ROWS_A_SECOND + vectors.seconds, 1)
+    content["estimate"] = {"seconds": seconds, "ledger_bytes": ledger_bytes}
     sql.execute(
         connection,
         """INSERT INTO uuid_pipeline.plans (assessment_no, plan_id, content) VALUES (%(no)s, %(id)s, %(content)s::jsonb)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import aliases, batch, ledger, planning, sql
+from uuid_pipeline.engine import aliases, batch, ledger, planning, rebuilding, sql, vector_indexes
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.migration import Report, Run, Tally, Writer, batch_size, run_batch, silenced, writer
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.engine.vector_indexes import Span
 from uuid_pipeline.errors import RefusedError
 
 
@@ -73,10 +74,25 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         if waves:
             aliases.install(engine, store, assessments)
         _open(writing.connection, waves, writing.lease)
+        _drop_indexes(writing, stores, waves, report)
         with silenced(writing):
             runs = [_roll_back_wave(writing, stores[wave.execution_id], wave, report) for wave in waves]
+        for wave in waves[-1:]:
+            rebuilding.put_back(engine, writing.connection, writing.lease, Tally(wave, report).say)
         _close(writing.connection, writing.lease)
     return runs
+
+
+def _drop_indexes(writing: Writer, stores: dict[str, Store], waves: Sequence[ledger.Wave], report: Report) -> None:
+    """Drop the vector indexes of which these waves together write most rows, once for all of them."""
+    connection = writing.connection
+    for execution_id, store in stores.items():
+        own = [wave for wave in waves if wave.execution_id == execution_id]
+        left = [(wave, remaining(connection, wave)) for wave in own]
+        with connection.begin():
+            spans = [Span(wave.assessment_no, *span) for wave, span in left if span is not None]
+            due = vector_indexes.due(connection, store, spans)
+        rebuilding.drop(connection, writing.lease, due, Tally(own[0], report).say)
 
 
 def _stores(connection: Connection, store: Store, waves: Sequence[ledger.Wave]) -> dict[str, Store]:

@@ -74,6 +74,9 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("Estimated time", f"{content['estimate']['seconds']} s (by a speed measured elsewhere)"),
         ("Ledger size", megabytes(content["estimate"]["ledger_bytes"])),
     ]
+    for label, part in (("Index rebuilt", "rebuilt_indexes"), ("Index kept", "kept_indexes")):
+        found = content.get(part, [])  # a plan of an earlier version has neither
+        lines += [(label, f"{i['index']} on {i['table']} ({', '.join(i['waves'])}): {i['reason']}") for i in found]
     lines += [("Not readable here", f"{name}: {why}") for name, why in content["unreadable_signals"].items()]
     return lines + [("Risk", risk) for risk in content["risks"]]
 

@@ -169,8 +169,12 @@ def test_busy_documents_wait_until_the_end_of_the_wave_or_the_sweep_or_the_next_
 
     def end_work(old: str) -> None:
         """By the job's own id, which does not change; its document's may have."""
-        jobs = [row["job_id"] for row in before["upload_jobs"] if (row["document_id"], row["state"]) == (old, "working")]
-        cycle.run_sql(store, "UPDATE upload_pipeline.upload_jobs SET state = 'done' WHERE job_id::text = ANY(%(j)s)", j=jobs)
+        jobs = [
+            row["job_id"] for row in before["upload_jobs"] if (row["document_id"], row["state"]) == (old, "working")
+        ]
+        cycle.run_sql(
+            store, "UPDATE upload_pipeline.upload_jobs SET state = 'done' WHERE job_id::text = ANY(%(j)s)", j=jobs
+        )
 
     sync_points.on("committed", lambda: end_work(soon))
     run_wave(store, spec, canary)
