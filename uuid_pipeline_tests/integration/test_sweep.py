@@ -1,0 +1,220 @@
+"""The sweep: what came after the plan is taken along, merged with nothing, and no longer than was approved."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo.incident import add_vector_buffer
+from uuid_pipeline.engine import ledger, migration, sweep, sync_points
+from uuid_pipeline.spec import Sweep
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = cycle.spec_with()
+DOCUMENT = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+SELECT %(document)s, user_id, 'late.pdf', 'application/pdf', 1, %(sha)s, 'late'
+FROM upload_pipeline.documents ORDER BY user_id LIMIT 1
+"""
+CHUNK = """
+INSERT INTO upload_pipeline.document_chunks (chunk_id, document_id, chunker_name, chunker_version, chunk_ord, text,
+    chunk_sha, embed_model, embed_version, vector_dim, embedding)
+VALUES (%(chunk)s, %(document)s, 'late', '1', 7, 'late', '', 'none', '1', 1536, array_fill(0.1::real, ARRAY[1536]))
+"""
+BUFFER = """
+INSERT INTO upload_pipeline.document_vector_buffer
+    (buffer_id, chunk_id, document_id, embed_model, embed_version, vector)
+VALUES (%(buffer)s, %(chunk)s, %(document)s, 'late', '1', array_fill(0.1::real, ARRAY[1536]))
+"""
+JOB = "INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (%(job)s, %(document)s, 'queued')"
+
+
+@pytest.fixture
+def store(incident: Engine) -> Iterator[Engine]:
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    yield incident
+    sync_points.clear()
+
+
+def new_ids() -> dict[str, str]:
+    return {name: str(uuid.uuid4()) for name in ("document", "chunk", "buffer", "job")}
+
+
+def upload(store: Engine, sha: str | None = None) -> dict[str, str]:
+    """A document with a child of each kind, under random ids; returns these."""
+    ids = new_ids()
+    cycle.run_sql(store, DOCUMENT, **ids, sha=sha or uuid.uuid4().hex * 2)
+    write_under(store, ids)
+    return ids
+
+
+def write_under(store: Engine, ids: dict[str, str], chunk: str = CHUNK) -> None:
+    for statement in (chunk, BUFFER, JOB):
+        cycle.run_sql(store, statement, **ids)
+
+
+def sweeps(store: Engine, execution: ledger.Execution) -> list[tuple[str, int]]:
+    """(status, documents) of each sweep."""
+    return [(w.status, w.documents) for w in cycle.all_waves_of(store, execution) if w.kind == "sweep"]
+
+
+def run_wave(store: Engine, spec: Any, wave: ledger.Wave) -> None:
+    cycle.migrate(store, spec, wave)
+    cycle.assert_green(cycle.check_wave(store, spec, wave))
+
+
+def begin(store: Engine, spec: Any = SPEC) -> tuple[ledger.Execution, list[ledger.Wave]]:
+    """Every planned wave is done; returns the sweeps to come."""
+    execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
+    for wave in cycle.waves_of(store, execution):
+        run_wave(store, spec, wave)
+    return execution, [wave for wave in cycle.all_waves_of(store, execution) if wave.kind == "sweep"]
+
+
+def test_documents_and_chunks_that_came_after_the_plan_are_moved_by_two_passes_and_the_rest_is_left(
+    store: Engine,
+) -> None:
+    before = cycle.rows_of(store)
+    execution, [first, second] = begin(store)
+    # A new document; and a chunk of one that has moved, by its stale id.
+    came = [upload(store), new_ids() | {"document": str(before["documents"][0]["document_id"])}]
+    write_under(store, came[1])
+    at_first = cycle.rows_of(store)
+
+    run_wave(store, SPEC, first)
+
+    assert cycle.rows_of(store) == cycle.expected_rows(at_first) != at_first
+    came.append(upload(store))
+    at_second = cycle.rows_of(store)
+    run_wave(store, SPEC, second)
+    after = cycle.rows_of(store)
+    assert after == cycle.expected_rows(at_second) != at_second
+
+    assert later(store, execution) == {"document": 0, "chunk": 0}
+    came.append(upload(store))
+    write_under(store, new_ids() | {"document": came[-1]["document"]}, CHUNK.replace(" 7,", " 8,"))
+    assert later(store, execution) == {"document": 1, "chunk": 2}
+    cycle.assert_green(cycle.validate(store, SPEC))
+    assert sweeps(store, execution) == [("moved", 2), ("moved", 1)]
+    assert references_of(store, came[-1]) == (came[-1]["document"], came[-1]["chunk"])
+    assert len(cycle.rows_of(store)["documents"]) == 41
+
+    cycle.roll_back(store, SPEC)
+    assert [references_of(store, ids) for ids in came] == [(ids["document"], ids["chunk"]) for ids in came]
+    back, old = cycle.rows_of(store), {str(row["document_id"]) for row in before["documents"]}
+    assert [row for row in back["documents"] if row["document_id"] in old] == before["documents"]
+
+
+def later(store: Engine, execution: ledger.Execution) -> dict[str, int]:
+    """What came after the last look, by entity."""
+    bound = cycle.bound_store(store, SPEC)
+    with store.begin() as connection:
+        return sweep.later_arrivals(connection, bound, execution.execution_id)
+
+
+def references_of(store: Engine, ids: dict[str, str]) -> tuple[str, str]:
+    """The document and the chunk that a buffer row refers to."""
+    [row] = [row for row in cycle.rows_of(store)["document_vector_buffer"] if row["buffer_id"] == ids["buffer"]]
+    return str(row["document_id"]), str(row["chunk_id"])
+
+
+def test_a_sweep_merges_nothing(store: Engine) -> None:
+    cycle.run_sql(store, "DROP INDEX upload_pipeline.uq_user_filehash")
+    _, [first, _] = begin(store)
+    known = cycle.rows_of(store)
+    mine = min(known["documents"], key=lambda row: str(row["user_id"]))
+    sha = uuid.uuid4().hex * 2
+    upload(store, sha)
+    upload(store, sha.upper())
+    upload(store, str(mine["file_sha256"]))
+    before = cycle.rows_of(store)
+
+    run_wave(store, SPEC, first)
+
+    assert cycle.rows_of(store) == before
+    cycle.assert_green(cycle.validate(store, SPEC))
+
+
+def test_a_second_pass_is_not_needed_when_the_first_found_nothing(store: Engine) -> None:
+    execution, [first, _] = begin(store)
+
+    run_wave(store, SPEC, first)
+
+    assert sweeps(store, execution) == [("moved", 0), ("unneeded", 0)]
+    cycle.assert_green(cycle.validate(store, SPEC))
+
+
+def test_without_passes_there_is_no_sweep_and_what_came_later_is_no_failure(store: Engine) -> None:
+    spec = cycle.spec_with(sweep=Sweep(max_passes=0))
+    execution, none = begin(store, spec)
+    assert none == []
+    late = upload(store)["document"]
+
+    cycle.assert_green(cycle.validate(store, spec))
+
+    assert sweeps(store, execution) == []
+    assert late in {row["document_id"] for row in cycle.rows_of(store)["documents"]}
+
+
+WORKING = "EXISTS (SELECT FROM upload_jobs j WHERE j.document_id = documents.document_id AND j.state = 'working')"
+
+
+def test_busy_documents_wait_until_the_end_of_the_wave_or_the_sweep_or_the_next_run_and_are_never_lost(
+    store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "RETAKE_SECONDS", (0.1,))
+    monkeypatch.setattr(migration, "SWEEP_RETAKE_SECONDS", (0.1,))
+    document = SPEC.entities["document"].model_copy(update={"busy": WORKING})
+    spec = cycle.spec_with(entities=SPEC.entities | {"document": document})
+    execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
+    canary, *later = cycle.all_waves_of(store, execution)
+    ordered = "SELECT old_id::text FROM uuid_pipeline.id_map_document ORDER BY ordinal LIMIT 3"
+    soon, at_sweep, never = (old for (old,) in cycle.run_sql(store, ordered))
+    cycle.run_sql(store, "UPDATE upload_pipeline.upload_jobs SET state = 'done'")
+    for old in (soon, at_sweep, never):
+        cycle.run_sql(store, JOB.replace("queued", "working"), job=str(uuid.uuid4()), document=old)
+    before = cycle.rows_of(store)
+
+    def end_work(old: str) -> None:
+        """By the job's own id, which does not change; its document's may have."""
+        jobs = [
+            row["job_id"] for row in before["upload_jobs"] if (row["document_id"], row["state"]) == (old, "working")
+        ]
+        cycle.run_sql(
+            store, "UPDATE upload_pipeline.upload_jobs SET state = 'done' WHERE job_id::text = ANY(%(j)s)", j=jobs
+        )
+
+    sync_points.on("committed", lambda: end_work(soon))
+    run_wave(store, spec, canary)
+    sync_points.clear()
+    assert unmoved(store) == {(at_sweep, "busy"), (never, "busy")}
+    assert left_of(store, before) >= {at_sweep, never}
+    assert soon not in left_of(store, before)
+
+    for wave in later:
+        if wave.kind == "sweep":
+            end_work(at_sweep)
+        if [w.status for w in cycle.all_waves_of(store, execution) if w.wave == wave.wave] != ["unneeded"]:
+            run_wave(store, spec, wave)
+    assert unmoved(store) == {(never, "busy")}
+    assert left_of(store, before) == {never}
+    assert {gate.gate for gate in cycle.validate(store, spec) if not gate.passed} == {"next_step_safe"}
+
+    end_work(never)
+    cycle.migrate_all(store, spec, execution)
+    cycle.assert_green(cycle.validate(store, spec))
+    assert unmoved(store) == set()
+    assert left_of(store, before) == set()
+
+
+def unmoved(store: Engine) -> set[tuple[str, str]]:
+    return {(old, reason) for old, reason in cycle.run_sql(store, "SELECT old_id, reason FROM uuid_pipeline.unmoved")}
+
+
+def left_of(store: Engine, before: cycle.Rows) -> set[str]:
+    """Documents that are still under the id they had."""
+    now = {str(row["document_id"]) for row in cycle.rows_of(store)["documents"]}
+    return now & {str(row["document_id"]) for row in before["documents"]}
