@@ -1,0 +1,176 @@
+"""Pause, resume and cancel: obeyed between two batches, and never by half."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from sqlalchemy import Connection, Engine
+
+from uuid_pipeline.engine import control, ledger, sync_points
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = cycle.spec_with(batch_rows=1)
+BATCHES = "SELECT count(*) FROM uuid_pipeline.batches"
+WAITING = "SELECT count(*) = 1 FROM uuid_pipeline.waits WHERE cause = 'pause' AND ended_at IS NULL"
+
+
+@pytest.fixture
+def other(incident_url: str) -> Iterator[Engine]:
+    """Another process's engine on the same store, as far as PostgreSQL can tell."""
+    engine = open_store(incident_url)
+    yield engine
+    engine.dispose()
+
+
+def ask(engine: Engine, what: Callable[[Connection], ledger.Execution]) -> ledger.Execution:
+    with engine.begin() as connection:
+        return what(connection)
+
+
+@pytest.fixture
+def paused(incident: Engine, other: Engine) -> Iterator["Running"]:
+    """A wave that is asked to pause after its second batch, and waits."""
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    before = cycle.rows_of(incident)
+    running = Running(incident, other, execution, before)
+    sync_points.on("committed", running.pause_after_two)
+    running.thread.start()
+    running.wait_until(WAITING)
+    yield running
+    sync_points.clear()
+    if running.thread.is_alive():
+        ask(other, control.cancel)
+        running.thread.join()
+
+
+@dataclass
+class Running:
+    """The first two waves, in a thread of their own."""
+
+    engine: Engine
+    other: Engine
+    execution: ledger.Execution
+    before: cycle.Rows
+    batches: int = 0
+    refused: list[RefusedError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        try:
+            cycle.migrate_all(self.engine, SPEC, self.execution)
+        except RefusedError as error:
+            self.refused.append(error)
+
+    def pause_after_two(self) -> None:
+        self.batches += 1
+        if self.batches == 2:
+            ask(self.other, control.pause)
+
+    def wait_until(self, question: str) -> None:
+        deadline = time.monotonic() + 20
+        while cycle.run_sql(self.other, question) != [(True,)]:
+            assert self.thread.is_alive()
+            assert time.monotonic() < deadline, question
+            time.sleep(0.02)
+
+    @property
+    def status(self) -> str:
+        with self.other.begin() as connection:
+            return ledger.execution(connection, self.execution.execution_id).status
+
+
+def test_a_paused_wave_holds_between_two_batches_until_it_is_resumed(paused: Running) -> None:
+    time.sleep(3 * control.POLL_SECONDS)
+    assert cycle.run_sql(paused.other, BATCHES) == [(2,)]
+    # It holds no lock that the application could meet, but keeps the lease.
+    cycle.run_sql(paused.other, "LOCK TABLE upload_pipeline.documents, upload_pipeline.document_chunks NOWAIT")
+    with pytest.raises(RefusedError, match=r"Another run holds the lease on this store: process \d+ on"):
+        cycle.migrate(paused.other, SPEC, cycle.waves_of(paused.other, paused.execution)[0])
+
+    ask(paused.other, control.resume)
+    paused.thread.join()
+
+    assert paused.refused == []
+    assert cycle.rows_of(paused.engine) == cycle.expected_rows(paused.before)
+    cycle.assert_green(cycle.validate(paused.engine, SPEC))
+    assert cycle.run_sql(paused.other, BATCHES) == [(38,)]
+    waited = "SELECT extract(epoch FROM ended_at - began_at) FROM uuid_pipeline.waits WHERE cause = 'pause'"
+    [(seconds,)] = cycle.run_sql(paused.other, waited)
+    assert seconds > 3 * control.POLL_SECONDS
+
+
+def test_a_paused_wave_that_is_cancelled_ends_and_rollback_restores_every_row(paused: Running) -> None:
+    objects = cycle.catalog_of(paused.other)
+
+    ask(paused.other, control.cancel)
+    paused.thread.join()
+
+    assert [error.message for error in paused.refused] != []
+    assert "was cancelled; what its committed batches moved stays" in paused.refused[0].message
+    assert paused.status == "cancelled"
+    assert cycle.run_sql(paused.other, BATCHES) == [(2,)]
+    assert cycle.rows_of(paused.engine) != paused.before
+    cycle.roll_back(paused.engine, SPEC)
+    assert cycle.rows_of(paused.engine) == paused.before
+    assert cycle.catalog_of(paused.engine) == objects
+    assert paused.status == "rolled_back"
+
+
+def test_a_cancelled_execution_is_taken_up_by_a_new_plan_where_it_stopped(incident: Engine, other: Engine) -> None:
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    before = cycle.rows_of(incident)
+    [canary, recent, *_] = cycle.waves_of(incident, execution)
+    cycle.migrate(incident, SPEC, canary)
+    cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+
+    def cancel() -> None:
+        ask(other, control.cancel)
+
+    sync_points.on("committed", cancel)
+    try:
+        with pytest.raises(RefusedError, match="was cancelled"):
+            cycle.migrate(incident, SPEC, recent)
+    finally:
+        sync_points.clear()
+    with pytest.raises(RefusedError, match="is cancelled"):
+        cycle.migrate(incident, SPEC, recent)
+    assert cycle.run_sql(incident, BATCHES) == [(6,)]
+
+    rest = cycle.run_all(incident, SPEC)
+
+    assert rest.status == "completed"
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    cycle.roll_back(incident, SPEC)
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_paused_execution_that_nobody_runs_waits_for_resume_and_not_for_a_run(incident: Engine) -> None:
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    [canary, *_] = cycle.waves_of(incident, execution)
+    before = cycle.rows_of(incident)
+    ask(incident, control.pause)
+
+    with pytest.raises(RefusedError, match=r"is paused\. To go on: uuid-pipeline resume"):
+        cycle.migrate(incident, SPEC, canary)
+    assert cycle.rows_of(incident) == before
+
+    ask(incident, control.resume)
+    assert cycle.migrate(incident, SPEC, canary).documents == 5
+
+
+def test_what_nobody_runs_is_cancelled_at_once_and_then_there_is_nothing_to_steer(incident: Engine) -> None:
+    cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+
+    assert ask(incident, control.cancel).status == "cancelled"
+
+    for verb in (control.pause, control.resume, control.cancel):
+        with pytest.raises(RefusedError, match="No execution is approved or running"):
+            ask(incident, verb)
+    asked = "SELECT detail->>'execution' IS NOT NULL FROM uuid_pipeline.audit WHERE action LIKE 'asked to %%'"
+    assert cycle.run_sql(incident, asked) == [(True,)]
