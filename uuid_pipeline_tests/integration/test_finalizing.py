@@ -1,0 +1,167 @@
+"""The end: refused while old ids are in use; then the aliases go, and the ledger, without a trace."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.demo.incident import add_vector_buffer
+from uuid_pipeline.engine import aliases, finalizing, ledger, rollback
+from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import Aliases, Spec
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = cycle.spec_with()
+AT_ONCE = cycle.spec_with(aliases=Aliases(quiet_hours=0))
+JOB = """
+INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (gen_random_uuid(), %(document)s, 'queued')
+RETURNING document_id::text
+"""
+# Everything that is in the database, but for what its server makes by itself.
+EVERYTHING = """
+SELECT 'schema', nspname::text, nspacl::text FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp_'
+UNION ALL SELECT 'relation', c.oid::text, concat_ws(' ', relname, relkind, relacl) FROM pg_class c
+          JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname !~ '^pg_(toast|(toast_)?temp_)'
+UNION ALL SELECT 'function', p.oid::text, concat_ws(' ', proname, proacl, md5(prosrc)) FROM pg_proc p
+UNION ALL SELECT 'trigger', t.oid::text, pg_get_triggerdef(t.oid) FROM pg_trigger t
+UNION ALL SELECT 'default', d.oid::text, defaclacl::text FROM pg_default_acl d
+UNION ALL SELECT 'event trigger', evtname::text, NULL FROM pg_event_trigger
+UNION ALL SELECT 'extension', extname::text, extversion FROM pg_extension
+ORDER BY 1, 2, 3
+"""
+
+
+@pytest.fixture
+def store(incident: Engine) -> Engine:
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    return incident
+
+
+@pytest.fixture
+def other(incident_url: str) -> Iterator[Engine]:
+    """Another process's engine on the same store, as far as PostgreSQL can tell."""
+    engine = open_store(incident_url)
+    yield engine
+    engine.dispose()
+
+
+def finalize(store: Engine, spec: Spec) -> list[str]:
+    return finalizing.finalize(store, cycle.bound_store(store, spec), cycle.RUN)
+
+
+def status(store: Engine, execution: ledger.Execution) -> str:
+    with store.begin() as connection:
+        return ledger.execution(connection, execution.execution_id).status
+
+
+def everything(store: Engine) -> list[tuple[str, ...]]:
+    with cycle.session(store) as connection:
+        return connection.execute(EVERYTHING).fetchall()
+
+
+def test_old_ids_in_use_keep_the_aliases_and_after_quiet_hours_nothing_of_them_is_left(store: Engine) -> None:
+    rows, objects = cycle.rows_of(store), cycle.catalog_of(store)
+    old = str(rows["documents"][0]["document_id"])
+    execution = cycle.run_all(store, SPEC)
+    assert cycle.run_sql(store, JOB, document=old) == [(cycle.targets(rows)[old],)]
+
+    with pytest.raises(RefusedError, match=r"old ids are still in use \(document: 1 uses, .* last 24 hours"):
+        finalize(store, SPEC)
+    assert status(store, execution) == "completed"
+    assert len(cycle.alias_triggers(store)) == 5
+
+    # The same use, 23 and then 25 hours ago.
+    for hours, quiet in ((23, False), (25, True)):
+        back = "SELECT setval('uuid_pipeline.alias_last_document', extract(epoch FROM now())::bigint - %(seconds)s)"
+        cycle.run_sql(store, back, seconds=hours * 3600)
+        if not quiet:
+            with pytest.raises(RefusedError, match="still in use"):
+                finalize(store, SPEC)
+    assert finalize(store, SPEC) == [execution.execution_id]
+
+    assert status(store, execution) == "finalized"
+    assert cycle.alias_triggers(store) == []
+    assert cycle.catalog_of(store) == objects
+    with pytest.raises(Exception, match="violates foreign key constraint"):
+        cycle.run_sql(store, JOB, document=old)
+    with store.begin() as connection:
+        assert rollback.choose(connection, None) == []
+        assert finalizing.consequences(connection) == []
+    assert finalize(store, SPEC) == []
+
+
+def test_without_quiet_hours_the_aliases_go_at_once_after_a_rollback_too(store: Engine) -> None:
+    rows = cycle.rows_of(store)
+    old = str(rows["documents"][0]["document_id"])
+    new = cycle.targets(rows)[old]
+    execution = cycle.run_all(store, SPEC)
+    cycle.roll_back(store, SPEC)
+    # The new ids are the stale ones now.
+    assert cycle.run_sql(store, JOB, document=new) == [(old,)]
+    assert cycle.run_sql(store, "SELECT uuid_pipeline.resolve_document(%(new)s)::text", new=new) == [(old,)]
+
+    assert finalize(store, AT_ONCE) == [execution.execution_id]
+
+    assert cycle.alias_triggers(store) == []
+    with pytest.raises(Exception, match="violates foreign key constraint"):
+        cycle.run_sql(store, JOB, document=new)
+    assert cycle.run_sql(store, JOB, document=old) == [(old,)]
+
+
+def test_an_open_execution_or_another_writer_is_refused_by_name(store: Engine, other: Engine) -> None:
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    with pytest.raises(RefusedError, match=rf"{execution.execution_id} is approved\. Finish it first"):
+        finalize(store, AT_ONCE)
+    cycle.migrate_all(store, SPEC, execution)
+    with pytest.raises(RefusedError, match=rf"{execution.execution_id} is running\. Finish it first"):
+        finalize(store, AT_ONCE)
+    cycle.assert_green(cycle.validate(store, SPEC))
+
+    with leases.held(other, "run 17"), pytest.raises(RefusedError, match="run run 17"):
+        finalize(store, AT_ONCE)
+    with leases.held(other, "run 18"), pytest.raises(RefusedError, match="run run 18"):
+        finalizing.drop_ledger(store, cycle.RUN)
+
+    assert len(cycle.alias_triggers(store)) == 5
+    assert finalize(store, AT_ONCE) == [execution.execution_id]
+
+
+def test_what_a_long_transaction_kept_from_being_removed_is_removed_by_the_next_finalize(
+    store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "PATIENCE_SECONDS", 0.0)
+    execution = cycle.run_all(store, SPEC)
+    with cycle.session(store) as reader:
+        reader.execute("SELECT FROM upload_pipeline.upload_jobs")
+        with pytest.raises(RefusedError, match=rf"lock on .*upload_jobs.* Held by: pid {reader.info.backend_pid} "):
+            finalize(store, AT_ONCE)
+    # Nobody rolls back what has lost some of its aliases; and the ledger stays until all of them are gone.
+    assert status(store, execution) == "finalized"
+    assert "upload_pipeline.upload_jobs" in cycle.alias_triggers(store)
+    with pytest.raises(RefusedError, match=r"alias triggers of \d tables\. First: uuid-pipeline finalize"):
+        finalizing.drop_ledger(store, cycle.RUN)
+
+    assert finalize(store, AT_ONCE) == []
+    assert cycle.alias_triggers(store) == []
+    finalizing.drop_ledger(store, cycle.RUN)
+
+
+def test_the_ledger_is_dropped_after_finalize_only_and_leaves_no_trace(store: Engine) -> None:
+    objects, rows = everything(store), cycle.rows_of(store)
+    with pytest.raises(RefusedError, match="has no ledger"):
+        finalizing.drop_ledger(store, cycle.RUN)
+    cycle.run_all(store, SPEC)
+
+    with pytest.raises(RefusedError, match="First: uuid-pipeline finalize"):
+        finalizing.drop_ledger(store, cycle.RUN)
+    # Refused, it gave the lease back.
+    finalize(store, AT_ONCE)
+    finalizing.drop_ledger(store, cycle.RUN)
+
+    assert everything(store) == objects
+    assert cycle.rows_of(store) == cycle.expected_rows(rows)
+    # As if it had never been: the next plan finds nothing to do.
+    assert cycle.assess(store, SPEC).summary.deterministic == 38
