@@ -1,6 +1,8 @@
 """Archives: rows that a merge displaces, whole and typed, and what each re-pointed row held before; both restorable."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -130,43 +132,114 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
 
     The survivors are back under their old ids already. One statement: foreign keys are checked at its end, when
     both are there; re-pointing comes first, since a restored row may want a unique key that a re-pointed one holds.
+    A row whose place the application has filled since stays archived: what the application wrote counts.
 
-    Raises BatchError when a restored row is not the row that was archived.
+    Raises BatchError when a restored row is not the row that was archived, or is missed by one that refers to it.
     """
     ordinals = restorable(connection, store, plan)
-    kept = shelves(connection, store, plan.assessment_no)
     if not ordinals:
         return {}
+    values = {**plan.values, "ordinals": ordinals}
+    kept = _targets_first(store, shelves(connection, store, plan.assessment_no))
     repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
     updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]
     after = sql.join(
         " + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=_back(i)) for i in range(len(updates))]]
     )
-    inserts = [_put_back(index, one, after) for index, one in enumerate(kept)]
+    inserts = [_put_back(store, kept, index, after) for index in range(len(kept))]
     results = [
         sql.compose(
-            """SELECT {name} AS "table", (SELECT count(*) FROM {taken}) AS taken, count(*) AS rows,
-                      (SELECT coalesce(sum(d), 0) FROM {taken}) AS archived, coalesce(sum(d), 0) AS digest
+            """SELECT {name} AS "table",
+                      (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)) AS due,
+                      (SELECT count(*) FROM {taken}) AS taken, count(*) AS rows,
+                      (SELECT coalesce(sum({d}), 0) FROM {taken}) AS archived, coalesce(sum({d}), 0) AS digest
                FROM {put}""",
             name=sql.literal(f"{one.table.schema}.{one.table.name}"),
+            archive=one.relation,
             taken=sql.name(f"taken_{index}"),
             put=sql.name(f"put_{index}"),
+            d=sql.name(_DIGEST),
         )
         for index, one in enumerate(kept)
     ]
     statement = sql.compose(
         "WITH {parts} {results}", parts=sql.join(", ", [*updates, *inserts]), results=sql.join(" UNION ALL ", results)
     )
-    rows = sql.rows(connection, statement, {**plan.values, "ordinals": ordinals})
+    rows = sql.rows(connection, statement, values)
     wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]
     if wrong:
         raise BatchError(
             f"A batch was rolled back: rows of {', '.join(wrong)} did not come back from the archive as they went in. "
             "Look at triggers and defaults of these tables."
         )
+    left = {row.table: int(row.due - row.rows) for row in rows if row.due > row.rows}
+    if left:
+        _require_unmissed(connection, store, kept, values)
+        ledger.audit(connection, "left in the archive, the application has filled their place", left)
     forget = "DELETE FROM uuid_pipeline.repointed WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s)"
-    sql.execute(connection, forget, {**plan.values, "ordinals": ordinals})
+    sql.execute(connection, forget, values)
     return {row.table: int(row.rows) for row in rows if row.rows}
+
+
+def _require_unmissed(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
+    """A row that stays archived must not be one that a re-pointed row refers to again."""
+    shelf_of = {one.table.oid: one for one in kept}
+    for reference in store.references:
+        entity = store.entity(reference.entity)
+        one = shelf_of.get(entity.table.oid)
+        if one is None or reference.form != "key":
+            continue
+        statement = sql.compose(
+            """SELECT count(*) FROM {archive} a JOIN {table} t ON t.{column} = a.{key}
+               WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
+                 AND NOT EXISTS (SELECT FROM {entity} e WHERE e.{key} = a.{key})""",
+            archive=one.relation,
+            table=sql.table(reference.table.schema, reference.table.name),
+            column=sql.name(reference.column),
+            key=sql.name(entity.key),
+            entity=one.source,
+        )
+        if missed := int(sql.scalar(connection, statement, values)):
+            raise BatchError(
+                f"A batch was rolled back: {missed} rows of {reference.name} refer to archived rows that cannot come "
+                f"back, since the application has written others in their place. Look at the rows of {one.table.name} "
+                "written since the merge, and delete them or change what is unique about them."
+            )
+
+
+def _targets_first(store: Store, kept: Sequence[Shelf]) -> list[Shelf]:
+    """Shelves in an order in which a row's references are put back before it, as far as there is one."""
+    left, ordered = list(kept), list[Shelf]()
+    while left:
+        free = [one for one in left if not any(link.target in left for link in _links(store, one, left))]
+        ordered += free or left[:1]
+        left = [one for one in left if one not in ordered]
+    return ordered
+
+
+@dataclass(frozen=True)
+class Link:
+    """Columns of a shelf's table that refer to another shelf's, by foreign key or softly."""
+
+    columns: tuple[str, ...]
+    target: Shelf
+    target_columns: tuple[str, ...]
+
+
+def _links(store: Store, one: Shelf, others: Sequence[Shelf]) -> list[Link]:
+    shelf_of = {(other.table.schema, other.table.name): other for other in others if other != one}
+    own = (one.table.schema, one.table.name)
+    found = [
+        Link(key.columns, shelf_of[key.target_schema, key.target], key.target_columns)
+        for key in store.catalog.foreign_keys
+        if (key.table_schema, key.table) == own and (key.target_schema, key.target) in shelf_of
+    ]
+    for reference in store.references:
+        entity = store.entity(reference.entity)
+        place = (entity.table.schema, entity.table.name)
+        if (reference.table.schema, reference.table.name) == own and reference.form == "key" and place in shelf_of:
+            found.append(Link((reference.column,), shelf_of[place], (entity.key,)))
+    return found
 
 
 def _back(index: int) -> sql.Composable:
@@ -219,19 +292,54 @@ def _may_be_repointed(table: Table, column: str) -> bool:
     return not table.columns[column].generated and kind in ("uuid", "text", "character varying", "json", "jsonb")
 
 
-def _put_back(index: int, kept: Shelf, after: sql.Composable) -> sql.Composable:
+_DIGEST = "uuid_pipeline_digest"
+
+
+def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable) -> sql.Composable:
+    one = kept[index]
+    # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
+    links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
+    is_root = any(root.table.oid == one.table.oid for root in store.roots)
+    referred = {column for other in kept for link in _links(store, other, [one]) for column in link.target_columns}
+    asked = [sql.compose("p.{c}", c=sql.name(column)) for column in sorted(referred)]
     return sql.compose(
-        """{taken} AS (DELETE FROM {archive} a WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
-               RETURNING a.*, {archived} AS d),
-           {put} AS (INSERT INTO {table} AS p ({names}) OVERRIDING SYSTEM VALUE
-               SELECT {columns} FROM {taken} x WHERE ({after}) >= 0 RETURNING {digest} AS d)""",
+        """{put} AS (INSERT INTO {table} AS p ({names}) OVERRIDING SYSTEM VALUE
+               SELECT {columns} FROM {archive} x
+               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND ({after}) >= 0{links}
+               {on_conflict} RETURNING {returned}),
+           {taken} AS (DELETE FROM {archive} a WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
+               AND {archived} IN (SELECT {d} FROM {put}) RETURNING {archived} AS {d})""",
         taken=sql.name(f"taken_{index}"),
         put=sql.name(f"put_{index}"),
-        archive=kept.relation,
-        archived=kept.digest("a"),
-        table=kept.source,
-        names=sql.join(", ", [sql.name(column) for column in kept.columns]),
-        columns=kept.listed("x"),
+        archive=one.relation,
+        archived=one.digest("a"),
+        table=one.source,
+        names=sql.join(", ", [sql.name(column) for column in one.columns]),
+        columns=one.listed("x"),
         after=after,
-        digest=kept.digest("p"),
+        links=sql.join("", links),
+        on_conflict=sql.Text("" if is_root else "ON CONFLICT DO NOTHING"),
+        returned=sql.join(", ", [sql.compose("{digest} AS {d}", digest=one.digest("p"), d=sql.name(_DIGEST)), *asked]),
+        d=sql.name(_DIGEST),
+    )
+
+
+def _present(link: Link, index: int) -> sql.Composable:
+    """Whether what row ``x`` refers to does not stay archived."""
+
+    pairs = list(zip(link.columns, link.target_columns, strict=True))
+    referred, put, live = (
+        sql.join(" AND ", [sql.compose(text, c=sql.name(column), t=sql.name(target)) for column, target in pairs])
+        for text in ("r.{t} = x.{c}", "q.{t} = r.{t}", "l.{t} = r.{t}")
+    )
+    return sql.compose(
+        """ AND NOT EXISTS (SELECT FROM {archive} r WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {referred}
+                            AND NOT EXISTS (SELECT FROM {put} q WHERE {same_put})
+                            AND NOT EXISTS (SELECT FROM {table} l WHERE {same_live}))""",
+        archive=link.target.relation,
+        referred=referred,
+        put=sql.name(f"put_{index}"),
+        table=link.target.source,
+        same_put=put,
+        same_live=live,
     )

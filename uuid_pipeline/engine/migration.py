@@ -228,7 +228,8 @@ def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> 
         return wave
     if execution.status not in ("approved", "running"):
         raise RefusedError(
-            f"Refused: execution {execution.execution_id} is {execution.status}. Run: uuid-pipeline plan, then approve."
+            f"Refused: execution {execution.execution_id} is {execution.status}. "
+            "Run: uuid-pipeline plan, then approve. To undo what it has moved: uuid-pipeline rollback --all"
         )
     if execution.expired:
         raise RefusedError(

@@ -70,20 +70,15 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
             sql.compose("CREATE TEMPORARY TABLE {due} (key {type} PRIMARY KEY) ON COMMIT DROP",
                         due=due(entity), type=key),
         )  # fmt: skip
+    seen = _seen(connection, wave.execution_id)
     for entity in reversed(store.entities):
-        unseen = sql.compose(
-            """INSERT INTO {due} SELECT t.{key} FROM {table} t
-               WHERE NOT EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = t.{key})
-                 AND NOT EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id = t.{key})
-               ON CONFLICT DO NOTHING""",
+        keys = sql.compose(
+            "INSERT INTO {due} SELECT t.{key} {unseen} ON CONFLICT DO NOTHING",
             due=due(entity),
             key=sql.name(entity.key),
-            table=sql.table(entity.table.schema, entity.table.name),
-            inventory=ledger.inventory_table(entity),
-            map=ledger.map_table(entity),
+            unseen=_unseen(entity),
         )
-        seen = {wave.assessment_no for wave in ledger.waves(connection, wave.execution_id)}
-        sql.execute(connection, unseen, {"seen": sorted(seen)})
+        sql.execute(connection, keys, {"seen": seen})
         if entity.parent is not None:
             parents = sql.compose(
                 """INSERT INTO {parents} SELECT DISTINCT t.{parent} FROM {due} d JOIN {table} t ON t.{key} = d.key
@@ -95,6 +90,36 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
                 key=sql.name(entity.key),
             )
             sql.execute(connection, parents)
+
+
+def later_arrivals(connection: Connection, store: Store, execution_id: str) -> dict[str, int]:
+    """Rows by entity that came after the last look of this execution: no failure, and due for the next plan."""
+    seen = _seen(connection, execution_id)
+    return {
+        entity.name: int(
+            sql.scalar(connection, sql.compose("SELECT count(*) {unseen}", unseen=_unseen(entity)), {"seen": seen})
+        )
+        for entity in store.entities
+    }
+
+
+def _unseen(entity: Entity) -> sql.Composable:
+    """FROM and WHERE of the rows (``t``) that no id map and no inventory of the assessments ``seen`` knows."""
+    return sql.compose(
+        """FROM {table} t
+           WHERE NOT EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = t.{key})
+             AND NOT EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id = t.{key})""",
+        key=sql.name(entity.key),
+        table=sql.table(entity.table.schema, entity.table.name),
+        inventory=ledger.inventory_table(entity),
+        map=ledger.map_table(entity),
+    )
+
+
+def _seen(connection: Connection, execution_id: str) -> list[int]:
+    """The plan's assessment, and those of the sweeps that have looked."""
+    waves = ledger.waves(connection, execution_id)
+    return sorted({wave.assessment_no for wave in waves if wave.assessment_no is not None})
 
 
 def _last_ordinal(connection: Connection, wave: ledger.Wave) -> int:

@@ -1,23 +1,22 @@
 """The application keeps writing while waves run: nothing is lost, nothing dangles, every id is exact."""
 
 import threading
+import time
 import uuid
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import migration
+from uuid_pipeline.demo.twins import build_twins
+from uuid_pipeline.engine import ledger, migration, sync_points
+from uuid_pipeline_tests.faults import deeds
+from uuid_pipeline_tests.faults import writers as application
 from uuid_pipeline_tests.integration import cycle
 
-SPEC = cycle.spec_with(batch_rows=1)
-WRITERS = 3
-RETRIED = (errors.ForeignKeyViolation, errors.DeadlockDetected, errors.LockNotAvailable)
+SPEC = cycle.spec_with()
 
 CHUNK = """
 INSERT INTO upload_pipeline.document_chunks (chunk_id, document_id, chunker_name, chunker_version, chunk_ord, text,
@@ -38,81 +37,11 @@ WHERE document_id = %(document)s ORDER BY chunk_id LIMIT 1
 """
 
 
-@dataclass
-class Writer:
-    """One worker of the application: looks a document up by its hash, then writes all that hangs on it."""
-
-    url: str
-    number: int
-    stop: threading.Event
-    written: list[dict[str, Any]] = field(default_factory=list)
-    retried: Counter[str] = field(default_factory=Counter)
-    fault: BaseException | None = None
-
-    def work(self) -> None:
-        try:
-            with psycopg.connect(self.url) as connection:
-                hashes = [
-                    row[0]
-                    for row in connection.execute(
-                        "SELECT file_sha256 FROM upload_pipeline.documents ORDER BY 1"
-                    ).fetchall()
-                ]
-                connection.commit()
-                while not self.stop.is_set():
-                    self.write(connection, hashes[(7 * len(self.written) + self.number) % len(hashes)])
-        except BaseException as error:  # noqa: BLE001 - shown by the test, whose thread this is not
-            self.fault = error
-
-    def write(self, connection: "psycopg.Connection[Any]", sha: str) -> None:
-        values: dict[str, Any] = {name: str(uuid.uuid4()) for name in ("job", "event", "chunk", "buffer")}
-        values |= {"sha": sha, "ord": 1000 * (self.number + 1) + len(self.written)}
-        while not self.stop.is_set():
-            try:
-                found = connection.execute(
-                    "SELECT document_id FROM upload_pipeline.documents WHERE file_sha256 = %s", [sha]
-                )
-                [(values["document"],)] = found.fetchall()
-                for statement in (JOB, EVENT, BUFFER, CHUNK):
-                    connection.execute(statement, values)
-                connection.commit()
-            except RETRIED as error:
-                connection.rollback()
-                self.retried[type(error).__name__] += 1
-            else:
-                self.written.append(values)
-                return
-
-
 @pytest.fixture
 def store(incident: Engine) -> Engine:
     with incident.begin() as connection:
         add_vector_buffer(connection)
     return incident
-
-
-def test_writers_lose_nothing_and_leave_no_orphan_while_every_wave_runs(store: Engine, incident_url: str) -> None:
-    before = cycle.rows_of(store)
-    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
-    stop = threading.Event()
-    writers = [Writer(incident_url, number, stop) for number in range(WRITERS)]
-    threads = [threading.Thread(target=writer.work) for writer in writers]
-    for thread in threads:
-        thread.start()
-    try:
-        cycle.migrate_all(store, SPEC, execution)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-    cycle.assert_green(cycle.validate(store, SPEC))
-    assert [writer.fault for writer in writers] == [None] * WRITERS
-    written = [values for writer in writers for values in writer.written]
-    assert len(written) > 38
-    after = cycle.rows_of(store)
-    expect_what_was_written(after, before, written)
-    assert after == cycle.expected_rows(before)
 
 
 def expect_what_was_written(after: cycle.Rows, before: cycle.Rows, written: list[dict[str, Any]]) -> None:
@@ -144,8 +73,7 @@ def expect_what_was_written(after: cycle.Rows, before: cycle.Rows, written: list
 
 
 def test_a_batch_waits_for_a_transaction_that_holds_its_rows_and_then_takes_what_it_wrote_along(store: Engine) -> None:
-    spec = cycle.spec_with()
-    execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
     chunk = "SELECT document_id, chunk_id FROM upload_pipeline.document_chunks ORDER BY 2 LIMIT 1"
     [(document, _)] = cycle.run_sql(store, chunk)
     values = {name: str(uuid.uuid4()) for name in ("job", "event", "chunk", "buffer")}
@@ -156,10 +84,10 @@ def test_a_batch_waits_for_a_transaction_that_holds_its_rows_and_then_takes_what
         commit = threading.Timer(0.7, connection.commit)
         commit.start()
 
-        cycle.migrate_all(store, spec, execution)
+        cycle.migrate_all(store, SPEC, execution)
 
         commit.join()
-    cycle.assert_green(cycle.validate(store, spec))
+    cycle.assert_green(cycle.validate(store, SPEC))
     after = cycle.rows_of(store)
     expect_what_was_written(after, before, [values | {"sha": hash_of(before, str(document)), "ord": 1000}])
     assert after == cycle.expected_rows(before)
@@ -170,8 +98,7 @@ def test_documents_that_stay_locked_are_set_aside_and_the_next_run_takes_them_up
 ) -> None:
     monkeypatch.setattr(migration, "RETAKE_SECONDS", (0.1,))
     monkeypatch.setattr(migration, "SWEEP_RETAKE_SECONDS", (0.1,))
-    spec = cycle.spec_with()
-    execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
     before = cycle.rows_of(store)
     held = [str(row["document_id"]) for row in before["documents"][:7]]
     with cycle.session(store) as connection:
@@ -179,17 +106,143 @@ def test_documents_that_stay_locked_are_set_aside_and_the_next_run_takes_them_up
             "SELECT FROM upload_pipeline.documents WHERE document_id::text = ANY(%s) FOR KEY SHARE", [held]
         )
 
-        cycle.migrate_all(store, spec, execution)
+        cycle.migrate_all(store, SPEC, execution)
 
-        assert {gate.gate for gate in cycle.validate(store, spec) if not gate.passed} == {"next_step_safe"}
+        assert {gate.gate for gate in cycle.validate(store, SPEC) if not gate.passed} == {"next_step_safe"}
         left = {old for (old,) in cycle.run_sql(store, "SELECT old_id FROM uuid_pipeline.unmoved")}
         assert left == set(held)
         assert cycle.rows_of(store) == cycle.expected_rows(before, left=held)
 
-    cycle.migrate_all(store, spec, execution)
+    cycle.migrate_all(store, SPEC, execution)
     assert cycle.rows_of(store) == cycle.expected_rows(before)
-    cycle.assert_green(cycle.validate(store, spec))
+    cycle.assert_green(cycle.validate(store, SPEC))
 
 
 def hash_of(rows: cycle.Rows, document: str) -> str | None:
     return next(row["file_sha256"] for row in rows["documents"] if row["document_id"] == document)
+
+
+def test_writers_that_come_while_a_batch_has_moved_their_rows_wait_and_write_under_the_new_ids(
+    store: Engine, incident_url: str
+) -> None:
+    before = cycle.rows_of(store)
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    canary, recent, *_ = cycle.waves_of(store, execution)
+    cycle.migrate(store, SPEC, canary)
+    cycle.assert_green(cycle.check_wave(store, SPEC, canary))
+    held = set(in_wave(store, recent))
+    known = application.learn(before, 1, 0)[0]
+    documents = [document for document in known.documents if document.id in held]
+    chunks = [chunk for chunk in known.own_chunks if chunk.document.id in held]
+    prey, *shared = [document for document in documents if document not in {chunk.document for chunk in chunks}][:3]
+    to_do = (*WAITING_DEEDS, deeds.delete_document)
+    writers = [
+        application.Writer(incident_url, application.Known(shared, [chunks[n].document], [chunks[n]], [prey]), n, to_do)
+        for n in range(1, len(to_do) + 1)
+    ]
+    threads = [threading.Thread(target=do_once, args=pair) for pair in zip(writers, to_do, strict=True)]
+
+    def come() -> None:
+        for thread in threads:
+            thread.start()
+        wait_until(store, f"SELECT count(*) = {len(threads)} FROM pg_locks WHERE NOT granted")  # noqa: S608
+
+    sync_points.on("moved", come)
+    try:
+        cycle.migrate(store, SPEC, recent)
+    finally:
+        sync_points.clear()
+    for thread in threads:
+        thread.join()
+    cycle.assert_green(cycle.check_wave(store, SPEC, recent))
+
+    assert [(writer.errors, writer.retried) for writer in writers] == [([], {})] * len(writers)
+    assert all(writer.done for writer in writers)
+    cycle.migrate_all(store, SPEC, execution)
+    cycle.assert_green(cycle.validate(store, SPEC))
+    application.expect(cycle.rows_of(store), before, writers)
+
+
+WAITING_DEEDS = (
+    deeds.job_with_event, deeds.chunk_with_buffer, deeds.buffer_of_stale_chunk,
+    deeds.upsert_by_stale_chunk_id, deeds.upsert_by_natural_key, deeds.rename,
+    deeds.rewrite_chunk, deeds.give_job_to_another_document, deeds.upload_again,
+)  # fmt: skip
+
+
+def do_once(writer: application.Writer, deed: application.Deed) -> None:
+    with psycopg.connect(writer.url) as connection:
+        writer.do(connection, deed)
+
+
+def in_wave(store: Engine, wave: ledger.Wave) -> list[str]:
+    """Old ids of a wave's documents."""
+    found = "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal BETWEEN %(first)s AND %(last)s"
+    return [old for (old,) in cycle.run_sql(store, found, first=wave.first_ordinal, last=wave.last_ordinal)]
+
+
+def wait_until(store: Engine, question: str) -> None:
+    deadline = time.monotonic() + 20
+    while cycle.run_sql(store, question) != [(True,)]:
+        assert time.monotonic() < deadline, question
+        time.sleep(0.02)
+
+
+ARCHIVED = """
+SELECT a.chunk_id::text, EXISTS (SELECT FROM uuid_pipeline.{documents} d WHERE d.document_id = a.document_id)
+FROM uuid_pipeline.{chunks} a WHERE a.uuid_pipeline_survivor IS NULL ORDER BY 1
+"""
+AS_ARCHIVED = """
+INSERT INTO upload_pipeline.document_chunks
+SELECT (r).* FROM (SELECT jsonb_populate_record(NULL::upload_pipeline.document_chunks, to_jsonb(a)
+       || jsonb_build_object('text', 'written since', 'chunk_id', %(id)s::text)) AS r
+       FROM uuid_pipeline.{chunks} a WHERE chunk_id::text = %(chunk)s) x
+ON CONFLICT (chunk_id) DO UPDATE SET text = excluded.text
+"""
+
+
+def test_what_the_application_wrote_in_the_place_of_an_archived_row_stays_after_rollback(empty_store: Engine) -> None:
+    with empty_store.begin() as connection:
+        build_twins(connection)
+    # A set in which the loser has more than the survivor: the survivor's own row goes, and its buffer's with it.
+    survivor, loser = of_five_and_three(cycle.rows_of(empty_store))
+    for document, ord_ in ((survivor, 9), (loser, 0), (loser, 1)):
+        values = {name: str(uuid.uuid4()) for name in ("chunk", "id", "model")}
+        cycle.run_sql(empty_store, CHUNK, **values, document=document, ord=ord_)
+        cycle.run_sql(empty_store, application.BUFFER, **values, document=document)
+    before, objects = cycle.rows_of(empty_store), cycle.catalog_of(empty_store)
+    cycle.run_all(empty_store, SPEC)
+    ours = [name for name in cycle.rows_of(empty_store, "uuid_pipeline") if name.startswith("archive_")]
+    archives = {
+        key: next(name for name in ours if name.startswith(f"archive_upload_pipeline_{table}_"))
+        for key, table in (("documents", "documents"), ("chunks", "document_chunks"))
+    }
+    found = cycle.run_sql(empty_store, ARCHIVED.format(**archives))
+    of_loser, of_survivor = (next(chunk for chunk, lost in found if lost is wanted) for wanted in (True, False))
+    new = str(uuid.uuid4())
+    for chunk, given in ((of_loser, of_loser), (of_survivor, new)):
+        cycle.run_sql(empty_store, AS_ARCHIVED.format(**archives), chunk=chunk, id=given)
+
+    cycle.roll_back(empty_store, SPEC)
+
+    after = cycle.rows_of(empty_store)
+    written = [row for row in after["document_chunks"] if row["text"] == "written since"]
+    assert {row["chunk_id"] for row in written} == {of_loser, new}
+    # What hangs on the old id comes back; what hung on a row that the application has put another one for does not.
+    expected = before | {
+        "document_chunks": [r for r in before["document_chunks"] if r["chunk_id"] not in (of_loser, of_survivor)],
+        "document_vector_buffer": [r for r in before["document_vector_buffer"] if r["chunk_id"] != of_survivor],
+    }
+    assert after | {"document_chunks": [row for row in after["document_chunks"] if row not in written]} == expected
+    left = f"SELECT chunk_id::text FROM uuid_pipeline.{archives['chunks']} ORDER BY 1"  # noqa: S608
+    assert cycle.run_sql(empty_store, left) == sorted([(of_loser,), (of_survivor,)])
+    assert cycle.catalog_of(empty_store) == objects
+
+
+def of_five_and_three(rows: cycle.Rows) -> tuple[str, str]:
+    """Twins with five chunks and three: the first survives."""
+    twins: dict[tuple[str | None, str], dict[int, str]] = {}
+    for row in rows["documents"]:
+        count = sum(chunk["document_id"] == row["document_id"] for chunk in rows["document_chunks"])
+        twins.setdefault((row["user_id"], str(row["file_sha256"]).strip().lower()), {})[count] = str(row["document_id"])
+    return next((pair[5], pair[3]) for pair in twins.values() if pair.keys() == {3, 5})

@@ -128,7 +128,11 @@ def test_a_cancelled_execution_is_taken_up_by_a_new_plan_where_it_stopped(incide
     [canary, recent, *_] = cycle.waves_of(incident, execution)
     cycle.migrate(incident, SPEC, canary)
     cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
-    sync_points.on("committed", lambda: ask(other, control.cancel) and None)
+
+    def cancel() -> None:
+        ask(other, control.cancel)
+
+    sync_points.on("committed", cancel)
     try:
         with pytest.raises(RefusedError, match="was cancelled"):
             cycle.migrate(incident, SPEC, recent)

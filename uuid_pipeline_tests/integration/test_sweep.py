@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import ledger, migration, sync_points
+from uuid_pipeline.engine import ledger, migration, sweep, sync_points
 from uuid_pipeline.spec import Sweep
 from uuid_pipeline_tests.integration import cycle
 
@@ -24,7 +24,8 @@ INSERT INTO upload_pipeline.document_chunks (chunk_id, document_id, chunker_name
 VALUES (%(chunk)s, %(document)s, 'late', '1', 7, 'late', '', 'none', '1', 1536, array_fill(0.1::real, ARRAY[1536]))
 """
 BUFFER = """
-INSERT INTO upload_pipeline.document_vector_buffer (buffer_id, chunk_id, document_id, embed_model, embed_version, vector)
+INSERT INTO upload_pipeline.document_vector_buffer
+    (buffer_id, chunk_id, document_id, embed_model, embed_version, vector)
 VALUES (%(buffer)s, %(chunk)s, %(document)s, 'late', '1', array_fill(0.1::real, ARRAY[1536]))
 """
 JOB = "INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (%(job)s, %(document)s, 'queued')"
@@ -50,8 +51,8 @@ def upload(store: Engine, sha: str | None = None) -> dict[str, str]:
     return ids
 
 
-def write_under(store: Engine, ids: dict[str, str]) -> None:
-    for statement in (CHUNK, BUFFER, JOB):
+def write_under(store: Engine, ids: dict[str, str], chunk: str = CHUNK) -> None:
+    for statement in (chunk, BUFFER, JOB):
         cycle.run_sql(store, statement, **ids)
 
 
@@ -92,7 +93,10 @@ def test_documents_and_chunks_that_came_after_the_plan_are_moved_by_two_passes_a
     after = cycle.rows_of(store)
     assert after == cycle.expected_rows(at_second) != at_second
 
+    assert later(store, execution) == {"document": 0, "chunk": 0}
     came.append(upload(store))
+    write_under(store, new_ids() | {"document": came[-1]["document"]}, CHUNK.replace(" 7,", " 8,"))
+    assert later(store, execution) == {"document": 1, "chunk": 2}
     cycle.assert_green(cycle.validate(store, SPEC))
     assert sweeps(store, execution) == [("moved", 2), ("moved", 1)]
     assert references_of(store, came[-1]) == (came[-1]["document"], came[-1]["chunk"])
@@ -102,6 +106,13 @@ def test_documents_and_chunks_that_came_after_the_plan_are_moved_by_two_passes_a
     assert [references_of(store, ids) for ids in came] == [(ids["document"], ids["chunk"]) for ids in came]
     back, old = cycle.rows_of(store), {str(row["document_id"]) for row in before["documents"]}
     assert [row for row in back["documents"] if row["document_id"] in old] == before["documents"]
+
+
+def later(store: Engine, execution: ledger.Execution) -> dict[str, int]:
+    """What came after the last look, by entity."""
+    bound = cycle.bound_store(store, SPEC)
+    with store.begin() as connection:
+        return sweep.later_arrivals(connection, bound, execution.execution_id)
 
 
 def references_of(store: Engine, ids: dict[str, str]) -> tuple[str, str]:

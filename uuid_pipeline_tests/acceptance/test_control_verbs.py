@@ -1,0 +1,122 @@
+"""Pause, resume, cancel, finalize and drop-ledger as a user meets them."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline_tests.acceptance.conftest import CommandLine, ended
+from uuid_pipeline_tests.integration import cycle
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+
+SPEC = Path(__file__).parents[2] / "uuid_pipeline/specs/upload_pipeline.yaml"
+BATCHES = "SELECT count(*) FROM uuid_pipeline.batches"
+JOB = """
+INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (gen_random_uuid(), %(document)s, 'queued')
+RETURNING document_id::text
+"""
+
+
+@pytest.fixture
+def patient_spec(tmp_path: Path) -> str:
+    """The default spec in one wave of small batches that wait while somebody is long in a transaction."""
+    path = tmp_path / "patient.yaml"
+    more = """
+batch_rows: 1
+waves: {canary: 0, recent: 0}
+aliases: {quiet_hours: 0}
+throttle: {long_transaction_seconds: 0.1, check_seconds: 0.1}
+"""
+    path.write_text(SPEC.read_text(encoding="utf-8") + more, encoding="utf-8")
+    return str(path)
+
+
+def wait_until(store: Engine, question: str) -> None:
+    deadline = time.monotonic() + 60
+    while cycle.run_sql(store, question) != [(True,)]:
+        assert time.monotonic() < deadline, question
+        time.sleep(0.05)
+
+
+@contextmanager
+def kept_waiting(store: Engine, process: Callable[[], "subprocess.Popen[str]"]) -> Iterator["subprocess.Popen[str]"]:
+    """A run that waits between two batches of its wave until the block ends."""
+    with cycle.session(store) as connection:
+        connection.execute("SELECT 1")
+        running = process()
+        wait_until(store, "SELECT to_regclass('uuid_pipeline.waits') IS NOT NULL")
+        wait_until(store, "SELECT count(*) = 1 FROM uuid_pipeline.waits")
+        yield running
+
+
+def test_a_run_is_paused_resumed_and_ends_as_if_nothing_had_been(
+    command_line: CommandLine, incident: Engine, patient_spec: str
+) -> None:
+    before = cycle.rows_of(incident)
+    arguments = ("run", "--approve", "--json", "--spec", patient_spec)
+    with kept_waiting(incident, lambda: command_line.start(*arguments)) as running:
+        paused = command_line("pause", "--json", "--spec", patient_spec)
+        assert (paused.code, paused.data["writer_alive"]) == (0, True)
+        assert "waits after its current batch" in paused.data["message"]
+    wait_until(incident, "SELECT count(*) = 1 FROM uuid_pipeline.waits WHERE cause = 'pause' AND ended_at IS NULL")
+
+    [(done,)] = cycle.run_sql(incident, BATCHES)
+    second = command_line(*arguments)
+    assert second.code == 1
+    assert f"process {running.pid} on " in second.data["error"]
+    assert running.poll() is None
+    assert cycle.run_sql(incident, BATCHES) == [(done,)]
+    assert done < 38
+
+    assert command_line("resume", "--json", "--spec", patient_spec).data["writer_alive"]
+    said = ended(running)
+    assert (said.code, said.data["status"]) == (0, "completed")
+    assert "paused; uuid-pipeline resume lets it go on" in said.err
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+
+
+def test_a_cancelled_run_says_how_to_go_back_and_going_back_restores_every_row(
+    command_line: CommandLine, incident: Engine, patient_spec: str
+) -> None:
+    before, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    arguments = ("run", "--approve", "--json", "--spec", patient_spec)
+    with kept_waiting(incident, lambda: command_line.start(*arguments)) as running:
+        assert command_line("cancel", "--spec", patient_spec).code == 0
+
+    said = ended(running)
+    assert said.code == 1
+    assert "uuid-pipeline rollback --all" in said.data["error"]
+    assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("cancelled",)]
+    assert command_line("rollback", "--all", "--spec", patient_spec).code == 0
+    assert cycle.rows_of(incident) == before
+    assert cycle.catalog_of(incident) == objects
+
+
+def test_finalize_and_drop_ledger_wait_for_quiet_and_for_each_other_and_leave_nothing(
+    command_line: CommandLine, incident: Engine, patient_spec: str
+) -> None:
+    before, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    assert command_line("run", "--approve").code == 0
+    old = str(before["documents"][0]["document_id"])
+    assert cycle.run_sql(incident, JOB, document=old) == [(cycle.targets(before)[old],)]
+
+    early = command_line("drop-ledger", "--yes", "--json")
+    assert (early.code, "uuid-pipeline finalize" in early.data["error"]) == (1, True)
+    busy = command_line("finalize", "--yes", "--json")
+    assert busy.code == 1
+    assert "old ids are still in use (document: 1 uses" in busy.data["error"]
+    assert len(cycle.alias_triggers(incident)) == 4
+
+    done = command_line("finalize", "--yes", "--json", "--spec", patient_spec)
+    assert done.code == 0
+    assert any("no longer be rolled back" in line for line in done.data["consequences"])
+    assert cycle.alias_triggers(incident) == []
+    assert "drop-ledger" in done.data["message"]
+    assert command_line("drop-ledger", "--yes", "--json").code == 0
+    assert cycle.run_sql(incident, "SELECT to_regnamespace('uuid_pipeline') IS NULL") == [(True,)]
+    assert cycle.catalog_of(incident) == objects
