@@ -183,17 +183,23 @@ def migrate(session: Session, answer: Answer, execution: ledger.Execution, only:
     for wave in chosen:
         if _unneeded(session, wave):
             continue
-        answer.section(f"Wave {wave.wave}: {wave.documents} documents")
+        size = "what arrived meanwhile" if wave.kind == "sweep" else f"{wave.documents} documents"
+        answer.section(f"Wave {wave.wave}: {size}")
         record = {"wave": wave.wave, "kind": wave.kind, "documents": wave.documents, "status": "failed"}
         shown.append(record)
         gates_of(answer, session.run("migrate", partition=wave.wave))
-        record["status"] = "moved"
+        # A sweep knows what it takes only when it has looked.
+        record |= {"status": "moved", "documents": _now(session, wave).documents}
 
 
 def _unneeded(session: Session, wave: ledger.Wave) -> bool:
     """Whether an earlier sweep found nothing, so that this one has nothing to look for."""
+    return _now(session, wave).status == "unneeded"
+
+
+def _now(session: Session, wave: ledger.Wave) -> ledger.Wave:
     with session.engine.begin() as connection:
-        return ledger.wave(connection, wave.wave).status == "unneeded"
+        return ledger.wave(connection, wave.wave)
 
 
 def _short(wave: ledger.Wave) -> str:
