@@ -56,7 +56,7 @@ def describe(connection: Connection, answer: Answer) -> None:
         "alias_uses": state.alias_uses(connection),
         "altered": state.altered(connection),
         "waits": state.waits(connection),
-        "next": next_step(connection, executions, wanted, plan),
+        "next": next_step(connection, executions, wanted, plan, holder is not None and holder.alive),
     }  # fmt: skip
     show(answer, holder)
 
@@ -85,7 +85,9 @@ def show(answer: Answer, holder: lease.Holder | None) -> None:
 
 
 def _execution(one: dict[str, Any]) -> dict[str, Any]:
-    return {name: f"{value:%Y-%m-%d %H:%M} UTC" if name.endswith("_at") else value for name, value in one.items()}
+    """Times without fractions; what is wanted only of an execution that may still go on."""
+    shown = {name: f"{value:%Y-%m-%d %H:%M} UTC" if name.endswith("_at") else value for name, value in one.items()}
+    return shown | {"desired": one["desired"] if one["status"] in ("approved", "running") else ""}
 
 
 def _merged(merged: dict[str, dict[str, int]]) -> list[str]:
@@ -121,16 +123,26 @@ def _writer(holder: lease.Holder | None) -> str:
 
 
 def next_step(
-    connection: Connection, executions: list[ledger.Execution], wanted: dict[str, str], plan: planning.Plan | None
+    connection: Connection,
+    executions: list[ledger.Execution],
+    wanted: dict[str, str],
+    plan: planning.Plan | None,
+    live: bool,
 ) -> str:
     """The command to give next, and why."""
+    open_one = next((e for e in executions if e.status in ("approved", "running")), None)
+    if open_one is not None and wanted[open_one.execution_id] == "pause":
+        return f"uuid-pipeline resume: execution {open_one.execution_id} is paused"
+    if live:
+        return "wait for the run that is at work"
     if ledger.rolling_back(connection):
         return "uuid-pipeline run, or uuid-pipeline rollback --all: a rollback is not finished"
-    open_one = next((e for e in executions if e.status in ("approved", "running")), None)
-    if open_one is not None:
-        return _go_on(connection, open_one, wanted[open_one.execution_id])
-    used = plan is None or any(e.assessment_no == plan.assessment_no for e in executions) or plan.nothing_to_do
-    if plan is not None and not used:
+    return _go_on(connection, open_one) if open_one is not None else _begin(connection, executions, plan)
+
+
+def _begin(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:
+    # A plan made before rows moved, or went back, is about another state of the store.
+    if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
         return f"uuid-pipeline approve {plan.plan_id}"
     if aliases.installed(connection):
         return "uuid-pipeline plan, for what is new; once no old id is used any more: uuid-pipeline finalize"
@@ -139,9 +151,7 @@ def next_step(
     return "uuid-pipeline plan"
 
 
-def _go_on(connection: Connection, execution: ledger.Execution, wish: str) -> str:
-    said = f"execution {execution.execution_id} is {execution.status}"
-    if wish == "pause":
-        return f"uuid-pipeline resume: {said}, and paused"
+def _go_on(connection: Connection, execution: ledger.Execution) -> str:
     left = len(aside.waiting(connection, ledger.waves(connection, execution.execution_id)))
-    return f"uuid-pipeline run: {said}" + (f", and {left} documents were busy or locked" if left else "")
+    said = f"uuid-pipeline run: execution {execution.execution_id} is {execution.status}"
+    return f"{said}, and {left} documents were busy or locked" if left else said

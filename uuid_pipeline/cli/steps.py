@@ -183,17 +183,23 @@ def migrate(session: Session, answer: Answer, execution: ledger.Execution, only:
     for wave in chosen:
         if _unneeded(session, wave):
             continue
-        answer.section(f"Wave {wave.wave}: {wave.documents} documents")
+        size = "what arrived meanwhile" if wave.kind == "sweep" else f"{wave.documents} documents"
+        answer.section(f"Wave {wave.wave}: {size}")
         record = {"wave": wave.wave, "kind": wave.kind, "documents": wave.documents, "status": "failed"}
         shown.append(record)
         gates_of(answer, session.run("migrate", partition=wave.wave))
-        record["status"] = "moved"
+        # A sweep knows what it takes only when it has looked.
+        record |= {"status": "moved", "documents": _now(session, wave).documents}
 
 
 def _unneeded(session: Session, wave: ledger.Wave) -> bool:
     """Whether an earlier sweep found nothing, so that this one has nothing to look for."""
+    return _now(session, wave).status == "unneeded"
+
+
+def _now(session: Session, wave: ledger.Wave) -> ledger.Wave:
     with session.engine.begin() as connection:
-        return ledger.wave(connection, wave.wave).status == "unneeded"
+        return ledger.wave(connection, wave.wave)
 
 
 def _short(wave: ledger.Wave) -> str:
@@ -213,7 +219,7 @@ def wish(session: Session, answer: Answer, job: str) -> None:
     live = writer is not None and writer.alive
     answer.data |= {"execution_id": execution.execution_id, "status": execution.status, "writer_alive": live}
     now = {
-        "pause": "waits after its current batch" if live else "will not begin before it is resumed",
+        "pause": "waits after its current batch" if live else "moves nothing before it is resumed",
         "resume": "goes on" if live else "may go on: uuid-pipeline run",
         "cancel": "ends after its current batch" if live else "is cancelled; to undo it: uuid-pipeline rollback --all",
     }
@@ -234,8 +240,11 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         open_one = ledger.unfinished(connection)
     answer.data["rolled_back"] = [chosen.wave for chosen in waves]
     if not waves and open_one is None:
-        _refuse_finalized(session)
-        answer.data["message"] = "Nothing to roll back: no row is under a new id of an execution in this ledger."
+        if "finished_rollback" not in answer.data:
+            _refuse_finalized(session)
+        nothing = "Nothing to roll back: no row is under a new id of an execution in this ledger."
+        done = "The rollback is finished: old ids again."
+        answer.data["message"] = done if "finished_rollback" in answer.data else nothing
         answer.say(answer.data["message"])
         return
     _finish(session.run("rollback", roll_back_waves={"wave": wave or ""}))

@@ -114,3 +114,16 @@ def waits(connection: Connection) -> Records:
     """Waits that have not ended: of a wave that waits now, or of a process that died while it waited."""
     statement = "SELECT wave, cause, reason, began_at FROM uuid_pipeline.waits WHERE ended_at IS NULL ORDER BY wait_no"
     return _records(connection, statement)
+
+
+def moved_since(connection: Connection, assessment: int) -> bool:
+    """Whether an execution was approved, or rows were moved or went back, after this plan was made."""
+    return bool(
+        sql.scalar(
+            connection,
+            """SELECT EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = p.assessment_no)
+                   OR EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.committed_at > p.created_at)
+               FROM uuid_pipeline.plans p WHERE p.assessment_no = %(no)s""",
+            {"no": assessment},
+        )
+    )

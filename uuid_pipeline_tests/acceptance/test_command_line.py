@@ -388,7 +388,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def kill_while_writing(process: "subprocess.Popen[str]", url: str, wanted: int) -> int:
     """Kill a process that holds the lease and has come to so many batches; returns how many it committed."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         if batches(url)[0] >= wanted:
@@ -399,7 +399,7 @@ def kill_while_writing(process: "subprocess.Popen[str]", url: str, wanted: int) 
                 return done
             process.send_signal(signal.SIGCONT)
         time.sleep(0.002)
-    raise AssertionError(f"no batch {wanted} in 30 s")
+    raise AssertionError(f"no batch {wanted} in 60 s")
 
 
 def runs(command_line: CommandLine) -> dict[str, str]:

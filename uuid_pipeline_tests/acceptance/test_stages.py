@@ -145,8 +145,9 @@ def test_a_red_check_of_a_wave_fails_its_run_and_refuses_the_next_wave_until_it_
 ) -> None:
     canary, recent, *_ = stages.approved()
     assert stages.launch("migrated_documents", partition=canary, checks=False).success
-    # A moved chunk under its old id again, which no writer of the application would give it.
+    # A moved chunk under its old id again, past the aliases, which would translate it.
     swap = (
+        "SET LOCAL uuid_pipeline.batch = 'on'; "
         "UPDATE upload_pipeline.document_chunks c SET chunk_id = m.{goal} FROM uuid_pipeline.id_map_chunk m "
         "WHERE m.{source} = c.chunk_id AND m.ordinal <= 5"
     )
