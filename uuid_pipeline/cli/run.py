@@ -27,10 +27,10 @@ def run(
 
 def run_all(session: Session, answer: Answer, approve: bool) -> None:
     """The whole way, from whatever state the store is in."""
-    steps.put_back(session, answer)
     steps.finish_rollback(session, answer)
     execution = resumable(session, answer)
     if execution is None:
+        steps.put_back(session, answer)
         plan = steps.make_plan(session, answer)
         if steps.nothing_to_do(session, answer, plan):
             return

@@ -6,7 +6,7 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import duplicates, inventory, lease, ledger, mapping, planning, rollback
+from uuid_pipeline.engine import duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines

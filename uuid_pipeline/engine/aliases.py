@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.engine import functions, resolving, sql
 from uuid_pipeline.engine.ledger import SCHEMA
 from uuid_pipeline.engine.store import Entity, MovedTable, Store
+from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
 
 # Sorts before the application's own triggers, which then see the id that will be stored.
@@ -63,6 +64,7 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
     _patiently(engine, views, in_ledger)
     for moved in store.tables:
         _install_on(engine, store, moved, entities)
+        reach("aliasing")
 
 
 def _parts(connection: Connection, entity: Entity, assessments: Sequence[int]) -> list[int]:
@@ -220,6 +222,7 @@ def remove(engine: Engine) -> None:
         # Dropping our own function drops its trigger, which asks for no right on the table.
         drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
         _patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop))
+        reach("removing")
     with engine.begin() as connection:
         rest = [row.name for row in sql.rows(connection, _REST) if row.kind != "FUNCTION"]
     _patiently(engine, rest, _drop_rest)

@@ -11,6 +11,7 @@ from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.locks import BatchPlan, held_of
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError
 
 # Columns of ours beside the table's own; prefixed, since the table may have any name but these.
@@ -178,6 +179,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
         ledger.audit(connection, "left in the archive, the application has filled their place", left)
     forget = "DELETE FROM uuid_pipeline.repointed WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s)"
     sql.execute(connection, forget, values)
+    reach("restored")
     return {row.table: int(row.rows) for row in rows if row.rows}
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
@@ -18,8 +19,15 @@ _PINNED = """
 SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),
        set_config('IntervalStyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
        set_config('bytea_output', 'hex', true), set_config('row_security', 'off', true),
-       set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)
+       set_config('standard_conforming_strings', 'on', true), set_config('quote_all_identifiers', 'off', true),
+       set_config('transform_null_equals', 'off', true), set_config('array_nulls', 'on', true),
+       set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true),
+       set_config('idle_in_transaction_session_timeout', '0', true)
 """
+_PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', true)"
+
+# The one limit that acts between transactions. A pooler looks after its own sessions, which others use too.
+_NEVER_IDLE = "SELECT set_config('idle_session_timeout', '0', false)"
 
 
 def store_url(text: str) -> URL:
@@ -55,9 +63,12 @@ def open_store(text: str) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": "uuid_pipeline",
+            "client_encoding": "utf8",
             "prepare_threshold": None,
         },
     )
+    event.listen(engine, "connect", _outlast_pauses)
+    event.listen(engine, "checkout", _write_by_default)
     event.listen(engine, "begin", _pin_settings)
     try:
         with engine.connect() as connection:
@@ -72,7 +83,29 @@ def open_store(text: str) -> Engine:
 
 
 def _pin_settings(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(_PINNED)
+    since_17 = (connection.dialect.server_version_info or (0,)) >= (17,)
+    connection.exec_driver_sql(_PINNED_SINCE_17 if since_17 else _PINNED)
+
+
+def _outlast_pauses(driver: psycopg.Connection[Any], _: object) -> None:
+    driver.autocommit = True
+    if not is_pooled(driver):
+        driver.execute(_NEVER_IDLE)
+    driver.autocommit = False
+
+
+def _write_by_default(driver: psycopg.Connection[Any], *_: object) -> None:
+    """Say READ WRITE with every BEGIN, whatever the role's default, but where the server could only refuse it.
+
+    Who asks for postgresql_readonly does so later, and gets it.
+    """
+    driver.read_only = None if driver.info.parameter_status("in_hot_standby") == "on" else False
+
+
+def is_pooled(driver: psycopg.Connection[Any]) -> bool:
+    """Whether the server's session may be another one in the next transaction: its pid is not the one we were told."""
+    row = driver.execute("SELECT pg_backend_pid()").fetchone()
+    return row is None or row[0] != driver.info.backend_pid
 
 
 def _unreachable(url: URL, text: str, error: Exception) -> str:

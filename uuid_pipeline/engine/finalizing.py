@@ -8,6 +8,7 @@ from uuid_pipeline.engine import aliases, ledger, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.aliases import AliasUse
 from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
 
 
@@ -56,6 +57,7 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
             # Closed first: after a crash between the two, nobody rolls back what has lost its aliases.
             for execution_id in ending:
                 ledger.change_status(connection, execution_id, "finalized")
+        reach("finalized")
         aliases.remove(engine)
     return ending
 

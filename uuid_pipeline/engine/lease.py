@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,29 +13,37 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.connection import is_pooled
 from uuid_pipeline.errors import RefusedError
 
 # How long a holder whose connection cannot be judged (another role's, or behind a pooler) is taken for alive.
 LEASE_SECONDS = 60
+# How often such a holder looks whether it should give a sign of life; it does when its last one is three times as old.
+BEAT_SECONDS = 5.0
 # How long the last statement of a process that is gone may keep its backend, and so the lease.
 ORPHAN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A held lease. ``dead_run`` is the run of the dead holder that it was taken over from, if any."""
+    """A held lease. ``dead_run`` is the run of the dead holder that it was taken over from, if any.
+
+    ``pooled``: the holder is behind a pooler, and known to live by its signs of life alone.
+    """
 
     epoch: int
     dead_run: str | None
+    pooled: bool = False
 
 
 # A holder lives while its very backend does: pids are reused, start times are not. The lease expires by time only
-# where that backend cannot be seen at all.
+# where that backend cannot be seen at all, or has no pid here since a pooler's backend outlives its clients.
 _HOLDER = """
 SELECT l.epoch, l.holder, l.run_id, l.renewed_at, l.holder IS NOT NULL AND (
            EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid
                    AND (a.backend_start = l.backend_start
                         OR (a.backend_start IS NULL AND l.renewed_at > clock_timestamp() - %(ttl)s * interval '1 s')))
+           OR (l.backend_pid IS NULL AND l.renewed_at > clock_timestamp() - %(ttl)s * interval '1 s')
        ) AS alive
 FROM uuid_pipeline.lease l
 """
@@ -61,10 +70,43 @@ def held(engine: Engine, run_id: str) -> Iterator[tuple[Connection, Lease]]:
         lease = acquire(engine, connection, run_id)
         connection.rollback()
         try:
-            yield connection, lease
+            with _signs_of_life(engine, lease):
+                yield connection, lease
         finally:
             connection.rollback()
             release(engine, lease)
+
+
+@contextmanager
+def _signs_of_life(engine: Engine, lease: Lease) -> Iterator[None]:
+    """Behind a pooler, renew the lease while the block runs, also through one long statement or a wait for locks."""
+    if not lease.pooled:
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_beat, args=(engine, lease, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _beat(engine: Engine, lease: Lease, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        try:
+            with engine.begin() as transaction:
+                # Waits while the writer holds the row, ahead of who comes later to ask whether the lease is old.
+                sql.execute(
+                    transaction,
+                    """UPDATE uuid_pipeline.lease SET renewed_at = clock_timestamp()
+                       WHERE epoch = %(epoch)s AND renewed_at < clock_timestamp() - %(age)s * interval '1 s'""",
+                    {"epoch": lease.epoch, "age": 3 * BEAT_SECONDS},
+                )
+        except DBAPIError:
+            # The writer meets the same fault, and says so; without one the next beat makes up for this.
+            continue
 
 
 def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
@@ -100,9 +142,7 @@ def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Ho
             raise RefusedError("Another run is writing to this store right now. See: uuid-pipeline status") from error
         if row.alive:
             return Holder(row.holder, row.run_id, row.renewed_at, True)
-        backend = sql.rows(connection, "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")[
-            0
-        ]
+        pid, start = _backend(connection)
         epoch = sql.scalar(
             transaction,
             """UPDATE uuid_pipeline.lease SET epoch = epoch + 1, holder = %(holder)s, run_id = %(run_id)s,
@@ -110,11 +150,19 @@ def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Ho
             {
                 "holder": f"process {os.getpid()} on {socket.gethostname()}",
                 "run_id": run_id,
-                "pid": backend.pid,
-                "start": backend.backend_start,
+                "pid": pid,
+                "start": start,
             },
         )
-        return Lease(int(epoch), row.run_id if row.holder else None)
+        return Lease(int(epoch), row.run_id if row.holder else None, pid is None)
+
+
+def _backend(connection: Connection) -> tuple[int | None, datetime | None]:
+    """The backend that lives as long as this connection; none behind a pooler."""
+    if is_pooled(connection.connection.driver_connection):  # type: ignore[arg-type]
+        return None, None
+    row = sql.rows(connection, "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")[0]
+    return row.pid, row.backend_start
 
 
 def process_is_gone(holder_name: str) -> bool:

@@ -216,6 +216,7 @@ def _admitted(writing: Writer, store: Store, wave_name: str) -> ledger.Wave:
         with writing.engine.connect().execution_options(isolation_level="REPEATABLE READ") as cutoff, cutoff.begin():
             leases.hold(cutoff, writing.lease)
             wave = sweep.prepare(cutoff, store, wave)
+            reach("looked")
     reach("prepared")
     return wave
 

@@ -74,6 +74,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         if waves:
             aliases.install(engine, store, assessments)
         _open(writing.connection, waves, writing.lease)
+        reach("turned")
         _drop_indexes(writing, stores, waves, report)
         with silenced(writing):
             runs = [_roll_back_wave(writing, stores[wave.execution_id], wave, report) for wave in waves]
@@ -129,6 +130,7 @@ def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Re
         leases.hold(connection, writing.lease)
         ledger.set_wave_status(connection, wave.wave, "rolled_back")
         ledger.audit(connection, "rolled back", {"wave": wave.wave, "documents": tally.documents})
+    reach("rolled back")
     return tally.run(writing.lease.dead_run)
 
 

@@ -21,6 +21,7 @@ from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.lease import Lease
+from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.engine.triggers import UserTrigger
 from uuid_pipeline.errors import RefusedError
 
@@ -91,6 +92,7 @@ def guard(connection: Connection, lease: Lease, guarded: Sequence[UserTrigger]) 
     for (schema, table), of_table in groupby(guarded, key=lambda trigger: (trigger.schema, trigger.table)):
         work = partial(_guard_table, connection, schema, table, [trigger.name for trigger in of_table])
         done += _locked(connection, lease, schema, table, work)
+        reach("guarding")
     return done
 
 
@@ -150,10 +152,12 @@ def put_back(connection: Connection, lease: Lease) -> list[str]:
     """
     with connection.begin():
         waiting = [Altered(**record) for record in catalogs.altered_triggers(connection).values()]
-    return [
-        _locked(connection, lease, altered.schema, altered.table, partial(_put_back_one, connection, altered))
-        for altered in waiting
-    ]
+    outcomes = []
+    for altered in waiting:
+        work = partial(_put_back_one, connection, altered)
+        outcomes.append(_locked(connection, lease, altered.schema, altered.table, work))
+        reach("putting back")
+    return outcomes
 
 
 def _put_back_one(connection: Connection, altered: Altered) -> str:

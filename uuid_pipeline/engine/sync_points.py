@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 
-# In the order in which a wave passes them; those of a batch recur.
-NAMES = (
-    "admitted", "prepared", "aliased", "guarded", "held", "merged", "moved", "proved", "journaled", "committed",
-    "waves done", "put back", "restored",
+# In the order in which a wave passes them; those of a batch recur. The -ing ones come after each of several.
+FORWARD = (
+    "admitted", "looked", "prepared", "aliasing", "aliased", "guarding", "guarded", "held", "merged", "moved", "proved",
+    "journaled", "committed", "waves done", "putting back", "put back",
 )  # fmt: skip
+BACK = (
+    "aliasing", "turned", "guarding", "guarded", "held", "moved", "proved", "restored", "journaled", "committed",
+    "rolled back", "putting back", "put back",
+)  # fmt: skip
+FINALIZING = ("finalized", "removing")
+NAMES = frozenset(FORWARD + BACK + FINALIZING)
 
 _hooks: dict[str, Callable[[], None]] = {}
 

@@ -181,3 +181,21 @@ def test_a_rollback_needs_the_lease_too(incident: Engine, other: Engine) -> None
         rollback.roll_back(incident, store, waves, "mine", lambda _: None)
 
     assert cycle.rows_of(incident) == rows
+
+
+def test_a_holder_without_a_backend_of_its_own_is_judged_by_its_last_sign_of_life(
+    incident: Engine, other: Engine
+) -> None:
+    """Behind a pooler; the tests with a real one are in system/test_other_servers.py."""
+    cycle.assess_and_plan(incident, SPEC)
+    with incident.connect() as connection:
+        lease.acquire(incident, connection, "the first")
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.lease SET backend_pid = NULL, backend_start = NULL")
+
+    with pytest.raises(RefusedError, match="run the first"), lease.held(other, "the next"):
+        pass
+
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.lease SET renewed_at = renewed_at - interval '61 s'")
+    with lease.held(other, "the next") as (_, taken):
+        assert taken.dead_run == "the first"
+        assert not taken.pooled

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import ledger, migration
+from uuid_pipeline.engine import lease, ledger, migration
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -156,8 +156,9 @@ def test_behind_a_pooler_a_run_killed_in_a_wave_is_taken_over(pooled: Engine, po
     before = cycle.rows_of(pooled)
     execution = cycle.approve(pooled, spec, cycle.assess_and_plan(pooled, spec).plan_id)
     runner = [sys.executable, "-m", "uuid_pipeline_tests.faults.runner", pooled_url, str(spec_file), "forward"]
-    process = subprocess.Popen([*runner, "never", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    kill_after_lines(process, 3)
+    died = subprocess.run([*runner, "statement", "350"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert died.stdout
 
     first_that_is_let_in(pooled, spec, cycle.waves_of(pooled, execution)[0])
 
@@ -189,3 +190,33 @@ def test_behind_a_pooler_the_lease_of_a_process_killed_between_two_batches_is_ta
     assert run.dead_run == "the run that died"
     cycle.migrate_all(pooled, SPEC, execution)
     assert cycle.rows_of(pooled) == cycle.expected_rows(before)
+
+
+@pytest.mark.system
+def test_behind_a_pooler_a_holder_that_only_waits_or_is_long_in_one_transaction_gives_signs_of_life(
+    pooled: Engine, incident: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    cycle.assess_and_plan(pooled, SPEC)
+
+    with lease.held(pooled, "patient") as (connection, mine):
+        assert mine.pooled
+        assert cycle.run_sql(incident, "SELECT backend_pid FROM uuid_pipeline.lease") == [(None,)]
+        assert beats(incident, 1.5) >= 3
+
+        connection.begin()
+        lease.hold(connection, mine)
+        held_at = cycle.run_sql(incident, "SELECT renewed_at FROM uuid_pipeline.lease")
+        time.sleep(1.0)
+        assert cycle.run_sql(incident, "SELECT renewed_at FROM uuid_pipeline.lease") == held_at
+        connection.commit()
+        assert beats(incident, 0.5) >= 1
+
+
+def beats(engine: Engine, seconds: float) -> int:
+    """How often the lease is renewed in this time."""
+    seen, until = set(), time.monotonic() + seconds
+    while time.monotonic() < until:
+        seen.update(cycle.run_sql(engine, "SELECT renewed_at FROM uuid_pipeline.lease"))
+        time.sleep(0.02)
+    return len(seen) - 1

@@ -1,0 +1,98 @@
+"""What a role has by default changes neither what our statements mean nor how long they may take."""
+
+import time
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.demo.incident import add_vector_buffer
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.conftest import NewRole, as_role
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+MEANINGS = {
+    "TimeZone": "Asia/Kolkata",
+    "DateStyle": "SQL, DMY",
+    "IntervalStyle": "sql_standard",
+    "bytea_output": "escape",
+    "extra_float_digits": "-5",
+    "client_encoding": "LATIN1",
+    "standard_conforming_strings": "off",
+    "quote_all_identifiers": "on",
+    "transform_null_equals": "on",
+    "array_nulls": "off",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+}
+LIMITS = {
+    "statement_timeout": "100ms",
+    "lock_timeout": "100ms",
+    "transaction_timeout": "200ms",
+    "idle_in_transaction_session_timeout": "100ms",
+    "idle_session_timeout": "100ms",
+}
+
+
+def of_a_role_with(settings: dict[str, str], url: str, new_role: NewRole) -> Engine:
+    """The store for a superuser with these settings by default."""
+    role = new_role("SUPERUSER")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name, value in settings.items():
+            connection.execute(
+                sql.SQL("ALTER ROLE {} SET {} = {}").format(sql.Identifier(role), sql.Identifier(name), value)
+            )
+    return open_store(as_role(url, role))
+
+
+def test_the_incident_is_migrated_and_rolled_back_whatever_the_roles_settings_are(
+    incident: Engine, incident_url: str, new_role: NewRole
+) -> None:
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    before, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    with psycopg.connect(incident_url) as plain:
+        version = plain.info.server_version
+    limits = {name: value for name, value in LIMITS.items() if version >= 170000 or name != "transaction_timeout"}
+    store = of_a_role_with(MEANINGS | limits, incident_url, new_role)
+
+    cycle.run_all(store, SPEC)
+
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    cycle.roll_back(store, SPEC)
+    assert cycle.rows_of(incident) == before
+    assert cycle.catalog_of(incident) == objects
+
+
+def test_no_limit_of_the_role_ends_a_long_statement_a_long_transaction_or_a_pause(
+    incident_url: str, new_role: NewRole
+) -> None:
+    store = of_a_role_with(LIMITS, incident_url, new_role)
+    with store.connect() as connection:
+        backend = pid(connection)
+        with connection.begin():
+            connection.exec_driver_sql("SELECT pg_sleep(0.4)")
+            time.sleep(0.4)
+            connection.exec_driver_sql("SELECT 1")
+        time.sleep(0.4)
+        assert pid(connection) == backend
+
+
+def pid(connection: Connection) -> int:
+    with connection.begin():
+        return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+
+
+def test_only_who_asks_for_it_may_not_write(incident_url: str, new_role: NewRole) -> None:
+    store = of_a_role_with({"default_transaction_read_only": "on"}, incident_url, new_role)
+    with store.connect() as connection:
+        connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            connection.exec_driver_sql("CREATE TABLE t ()")
+    with store.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t ()")
