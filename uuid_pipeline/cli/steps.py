@@ -6,7 +6,7 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
+from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines
@@ -174,6 +174,7 @@ def migrate(session: Session, answer: Answer, execution: ledger.Execution, only:
     answer.data["plan_id"] = execution.plan_id
     shown = answer.data.setdefault("waves", [])
     with session.engine.begin() as connection:
+        control.require_not_paused(connection, execution.execution_id)
         waves = ledger.waves(connection, execution.execution_id)
     chosen = [wave for wave in waves if only in (None, wave.wave, wave.kind, _short(wave))]
     if not chosen:

@@ -17,7 +17,11 @@ def consequences(connection: Connection) -> list[str]:
     ending = _ending(connection)
     if not ending and not aliases.installed(connection):
         return []
-    said = [f"execution {e.execution_id} ({e.status}) can then no longer be rolled back" for e in ending]
+    said = [
+        f"execution {e.execution_id} ({e.status}) can then no longer be rolled back"
+        for e in ending
+        if e.status != "rolled_back"
+    ]
     return [*said, "old ids are then no longer translated: a writer that still uses one gets an error, or an orphan"]
 
 

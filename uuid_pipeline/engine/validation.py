@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import aside, comparison, gates, ledger, locks, sql
+from uuid_pipeline.engine import aside, comparison, gates, ledger, locks, sql, sweep
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.store import Reference, Store
@@ -149,14 +149,18 @@ def next_step_safe(connection: Connection, store: Store, execution: ledger.Execu
         left += sum(found.get(reason, 0) for reason in aside.WAITING)
     safe = not open_gates and unaccounted == 0 and (left == 0 or bool(waiting))
     unsafe = f"{unaccounted} documents unaccounted for" if unaccounted else f"{left} documents are busy or locked"
+    late = 0
+    if execution.status == "running" and not waiting:
+        late = sum(sweep.later_arrivals(connection, store, execution.execution_id).values())
     after = f"next: {waiting[0]}" if waiting else "the execution may end"
+    after += f"; {late} rows came later and are due for the next plan" if late else ""
     return GateResult.of(
         "next_step_safe",
         safe,
         f"{done} waves done, every document accounted for; {after}" if safe else "; ".join(open_gates)
         or unsafe,
         "run again (uuid-pipeline run), which takes up what is left; or roll back",
-        figures={"waves_done": done, "waves_waiting": len(waiting)},
+        figures={"waves_done": done, "waves_waiting": len(waiting), "later_arrivals": late},
     )  # fmt: skip
 
 
