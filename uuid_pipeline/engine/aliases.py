@@ -35,8 +35,7 @@ class AliasUse:
 
 def create_functions(connection: Connection) -> None:
     """Make ``ids_in_json`` and ``rewritten_json`` in the ledger schema, where they do not stand yet."""
-    for wanted in functions.of_json():
-        functions.put(connection, wanted)
+    functions.put_json(connection)
 
 
 def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:

@@ -151,7 +151,7 @@ def _turning(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) 
         table=fold.held.table,
         not_displaced=sql.Text(_NOT_DISPLACED),
     )
-    values = {**plan.values, **fold.oid, **was.values, **becomes.values}
+    values = {**plan.values, "maps": [plan.assessment_no], **fold.oid, **was.values, **becomes.values}
     rows, after, dates, taken = [int(value) for value in sql.rows(connection, statement, values)[0]]
     return Turning((rows, after, dates), taken)
 
@@ -172,7 +172,8 @@ def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) ->
         table=fold.held.table,
         joins=back.joins,
     )
-    found = sql.rows(connection, statement, {**plan.values, **fold.oid, **back.values})[0]
+    values = {**plan.values, "maps": [plan.assessment_no], **fold.oid, **back.values}
+    found = sql.rows(connection, statement, values)[0]
     return int(found[0]), int(found[1])
 
 

@@ -121,7 +121,8 @@ def _application_writes(
                 + (SELECT count(*) FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s
                    AND (b.moved->'touched'->>%(table)s)::bigint > 0)
                 + (SELECT count(*) FROM uuid_pipeline.unmoved u
-                   WHERE u.execution_id = %(execution)s AND u.entity = ANY(%(entities)s))
+                   WHERE u.execution_id = %(execution)s AND u.entity = ANY(%(entities)s)
+                     AND u.reason NOT IN ('busy', 'locked'))
                 + greatest(coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0) - %(deleted)s, 0)
            FROM uuid_pipeline.executions e WHERE e.execution_id = %(execution)s""",
         table=sql.table(moved.table.schema, moved.table.name),

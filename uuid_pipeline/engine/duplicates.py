@@ -9,6 +9,7 @@ from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import complete_statuses
 from uuid_pipeline.engine.mapping import survivor_order
 from uuid_pipeline.engine.natural_keys import as_stored
+from uuid_pipeline.engine.profile import missing_merge_rights
 from uuid_pipeline.engine.store import Entity, Store
 
 # Quarantined rows belong to no cluster. The survivor comes first, by the spec's order.
@@ -125,6 +126,8 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         columns = [column for column, _ in moved.columns]
         odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
         faults += [f"the unique index {row.name} is partial or over an expression that uses an id" for row in odd]
+    if found:
+        faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
     said = "no two children share a natural key" if not below else f"to be merged below documents: {_shown(below)}"
     return GateResult.of(
         "conflicts_resolvable",

@@ -94,7 +94,7 @@ def read_back(store: Store, moved: MovedTable, held: Mapping[str, sql.Composable
     """Read each id of these values back to the one that it had before this execution.
 
     ``held`` gives the value of each id column as an expression; ``label`` keeps two of these apart in one statement.
-    Wants %(no)s and %(execution)s bound.
+    Wants %(maps)s (the assessments whose maps count) and %(execution)s bound.
     """
     mapped, joins = dict(held), list[sql.Composable]()
     for index, (column, entity_name) in enumerate(moved.columns):
@@ -107,7 +107,7 @@ def read_back(store: Store, moved: MovedTable, held: Mapping[str, sql.Composable
         )
         joins.append(
             sql.compose(
-                """LEFT JOIN (SELECT m.old_id, m.new_id FROM {map} m WHERE m.assessment_no = %(no)s
+                """LEFT JOIN (SELECT m.old_id, m.new_id FROM {map} m WHERE m.assessment_no = ANY(%(maps)s)
                               AND m.role = 'move' AND {moved}) {alias} ON {alias}.new_id = {held}""",
                 map=ledger.map_table(store.entity(entity_name)),
                 moved=sql.Text(MOVED_ORDINALS),
@@ -138,7 +138,9 @@ def unmapped(connection: Connection, store: Store, moved: MovedTable, execution:
         table=sql.table(moved.table.schema, moved.table.name),
         joins=back.joins,
     )
-    values = {"no": execution.assessment_no, "execution": execution.execution_id, **back.values}
+    # The sweeps' maps too: what came between plan and first wave is in the state before.
+    maps = sorted({wave.assessment_no for wave in ledger.waves(connection, execution.execution_id)})
+    values = {"maps": maps, "execution": execution.execution_id, **back.values}
     return Fingerprint(*[int(value) for value in sql.rows(connection, statement, values)[0]])
 
 
@@ -157,7 +159,7 @@ def _read_back_embedded(
                SELECT r.rewritten FROM (SELECT {was} AS was) w CROSS JOIN LATERAL (
                    SELECT {rewritten} AS rewritten FROM {ids} i(id) CROSS JOIN LATERAL (
                        SELECT m.new_id::text AS source, m.old_id::text AS goal FROM {map} m
-                       WHERE m.assessment_no = %(no)s AND m.new_id = {as_key} AND m.role = 'move' AND {moved}) b
+                       WHERE m.assessment_no = ANY(%(maps)s) AND m.new_id = {as_key} AND m.role = 'move' AND {moved}) b
                    HAVING count(*) > 0) r
                WHERE w.was IS NOT NULL) {x} ON true""",
         was=was,

@@ -183,3 +183,9 @@ def of_json() -> list[Definition]:
         function("ids_in_json", {**found, "value": "json"}, "SETOF text", in_sql, sql.Text(_IDS_IN_JSON)),
         function("rewritten_json", {**rewritten, "value": "json"}, "json", in_sql, sql.Text(_REWRITTEN_JSON)),
     ]
+
+
+def put_json(connection: Connection) -> None:
+    """Make the functions of :func:`of_json`, where they do not stand yet."""
+    for wanted in of_json():
+        put(connection, wanted)

@@ -86,8 +86,10 @@ def create(connection: Connection, store: Store) -> None:
         connection.exec_driver_sql(ddl)
     version = sql.scalar(connection, "SELECT version FROM uuid_pipeline.ledger")
     if version != VERSION:
+        newer = version is not None and version > VERSION
         raise RefusedError(
-            f"The ledger in this store has version {version}; this program writes {VERSION}. Upgrade it."
+            f"The ledger in this store has version {version}; this program writes {VERSION}. "
+            + ("Upgrade it." if newer else "Finish with the version that made it, drop the ledger, and plan anew.")
         )
     for entity in store.entities:
         _create_typed(connection, entity)

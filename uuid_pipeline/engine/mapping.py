@@ -5,11 +5,12 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import functions, ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
+from uuid_pipeline.engine.locks import ids_in
 from uuid_pipeline.engine.natural_keys import as_read
-from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize, recomputer
 
 
@@ -267,27 +268,42 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
             {"no": assessment},
         )
     ]
+    functions.put_json(connection)
     for reference in store.references:
-        if reference.foreign_key is None and reference.form == "key":
-            count = sql.scalar(
-                connection,
-                sql.compose(
-                    """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.new_id
-                       WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone}""",
-                    alone=_no_twin(store.entity(reference.entity)),
-                    map=ledger.map_table(store.entity(reference.entity)),
-                    table=sql.table(reference.table.schema, reference.table.name),
-                    column=sql.name(reference.column),
-                ),
-                {"no": assessment},
-            )
-            held += [f"{count} rows of {reference.table.name}.{reference.column} hold target ids"] if count else []
+        if reference.foreign_key is None:
+            values = {"no": assessment, "path": list(reference.path)}
+            count = sql.scalar(connection, _soft_collisions(store, reference), values)
+            held += [f"{count} rows of {reference.name} hold target ids"] if count else []
     return GateResult.of(
         "no_collision",
         not held,
         "no target id is taken" if not held else f"taken: {'; '.join(held)}",
         "look at the rows that hold these ids; they are not the ones that the ids are derived for",
         figures={"collisions": len(held)},
+    )
+
+
+def _soft_collisions(store: Store, reference: Reference) -> sql.Composable:
+    """Counts what a soft reference holds of ids that other rows are to get."""
+    entity = store.entity(reference.entity)
+    parts = {
+        "map": ledger.map_table(entity),
+        "alone": _no_twin(entity),
+        "table": sql.table(reference.table.schema, reference.table.name),
+        "column": sql.name(reference.column),
+    }
+    if reference.form == "key":
+        return sql.compose(
+            """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.new_id
+               WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone}""",
+            **parts,
+        )
+    return sql.compose(
+        """SELECT count(*) FROM {table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w
+           CROSS JOIN LATERAL {ids} i(id) JOIN {map} m ON m.new_id::text = i.id
+           WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone}""",
+        ids=ids_in(reference),
+        **parts,
     )
 
 

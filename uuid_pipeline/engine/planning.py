@@ -278,7 +278,17 @@ def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None
     now = catalogs.read_catalog(connection, store.spec.schema_name)
     if plan.content["catalog_digest"] != catalogs.digest(catalogs.snapshot(connection, now)):
         return "the store's tables, constraints, indexes, triggers, policies or grants changed since"
+    if sql.scalar(connection, _MOVED_SINCE, {"no": plan.assessment_no}):
+        return "rows were moved or rolled back by another execution since"
     return None
+
+
+# What a plan took for deterministic may have its old id again, and the other way round.
+_MOVED_SINCE = """
+SELECT EXISTS (SELECT FROM uuid_pipeline.batches b JOIN uuid_pipeline.executions e USING (execution_id)
+               JOIN uuid_pipeline.assessments a ON a.assessment_no = %(no)s
+               WHERE e.assessment_no <> a.assessment_no AND b.committed_at > a.started_at)
+"""
 
 
 def require_fresh(connection: Connection, store: Store, plan: Plan) -> None:

@@ -44,6 +44,7 @@ def _hidden_message(connection: Connection, hidden: list[Table]) -> str:
 _RIGHTS = """
 SELECT current_user AS role, quote_ident(current_user) AS quoted, current_database() AS database,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
+       has_database_privilege(current_database(), 'TEMPORARY') AS may_hold,
        (SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'uuid_pipeline') AS owns_ledger,
        pg_is_in_recovery() AS standby,
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser
@@ -60,6 +61,9 @@ def missing_rights(connection: Connection, store: Store) -> list[MissingRight]:
     if who.owns_ledger is None and not who.may_create:
         grant = f"GRANT CREATE ON DATABASE {database} TO {who.quoted};"
         missing.append(MissingRight("CREATE", f"database {who.database} (for the ledger schema)", grant))
+    if not who.may_hold:
+        grant = f"GRANT TEMPORARY ON DATABASE {database} TO {who.quoted};"
+        missing.append(MissingRight("TEMPORARY", f"database {who.database} (for the rows that a batch holds)", grant))
     if who.owns_ledger is False:
         owner = "SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = 'uuid_pipeline'"
         grant = f"GRANT {sql.scalar(connection, owner)} TO {who.quoted};"

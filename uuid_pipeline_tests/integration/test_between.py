@@ -1,0 +1,69 @@
+"""Between the plan and its first wave, and between two plans: what comes then is neither lost nor taken for another."""
+
+import uuid
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import SoftReference, load_spec
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+UPLOAD = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+VALUES (%(id)s, %(user)s, 'late.pdf', 'application/pdf', 1, %(sha)s, 'storage://late')
+"""
+
+
+def upload(engine: Engine) -> str:
+    document = str(uuid.uuid4())
+    cycle.run_sql(engine, UPLOAD, id=document, user=str(uuid.uuid4()), sha=uuid.uuid4().hex * 2)
+    return document
+
+
+def test_a_document_that_comes_after_the_plan_is_swept_and_the_whole_is_proven(incident: Engine) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+    upload(incident)
+    before = cycle.rows_of(incident)
+    execution = cycle.approve(incident, SPEC, plan.plan_id)
+
+    cycle.migrate_all(incident, SPEC, execution)
+
+    cycle.assert_green(cycle.validate(incident, SPEC))
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    cycle.roll_back(incident, SPEC)
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_plan_made_before_a_rollback_is_stale_after_it(incident: Engine) -> None:
+    cycle.run_all(incident, SPEC)
+    upload(incident)
+    plan = cycle.assess_and_plan(incident, SPEC)
+    cycle.roll_back(incident, SPEC)
+
+    with pytest.raises(RefusedError, match="is stale: rows were moved or rolled back by another execution since"):
+        cycle.approve(incident, SPEC, plan.plan_id)
+
+
+@pytest.mark.parametrize(
+    ("column", "path", "value"),
+    [
+        ("note text", None, "'{0}'"),
+        ("note uuid[]", None, "ARRAY['{0}']::uuid[]"),
+        ("note jsonb", "a.id", "jsonb_build_object('a', jsonb_build_object('id', '{0}'))"),
+    ],
+    ids=["text", "array", "json"],
+)
+def test_a_target_id_that_a_soft_reference_already_holds_is_a_collision(
+    incident: Engine, column: str, path: str | None, value: str
+) -> None:
+    target = next(iter(cycle.targets(cycle.rows_of(incident)).values()))
+    cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (note_id int PRIMARY KEY, {column})")
+    cycle.run_sql(incident, f"INSERT INTO upload_pipeline.notes VALUES (1, {value.format(target)})")  # noqa: S608
+    held = SoftReference(table="notes", column="note", entity="document", path=path)
+
+    gate = cycle.assess(incident, cycle.spec_with(soft_references=[held])).gates["no_collision"]
+
+    assert not gate.passed
+    assert "notes.note" in gate.finding
