@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.twins import build_twins
-from uuid_pipeline.engine import finalizing, ledger, rollback
+from uuid_pipeline.engine import finalizing, ledger, rollback, sync_points
 from uuid_pipeline.spec import Spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.cycle import NAMESPACE, Row, Rows
@@ -62,6 +62,12 @@ def finalize(engine: Engine, spec: Spec) -> None:
     finalizing.finalize(engine, cycle.bound_store(engine, spec), "fault test")
 
 
+# In an order in which each is still to come: a sweep looks when all other waves are done.
+POINTS = {
+    "forward": [*(point for point in sync_points.FORWARD if point != "looked"), "looked"],
+    "back": list(sync_points.BACK),
+    "finalize": list(sync_points.FINALIZING),
+}
 WORK = {"forward": forward, "back": back, "finalize": finalize}
 
 
@@ -109,11 +115,11 @@ def _target(row: Row) -> str:
     return str(uuid.uuid5(NAMESPACE, f"{row['user_id']}:{str(row['file_sha256']).strip().lower()}"))
 
 
-def _by_target(rows: Rows) -> dict[str, list[str | None]]:
-    found: dict[str, list[str | None]] = defaultdict(list)
+def _by_target(rows: Rows) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
     for row in rows["documents"]:
-        found[_target(row)].append(row["document_id"])
-    return {name: sorted(map(str, ids)) for name, ids in found.items()}
+        found[_target(row)].append(str(row["document_id"]))
+    return {name: sorted(ids) for name, ids in found.items()}
 
 
 def _misdirected(before: Rows, after: Rows, targets: dict[str | None, str], moved: set[str]) -> list[str]:
@@ -142,7 +148,8 @@ def _dangling(after: Rows) -> list[str]:
         for row in rows
         if row.get("document_id") is not None and row["document_id"] not in documents
     ]
-    for row in after["document_vector_buffer"]:
-        if chunks.get(row["chunk_id"]) != row["document_id"]:
-            wrong.append(f"document_vector_buffer: chunk {row['chunk_id']} is not one of {row['document_id']}")
-    return wrong
+    return wrong + [
+        f"document_vector_buffer: chunk {row['chunk_id']} is not one of {row['document_id']}"
+        for row in after["document_vector_buffer"]
+        if chunks.get(row["chunk_id"]) != row["document_id"]
+    ]
