@@ -12,7 +12,10 @@ from sqlalchemy import Engine
 from uuid_pipeline_tests.acceptance.conftest import CommandLine, ended
 from uuid_pipeline_tests.integration import cycle
 
-pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning"),
+]
 
 SPEC = Path(__file__).parents[2] / "uuid_pipeline/specs/upload_pipeline.yaml"
 BATCHES = "SELECT count(*) FROM uuid_pipeline.batches"

@@ -36,6 +36,7 @@ def documents(home: Path) -> int:
     return int(found)
 
 
+@pytest.mark.system
 def test_a_home_holds_one_scenario_or_size_and_fresh_makes_room_for_another(demo_home: Path) -> None:
     demo = CommandLine({"UUID_PIPELINE_HOME": str(demo_home)})
     # As a demo leaves it that was stopped when its store was built.
@@ -96,6 +97,7 @@ def largest_sets(rows: cycle.Rows, target: dict[str, str]) -> dict[str, dict[tup
     return largest
 
 
+@pytest.mark.system
 def test_twins_are_merged_into_thirty_eight_and_come_back_row_for_row(demo_home: Path) -> None:
     build(Settings(home=demo_home), scenario_of("twins", None), Answer())
     engine = open_store(embedded.start(demo_home).url("incident"))

@@ -12,7 +12,10 @@ from uuid_pipeline_tests.integration import cycle
 
 __all__ = ["slow_spec"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning"),
+]
 
 
 def test_a_rollback_killed_while_it_writes_is_finished_by_the_next_and_shown_as_failed(

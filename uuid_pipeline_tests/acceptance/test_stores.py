@@ -17,7 +17,10 @@ from uuid_pipeline_tests.acceptance.conftest import CommandLine, CommandLineFor
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 
-pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning"),
+]
 
 SPEC = Path(__file__).parents[2] / "uuid_pipeline/specs/upload_pipeline.yaml"
 
