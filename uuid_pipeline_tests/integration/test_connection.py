@@ -90,9 +90,11 @@ def pid(connection: Connection) -> int:
 
 def test_only_who_asks_for_it_may_not_write(incident_url: str, new_role: NewRole) -> None:
     store = of_a_role_with({"default_transaction_read_only": "on"}, incident_url, new_role)
+    with store.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE first ()")
     with store.connect() as connection:
         connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with pytest.raises(DBAPIError, match="read-only transaction"):
-            connection.exec_driver_sql("CREATE TABLE t ()")
+            connection.exec_driver_sql("CREATE TABLE second ()")
     with store.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE t ()")
+        connection.exec_driver_sql("CREATE TABLE second ()")
