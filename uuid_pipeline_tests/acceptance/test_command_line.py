@@ -408,6 +408,7 @@ def runs(command_line: CommandLine) -> dict[str, str]:
     return dict(ask(url, "SELECT run_id, status FROM runs"))
 
 
+@pytest.mark.system
 def test_a_run_killed_while_it_writes_is_finished_by_the_next_and_shown_as_failed(
     command_line: CommandLine, incident: Engine, incident_url: str, slow_spec: Path
 ) -> None:
@@ -429,6 +430,7 @@ def test_a_run_killed_while_it_writes_is_finished_by_the_next_and_shown_as_faile
     assert {runs(command_line)[run_id] for run_id in dead} == {"FAILURE"}
 
 
+@pytest.mark.system
 def test_a_run_killed_at_any_moment_is_finished_by_the_next_and_none_is_left_shown_as_running(
     command_line: CommandLine, incident: Engine, slow_spec: Path
 ) -> None:
@@ -456,6 +458,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next_and_none_is_left_sho
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+@pytest.mark.system
 def test_of_two_runs_at_once_one_completes_and_the_other_is_refused_or_finds_nothing_to_do(
     command_line: CommandLine, incident: Engine, slow_spec: Path
 ) -> None:
@@ -480,6 +483,7 @@ def demo_home() -> Iterator[Path]:
         embedded.destroy(Path(directory) / "home")
 
 
+@pytest.mark.system
 def test_the_demo_goes_on_with_what_it_left_starts_over_with_fresh_and_stops_its_server(demo_home: Path) -> None:
     demo = CommandLine({"UUID_PIPELINE_HOME": str(demo_home)})
     first = demo("demo", "--json")

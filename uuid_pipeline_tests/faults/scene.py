@@ -35,8 +35,8 @@ def build(engine: Engine) -> None:
 def write_spec(path: Path) -> None:
     """The default spec with several batches a wave, and the trigger that fires."""
     text = SPEC_FILE.read_text(encoding="utf-8")
-    assert "\ntriggers: {}\n" in text
-    text = text.replace("\ntriggers: {}\n", "\ntriggers: {looks: fire}\n")
+    assert "\ntriggers: {}" in text
+    text = text.replace("\ntriggers: {}", "\ntriggers: {looks: fire}")
     path.write_text(text + "\nbatch_rows: 60\n", encoding="utf-8")
 
 

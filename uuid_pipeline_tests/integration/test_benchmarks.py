@@ -18,6 +18,7 @@ from uuid_pipeline_tests.integration import cycle
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.system
 def test_a_small_run_goes_through_every_contender_and_its_exit_code_is_its_verdicts(tmp_path: Path) -> None:
     """Two hundred documents, two thousand chunks; unequal stores after two contenders would end it."""
     command = [sys.executable, "-m", "benchmarks", "--scale", "0.002", "--repeat", "1", "--skip-command-line"]
