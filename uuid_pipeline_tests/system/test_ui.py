@@ -166,7 +166,7 @@ def test_everything_from_assessment_to_rollback_can_be_done_from_the_ui(
     assert ui.launch("approve", {"ops": {"approve_plan": {"config": {"plan_id": "not-" + plan_id}}}}) == "FAILURE"
     assert ui.launch("approve", {"ops": {"approve_plan": {"config": {"plan_id": plan_id}}}}) == "SUCCESS"
     waves = ui.ask(PARTITIONS)["assetNodeOrError"]["partitionKeys"]
-    assert [wave.split("-", 5)[-1] for wave in waves] == ["canary", "recent", "remaining-001"]
+    assert [wave.split("-", 5)[-1] for wave in waves] == ["canary", "recent", "remaining-001", "sweep-1", "sweep-2"]
 
     assert ui.launch("migrate", partition=waves[1]) == "FAILURE", "a wave out of its order is refused"
     assert ids(incident) == before
