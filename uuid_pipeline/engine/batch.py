@@ -39,7 +39,7 @@ class BatchResult:
 # Short lock waits (below deadlock_timeout); look-ups by ordinal, key and place, never a scan of the map for a batch.
 _SETTINGS = """
 SELECT set_config('lock_timeout', '200ms', true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)
+       set_config('enable_mergejoin', 'off', true)
 """
 
 
@@ -190,14 +190,15 @@ def _ids_held(connection: Connection, store: Store) -> dict[str, int]:
 
 
 # Rows that the application wrote since the execution's first snapshot, and not we: by a transaction not older than the
-# oldest that ran then (a snapshot does not name subtransactions, so those in flight count as written).
-# This transaction has an id of its own by now (it wrote the lease), so age() counts from exactly that.
+# oldest that ran then (a snapshot does not name subtransactions, so those in flight count as written). Ages count from
+# this transaction's own id, which it has by now (it wrote the lease); what is worth a row's look-up is made once.
 _WRITTEN_SINCE = """
 age({row}.xmin) < 2000000000
-AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
-AND (pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8 NOT IN
-    (SELECT j.transaction_id FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s
-     UNION ALL SELECT pg_current_xact_id())
+AND age({row}.xmin) <= (SELECT pg_current_xact_id()::text::bigint
+                               - pg_snapshot_xmin(%(snapshot)s::pg_snapshot)::text::bigint)
+AND age({row}.xmin) NOT IN
+    (SELECT pg_current_xact_id()::text::bigint - j.transaction_id::text::bigint
+     FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s UNION ALL SELECT 0)
 """
 
 

@@ -15,6 +15,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 
 # Set per transaction, not per session, so that a pooler in transaction mode cannot lose or leak them.
 # row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
+# Memory at least what hashes and sorts of a million ids need; compiling our wide expressions costs more than it gives.
 _PINNED = """
 SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),
        set_config('IntervalStyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
@@ -22,7 +23,10 @@ SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', 
        set_config('standard_conforming_strings', 'on', true), set_config('quote_all_identifiers', 'off', true),
        set_config('transform_null_equals', 'off', true), set_config('array_nulls', 'on', true),
        set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true),
-       set_config('idle_in_transaction_session_timeout', '0', true)
+       set_config('idle_in_transaction_session_timeout', '0', true), set_config('jit', 'off', true),
+       set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 134217728) / 1024 || 'kB', true),
+       set_config('maintenance_work_mem',
+                  greatest(pg_size_bytes(current_setting('maintenance_work_mem')), 268435456) / 1024 || 'kB', true)
 """
 _PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', true)"
 

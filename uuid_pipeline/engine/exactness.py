@@ -18,24 +18,28 @@ def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateRe
     The server builds the key anew from the row and compares it with the approved map, whose ids were recomputed
     before approval; rows that differ from it or arrived since are recomputed here.
     """
-    same, checked, wrong = 0, 0, list[str]()
-    for entity in store.entities:
-        same += _count_as_approved(connection, entity, wave)
-        others = sql.compose("NOT ({same})", same=_as_approved(entity))
-        found = _recompute(connection, store, entity, wave, others)
-        checked, wrong = checked + found[0], wrong + found[1]
-    return _exact("ids_exact", same + checked, wrong)
+    return _exact("ids_exact", *_of_wave(connection, store, wave))
 
 
 def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
-    """Gate: every row of every wave that has moved has the id that the standard uuid5 makes of its raw columns."""
+    """Gate: as :func:`ids_exact`, now, for every row of every wave that has moved."""
     checked, wrong = 0, list[str]()
     for wave in ledger.waves(connection, execution.execution_id):
         if wave.status == "moved":
-            for entity in store.entities:
-                found = _recompute(connection, store, entity, wave, sql.Text("true"))
-                checked, wrong = checked + found[0], wrong + found[1]
+            found = _of_wave(connection, store, wave)
+            checked, wrong = checked + found[0], wrong + found[1]
     return _exact("whole_ids_exact", checked, wrong)
+
+
+def _of_wave(connection: Connection, store: Store, wave: ledger.Wave) -> tuple[int, list[str]]:
+    """Rows looked at, and a sentence for each whose id is not the one of its natural key."""
+    looked_at, wrong = 0, list[str]()
+    for entity in store.entities:
+        looked_at += _count_as_approved(connection, entity, wave)
+        others = sql.compose("NOT ({same})", same=_as_approved(entity))
+        found = _recompute(connection, store, entity, wave, others)
+        looked_at, wrong = looked_at + found[0], wrong + found[1]
+    return looked_at, wrong
 
 
 def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:

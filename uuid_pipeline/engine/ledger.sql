@@ -120,6 +120,15 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.fingerprints (
     PRIMARY KEY (execution_id, table_name)
 );
 
+-- The whole store against the state before, as one validation run found it: several gates read the one comparison.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.comparisons (
+    execution_id text NOT NULL REFERENCES uuid_pipeline.executions,
+    run_id text NOT NULL,
+    compared jsonb NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (execution_id, run_id)
+);
+
 -- What a row held before a merge turned it to the survivor: N old ids share one new one, so the map cannot tell.
 CREATE TABLE IF NOT EXISTS uuid_pipeline.repointed (
     execution_id text NOT NULL,
@@ -171,4 +180,4 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.audit (
 );
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
-INSERT INTO uuid_pipeline.ledger (version) VALUES (2) ON CONFLICT DO NOTHING;
+INSERT INTO uuid_pipeline.ledger (version) VALUES (3) ON CONFLICT DO NOTHING;

@@ -12,7 +12,7 @@ from uuid_pipeline.stages.session import StoreResource
 
 Evaluate = Callable[[Connection, Store, ledger.Assessment], GateResult]
 EvaluateWave = Callable[[Connection, Store, ledger.Wave], GateResult]
-EvaluateWhole = Callable[[Connection, Store, ledger.Execution], GateResult]
+EvaluateWhole = Callable[[Connection, Store, ledger.Execution, str], GateResult]
 
 
 def check_result(result: GateResult) -> dg.AssetCheckResult:
@@ -62,13 +62,13 @@ def whole_check(
     gate: str, description: str, evaluate: EvaluateWhole, subject: Callable[[Connection], ledger.Execution],
     settle: Callable[[Connection, ledger.Execution], bool],
 ) -> dg.AssetChecksDefinition:  # fmt: skip
-    """A blocking check of the whole store; the last green one completes the execution."""
+    """A blocking check of the whole store, told which run it is of; the last green one completes the execution."""
 
     @dg.asset_check(asset=gates.VALIDATION_STAGE, name=gate, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
         with store.open() as (engine, bound), engine.begin() as connection:
             execution = subject(connection)
-            result = evaluate(connection, bound, execution)
+            result = evaluate(connection, bound, execution, context.run.run_id)
             scope = Scope(execution=execution.execution_id)
             gates.record(connection, scope, gates.VALIDATION_STAGE, result, context.run.run_id)
             settle(connection, execution)

@@ -15,10 +15,10 @@ from uuid_pipeline.stages.session import StoreResource
     kinds={"postgres"},
     description="The whole store against the state before: rows, ids, references, dates, schema.",
 )
-def validation_report(store: StoreResource) -> dg.MaterializeResult[None]:
+def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound), engine.begin() as connection:
         execution = validation.subject(connection)
-        compared = comparison.compare(connection, bound, execution)
+        compared = comparison.of_run(connection, bound, execution, context.run.run_id)
         waves = [
             {"wave": wave.wave, "status": wave.status, **validation.accounted(connection, bound, wave)}
             for wave in ledger.waves(connection, execution.execution_id)
@@ -38,20 +38,36 @@ def _check(gate: str, description: str, evaluate: object) -> dg.AssetChecksDefin
 
 
 CHECKS = [
-    _check("whole_conservation", "Read back by the id map, every row is as before.", comparison.whole_conservation),
+    _check(
+        "whole_conservation", "Read back by the id map, every row is as before.",
+        lambda connection, store, execution, run_id: comparison.whole_conservation(
+            comparison.of_run(connection, store, execution, run_id)
+        ),
+    ),
     _check(
         "whole_no_dangling_reference", "Every reference points at a row that exists.",
-        lambda connection, store, _execution: validation.whole_no_dangling_reference(
+        lambda connection, store, _execution, _run_id: validation.whole_no_dangling_reference(
             inventory.orphans(connection, store)
         ),
     ),
-    _check("whole_ids_exact", "Every moved row has the id that its own columns give.", exactness.whole_ids_exact),
+    _check(
+        "whole_ids_exact", "Every moved row has the id that its own columns give.",
+        lambda connection, store, execution, _run_id: exactness.whole_ids_exact(connection, store, execution),
+    ),
     _check(
         "whole_schema_unchanged", "Columns, constraints, indexes, triggers, policies and grants are as before.",
-        lambda connection, store, execution: validation.schema_unchanged(
+        lambda connection, store, execution, _run_id: validation.schema_unchanged(
             connection, store, execution, "whole_schema_unchanged"
         ),
     ),
-    _check("timestamps_untouched", "No date or time column changed.", comparison.timestamps_untouched),
-    _check("next_step_safe", "The next wave, or the end, may come.", validation.next_step_safe),
+    _check(
+        "timestamps_untouched", "No date or time column changed.",
+        lambda connection, store, execution, run_id: comparison.timestamps_untouched(
+            comparison.of_run(connection, store, execution, run_id)
+        ),
+    ),
+    _check(
+        "next_step_safe", "The next wave, or the end, may come.",
+        lambda connection, store, execution, _run_id: validation.next_step_safe(connection, store, execution),
+    ),
 ]  # fmt: skip

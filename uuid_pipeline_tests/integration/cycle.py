@@ -171,12 +171,13 @@ def validate(engine: Engine, spec: Spec) -> list[GateResult]:
     """Evaluate the checks of the whole store, record them, and complete the execution when all are green."""
     with engine.begin() as c:
         store, execution = bound(c, spec), validation.subject(c)
+        compared = comparison.compare_patiently(c, store, execution)
         found = [
-            comparison.whole_conservation(c, store, execution),
+            comparison.whole_conservation(compared),
             validation.whole_no_dangling_reference(inventory.orphans(c, store)),
             exactness.whole_ids_exact(c, store, execution),
             validation.schema_unchanged(c, store, execution, "whole_schema_unchanged"),
-            comparison.timestamps_untouched(c, store, execution),
+            comparison.timestamps_untouched(compared),
             validation.next_step_safe(c, store, execution),
         ]
         for result in found:

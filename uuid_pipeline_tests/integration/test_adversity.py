@@ -172,7 +172,8 @@ def test_a_validation_made_before_the_last_wave_does_not_complete_the_execution(
 
     with incident.begin() as connection:
         assert not validation.settle(connection, execution)
-        one = comparison.whole_conservation(connection, cycle.bound(connection, SPEC), execution)
+        compared = comparison.compare(connection, cycle.bound(connection, SPEC), execution)
+        one = comparison.whole_conservation(compared)
         scope = Scope(execution=execution.execution_id)
         gates.record(connection, scope, gates.VALIDATION_STAGE, one, "one gate only")
         assert not validation.settle(connection, execution)
