@@ -124,9 +124,8 @@ def _unreachable(url: URL, text: str, error: Exception) -> str:
     )
 
 
-def copy_rows(connection: sa.Connection, statement: str, records: list[tuple[Any, ...]]) -> None:
-    """COPY records into a table inside the connection's own transaction; ``statement`` is the COPY … FROM STDIN."""
+def copy_text(connection: sa.Connection, statement: str, lines: str) -> None:
+    """Send lines in COPY's text form inside the connection's own transaction; ``statement`` is COPY … FROM STDIN."""
     driver = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
-        for record in records:
-            copy.write_row(record)
+        copy.write(lines)

@@ -92,13 +92,14 @@ def create(connection: Connection, store: Store) -> None:
             + ("Upgrade it." if newer else "Finish with the version that made it, drop the ledger, and plan anew.")
         )
     for entity in store.entities:
-        _create_typed(connection, entity)
+        _create_typed(connection, store, entity)
 
 
-def _create_typed(connection: Connection, entity: Entity) -> None:
+def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:
     """The id map and inventory of one entity, partitioned by assessment so that an old one is dropped at once."""
     id_map, inventory = map_table(entity), inventory_table(entity)
-    key_type = sql.Text("uuid" if entity.key_type == "uuid" else "text")
+    key_type = _typed(entity)
+    parent_type = _typed(store.entity(entity.parent)) if entity.parent else sql.Text("text")
     sql.execute(
         connection,
         sql.compose(
@@ -115,12 +116,13 @@ def _create_typed(connection: Connection, entity: Entity) -> None:
         connection,
         sql.compose(
             """CREATE TABLE IF NOT EXISTS {table} (
-                   assessment_no integer NOT NULL, position bigint NOT NULL, key {type} NOT NULL, parent_key text,
-                   natural_key text, target_id {type}, id_class text NOT NULL, quarantined text,
+                   assessment_no integer NOT NULL, position bigint NOT NULL, key {type} NOT NULL,
+                   parent_key {parent_type}, natural_key text, target_id {type}, id_class text NOT NULL, quarantined text,
                    owner text, created_at timestamptz, status text, size bigint, title text, children bigint
                ) PARTITION BY LIST (assessment_no)""",
             table=inventory,
             type=key_type,
+            parent_type=parent_type,
         ),
     )
     for table in (id_map, inventory):
@@ -135,6 +137,10 @@ def _create_typed(connection: Connection, entity: Entity) -> None:
                 f"The ledger holds {entity.name} ids as {actual}, but {entity.table.name}.{entity.key} is "
                 f"{entity.key_type}. Name the entity otherwise in the spec."
             )
+
+
+def _typed(entity: Entity) -> sql.Composable:
+    return sql.Text("uuid" if entity.key_type == "uuid" else "text")
 
 
 def map_table(entity: Entity) -> sql.Composable:

@@ -111,7 +111,7 @@ def _has_due_descendant(store: Store, entity: Entity, alias: str) -> sql.Composa
         clauses.append(
             sql.compose(
                 """OR EXISTS (SELECT FROM {inventory} {inner} WHERE {inner}.assessment_no = %(no)s
-                   AND {inner}.parent_key = {outer}.key::text AND {inner}.quarantined IS NULL
+                   AND {inner}.parent_key = {outer}.key AND {inner}.quarantined IS NULL
                    AND ({inner}.id_class <> 'deterministic' {below}))""",
                 inventory=ledger.inventory_table(child),
                 inner=sql.name(inner),
@@ -136,12 +136,12 @@ def _build_child(connection: Connection, store: Store, entity: Entity, assessmen
                        SELECT i.key,
                               row_number() OVER (PARTITION BY i.target_id ORDER BY p.role = 'merge', i.key) AS turn
                        FROM {inventory} i JOIN shared USING (target_id)
-                       JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id::text = i.parent_key
+                       JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id = i.parent_key
                        WHERE i.assessment_no = %(no)s) turns WHERE turn > 1)
                SELECT %(no)s, p.ordinal, p.wave,
                       CASE WHEN l.key IS NOT NULL THEN 'merge' WHEN i.id_class = 'deterministic' THEN 'keep'
                            ELSE 'move' END, i.natural_key, i.key, i.target_id
-               FROM {inventory} i JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id::text = i.parent_key
+               FROM {inventory} i JOIN {parents} p ON p.assessment_no = %(no)s AND p.old_id = i.parent_key
                LEFT JOIN losers l ON l.key = i.key
                WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL ORDER BY p.ordinal""",
             part=part,
@@ -257,9 +257,9 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
         for row in sql.rows(
             connection,
             sql.compose(
-                """SELECT m.old_id AS key, m.new_id AS target_id FROM {map} m
-                   JOIN {table} t ON t.{key} = m.new_id
-                   WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone} LIMIT 10""",
+                """WITH met AS MATERIALIZED (SELECT m.* FROM {map} m JOIN {table} t ON t.{key} = m.new_id
+                                             WHERE m.assessment_no = %(no)s AND m.role = 'move')
+                   SELECT m.old_id AS key, m.new_id AS target_id FROM met m WHERE {alone} LIMIT 10""",
                 alone=_no_twin(entity),
                 map=ledger.map_table(entity),
                 table=sql.table(entity.table.schema, entity.table.name),
