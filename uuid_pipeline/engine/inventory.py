@@ -190,29 +190,30 @@ def _line_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int,
 
     def line(position: int, row: Any) -> str:
         quarantined = fault(row)
-        key, parent, natural_key = row[0], row[1], row[2]
+        key, natural_key = row[0], row[2]
         target = None if quarantined else target_of(natural_key)
         owner, created_at, status, size, title, children = row[6:12]
-        return (
-            f"{assessment}\t{position}\t{_copied(key)}\t{_copied(parent)}\t{_copied(natural_key)}\t"
-            f"{target or NULL}\t{id_class(key, target)}\t{_copied(quarantined)}\t{_copied(owner)}\t"
-            f"{created_at or NULL}\t{_copied(status)}\t{NULL if size is None else size}\t{_copied(title)}\t"
-            f"{NULL if children is None else children}\n"
-        )
+        return _copied([
+            str(assessment), str(position), key, row[1], natural_key, target, id_class(key, target), quarantined,
+            owner, created_at, status, _text(size), title, _text(children),
+        ])  # fmt: skip
 
     return line
 
 
-NULL = "\\N"
-_ESCAPED = re.compile(r"[\\\t\n\r]")
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+def _text(number: int | None) -> str | None:
+    return None if number is None else str(number)
 
 
-def _copied(value: str | None) -> str:
-    """A text in COPY's own form."""
-    if value is None:
-        return NULL
-    return _ESCAPED.sub(lambda found: _ESCAPES[found[0]], value) if _ESCAPED.search(value) else value
+_TO_ESCAPE = re.compile(r"[\\\t\n\r]")
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _copied(fields: list[str | None]) -> str:
+    """A row in COPY's own text form; hardly any has something to escape, so that is asked once a row."""
+    if _TO_ESCAPE.search("".join(filter(None, fields))):
+        fields = [field and field.translate(_ESCAPES) for field in fields]
+    return "\t".join(["\\N" if field is None else field for field in fields]) + "\n"
 
 
 def _orphan_count(store: Store, reference: Any) -> sql.Composable:
