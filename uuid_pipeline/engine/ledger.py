@@ -118,7 +118,8 @@ def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:
             """CREATE TABLE IF NOT EXISTS {table} (
                    assessment_no integer NOT NULL, position bigint NOT NULL, key {type} NOT NULL,
                    parent_key {parent_type}, natural_key text, target_id {type}, id_class text NOT NULL,
-                   quarantined text, owner text, created_at timestamptz, status text, size bigint, title text, children bigint
+                   quarantined text, owner text, created_at timestamptz, status text, size bigint, title text,
+                   children bigint
                ) PARTITION BY LIST (assessment_no)""",
             table=inventory,
             type=key_type,
