@@ -26,7 +26,7 @@ demo: $(READY)
 	@echo "  (the command is $(BIN)/uuid-pipeline; put it on your PATH with: . $(BIN)/activate)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not system"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not system"
 
 check: $(READY)
 	$(BIN)/ruff check .
