@@ -89,14 +89,14 @@ def test_a_disk_that_is_full_at_any_point_stops_the_run_and_once_there_is_room_t
 
     def struck(work: str) -> list[str]:
         """Where the full disk stopped the run; after some points there may be little enough left to write."""
-        stopped = []
+        stopped, said = [], []
         for point in scene.POINTS[work]:
             use_up_free_pages(store)
             sync_points.on(point, lambda: fill(small_disk))
             try:
                 scene.WORK[work](store, spec)
             except DBAPIError as error:
-                assert "No space left on device" in str(error.orig), point
+                said.append(str(error.orig))
                 stopped.append(point)
             finally:
                 sync_points.clear()
@@ -107,6 +107,7 @@ def test_a_disk_that_is_full_at_any_point_stops_the_run_and_once_there_is_room_t
             if point not in stopped:
                 # A run that says nothing has done it all, and put back what it had altered.
                 assert (moved, scene.altered(store)) == ({"forward": 38, "back": 0}[work], []), point
+        assert all("No space left on device" in message for message in said), said
         return stopped
 
     # Whatever the point, sweeps or batches come after it, and all of them write.
