@@ -39,8 +39,9 @@ def server_of_our_own(version: int = 18, **settings: str) -> Iterator[EmbeddedSe
         try:
             started = embedded.start(home, version)
             with psycopg.connect(started.url("postgres"), autocommit=True) as connection:
-                # No test takes the machine down; what survives a dead client does not depend on fsync.
-                for name, value in {"fsync": "off", "full_page_writes": "off", **settings}.items():
+                # No test takes the machine down; what survives a dead client does not depend on fsync. Statistics that
+                # come by themselves on a busy machine would change the size of batches in mid-test.
+                for name, value in {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", **settings}.items():
                     setting = sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
                     connection.execute(setting)
                 connection.execute("SELECT pg_reload_conf()")
