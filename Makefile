@@ -26,7 +26,7 @@ demo: $(READY)
 	@echo "  (the command is $(BIN)/uuid-pipeline; put it on your PATH with: . $(BIN)/activate)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not system"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not system"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ bench: $(READY)
 
 test-system: $(READY)
 	bash .ci/system-packages
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m system
 
 # Resolve anew the versions that CI and the demo install.
 lock:

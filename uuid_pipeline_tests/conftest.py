@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo import server as embedded
-from uuid_pipeline.demo.incident import build_incident
+from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine.connection import open_store
 
@@ -29,23 +29,35 @@ NewDatabase = Callable[[str | None], str]
 NewRole = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
-    """A server of this worker's own, gone with its data after the session."""
+@contextmanager
+def server_of_our_own(version: int = 18, **settings: str) -> Iterator[EmbeddedServer]:
+    """A server with these settings, gone with its data afterwards."""
     with tempfile.TemporaryDirectory(prefix="up_", ignore_cleanup_errors=True) as directory:
         # Root's server runs as another user, who must be able to reach its data.
         Path(directory).chmod(0o755)
         home = Path(directory) / "home"
         try:
-            started = embedded.start(home)
+            started = embedded.start(home, version)
             with psycopg.connect(started.url("postgres"), autocommit=True) as connection:
-                # No test takes the machine down; what survives a dead client does not depend on fsync.
-                connection.execute("ALTER SYSTEM SET fsync = off")
-                connection.execute("ALTER SYSTEM SET full_page_writes = off")
+                # No test takes the machine down; what survives a dead client does not depend on fsync. Statistics that
+                # come by themselves on a busy machine would change the size of batches in mid-test.
+                for name, value in {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", **settings}.items():
+                    setting = sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+                    connection.execute(setting)
                 connection.execute("SELECT pg_reload_conf()")
+            if settings:
+                embedded.stop(home)
+                started = embedded.start(home, version)
             yield started
         finally:
             embedded.destroy(home)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """A server of this worker's own."""
+    with server_of_our_own() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -109,20 +121,41 @@ def empty_url(new_database: NewDatabase) -> str:
     return new_database(None)
 
 
+@contextmanager
+def opened(url: str) -> Iterator[Engine]:
+    """A store as the engine opens it."""
+    engine = open_store(url)
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
 def incident(incident_url: str) -> Iterator[Engine]:
     """The incident as the engine opens a store."""
-    engine = open_store(incident_url)
-    yield engine
-    engine.dispose()
+    with opened(incident_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def incident_with_buffer(incident: Engine) -> Engine:
+    """The incident with the older soft reference."""
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    return incident
+
+
+@pytest.fixture
+def other(incident_url: str) -> Iterator[Engine]:
+    """Another process's engine on the incident, as far as PostgreSQL can tell."""
+    with opened(incident_url) as engine:
+        yield engine
 
 
 @pytest.fixture
 def empty_store(empty_url: str) -> Iterator[Engine]:
     """An empty database as the engine opens a store."""
-    engine = open_store(empty_url)
-    yield engine
-    engine.dispose()
+    with opened(empty_url) as engine:
+        yield engine
 
 
 def as_role(url: str, role: str) -> str:
@@ -138,14 +171,9 @@ PGBOUNCER = Path("/usr/sbin/pgbouncer")
 
 @pytest.fixture(scope="session")
 def server_16() -> Iterator[EmbeddedServer]:
-    """The wheel's older server, gone with its data after the session."""
-    with tempfile.TemporaryDirectory(prefix="up_", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)
-        home = Path(directory) / "home"
-        try:
-            yield embedded.start(home, version=16)
-        finally:
-            embedded.destroy(home)
+    """The wheel's older server."""
+    with server_of_our_own(version=16) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,13 @@
 """Aliases: stale ids that the application writes or asks for are taken for the ids that their rows have now."""
 
-import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import functions, resolving, sql
+from uuid_pipeline.engine import functions, patience, resolving, sql
 from uuid_pipeline.engine.ledger import SCHEMA
 from uuid_pipeline.engine.store import Entity, MovedTable, Store
 from uuid_pipeline.engine.sync_points import reach
@@ -19,9 +16,7 @@ from uuid_pipeline.errors import RefusedError
 # Sorts before the application's own triggers, which then see the id that will be stored.
 TRIGGER = "00_uuid_pipeline_alias_ids"
 
-RETRIED = frozenset({"55P03", "40P01"})  # lock not available, deadlock
 PATIENCE_SECONDS = 60.0
-MAX_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -201,15 +196,6 @@ def uses(connection: Connection, store: Store) -> list[AliasUse]:
     return found
 
 
-def missing_trigger_rights(connection: Connection, store: Store) -> list[str]:
-    """The tables, as ``schema.table``, on which this role may not create a trigger."""
-    return [
-        f"{moved.table.schema}.{moved.table.name}"
-        for moved in store.tables
-        if not sql.scalar(connection, "SELECT has_table_privilege(%(oid)s, 'TRIGGER')", {"oid": moved.table.oid})
-    ]
-
-
 def remove(engine: Engine) -> None:
     """Take every alias away: triggers, functions, views, counts, and what was granted to readers.
 
@@ -256,31 +242,19 @@ def _drop_rest(connection: Connection) -> None:
 
 
 def _patiently(engine: Engine, relations: Sequence[str], work: Callable[[Connection], object]) -> None:
-    """One short transaction, tried again while locks are not to be had.
+    """One short transaction, tried again while locks are not to be had."""
 
-    Whoever writes to the table queues behind our request, so it waits 200 ms at most.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    pause = 0.1
-    while True:
-        try:
-            with engine.begin() as connection:
-                sql.execute(
-                    connection,
-                    "SELECT set_config('lock_timeout', '200ms', true), set_config('search_path', 'pg_catalog', true)",
-                )
-                # Two installations at once would replace the same functions, which the server takes for an error.
-                sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.aliases', 0))")
-                work(connection)
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in RETRIED:
-                raise
-            if time.monotonic() > deadline:
-                raise RefusedError(_who_holds(engine, relations)) from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(MAX_PAUSE_SECONDS, 2 * pause)
-        else:
-            return
+    def once() -> None:
+        with engine.begin() as connection:
+            patience.set_up(connection)
+            # Two installations at once would replace the same functions, which the server takes for an error.
+            sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.aliases', 0))")
+            work(connection)
+
+    try:
+        patience.patiently(once, PATIENCE_SECONDS)
+    except patience.OutOfPatienceError as error:
+        raise RefusedError(_who_holds(engine, relations)) from error
 
 
 # Whoever holds a lock there for long; other sessions' times are shown to those only who may see their statistics.

@@ -245,6 +245,17 @@ def _regclass(connection: Connection, index: dict[str, Any]) -> str:
     return str(sql.scalar(connection, "SELECT format('%%I.%%I', %(schema)s::text, %(name)s::text)", index))
 
 
+def table_oid(connection: Connection, schema: str, table: str) -> int | None:
+    """The table's oid as things are now; None when there is none of that name."""
+    oid: int | None = sql.scalar(
+        connection,
+        """SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind = 'r'""",
+        {"schema": schema, "table": table},
+    )
+    return oid
+
+
 def pin_names(connection: Connection) -> None:
     """With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role."""
     sql.execute(

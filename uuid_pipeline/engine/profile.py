@@ -179,6 +179,7 @@ def _described(trigger: UserTrigger, store: Store) -> dict[str, Any]:
     """A trigger with what it does. We propose silence for all: nothing but ids changes, and no user acted."""
     return {
         "trigger": trigger.name,
+        "schema": trigger.schema,
         "table": trigger.table,
         "events": trigger.events,
         "function": trigger.function,

@@ -5,7 +5,6 @@ builds what a crashed one left. It is built CONCURRENTLY: the application writes
 """
 
 import json
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, sql, vector_indexes
+from uuid_pipeline.engine import ledger, patience, sql, vector_indexes
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.vector_indexes import VectorIndex
 from uuid_pipeline.errors import RefusedError
@@ -26,10 +25,7 @@ from uuid_pipeline.errors import RefusedError
 Done = TypeVar("Done")
 Say = Callable[[str], None]
 
-LOCK_RETRIED = frozenset({"55P03", "40P01", "42P01"})  # lock not available, deadlock, table dropped meanwhile
-BUILD_RETRIED = frozenset({"55P03", "40P01"})
 LOCK_SECONDS = 60.0
-MAX_PAUSE_SECONDS = 2.0
 # How often a sign of life is given while an index is built: well within leases.LEASE_SECONDS.
 RENEW_SECONDS = 5.0
 BUILD_TRIES = 3
@@ -37,10 +33,6 @@ BUILD_TRIES = 3
 
 class NotBuiltError(RefusedError):
     """An index that we dropped could not be built again; it stays in the ledger for the next run."""
-
-
-class _LockedError(Exception):
-    """A table's lock was not to be had in time."""
 
 
 def drop(connection: Connection, lease: Lease, indexes: Sequence[VectorIndex], say: Say) -> list[str]:
@@ -59,14 +51,15 @@ def drop(connection: Connection, lease: Lease, indexes: Sequence[VectorIndex], s
             if _locked(connection, lease, index, partial(_drop_one, connection, index)):
                 dropped.append(index.name)
                 say(f"{where} is dropped for this run; similarity search scans the table meanwhile")
-        except _LockedError:
+        except patience.OutOfPatienceError:
             say(f"{where} stays in place: the table's lock was not to be had for {LOCK_SECONDS:.0f} s; writing is slow")
     return dropped
 
 
 def _drop_one(connection: Connection, index: VectorIndex) -> bool:
     # Read again under the lock: what is recorded is what is dropped.
-    found = [i for i in vector_indexes.read(connection, _table(connection, index)) if i.name == index.name]
+    oid = catalogs.table_oid(connection, index.schema, index.table)
+    found = [i for i in vector_indexes.read(connection, [oid] if oid else []) if i.name == index.name]
     if not found or found[0].hindrance:
         return False
     # In the transaction of the change: a crash leaves both or neither.
@@ -82,40 +75,10 @@ def _drop_one(connection: Connection, index: VectorIndex) -> bool:
     return True
 
 
-def _table(connection: Connection, index: VectorIndex) -> list[int]:
-    return [
-        int(row.oid)
-        for row in sql.rows(
-            connection,
-            """SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-               WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind = 'r'""",
-            {"schema": index.schema, "table": index.table},
-        )
-    ]
-
-
 def _locked(connection: Connection, lease: Lease, index: VectorIndex, work: Callable[[], Done]) -> Done:
-    """Do the work in a transaction that holds the table's lock, tried again with growing pauses.
-
-    While we ask for the lock everybody queues behind us, readers too, so each try is short.
-    """
-    deadline, pause = time.monotonic() + LOCK_SECONDS, 0.05
-    while True:
-        try:
-            with connection.begin():
-                leases.hold(connection, lease)
-                catalogs.pin_names(connection)
-                sql.execute(connection, "SELECT set_config('lock_timeout', '200ms', true)")
-                table = sql.table(index.schema, index.table)
-                sql.execute(connection, sql.compose("LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE", t=table))
-                return work()
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in LOCK_RETRIED:
-                raise
-            if time.monotonic() > deadline:
-                raise _LockedError from error
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(MAX_PAUSE_SECONDS, pause * 2)
+    """Do the work in a transaction that holds the table's lock, against readers too; raises OutOfPatienceError."""
+    place = (index.schema, index.table)
+    return patience.with_table(connection, lease, place, "ACCESS EXCLUSIVE", work, LOCK_SECONDS)
 
 
 _STATE = """
@@ -155,7 +118,7 @@ def _put_back_one(engine: Engine, connection: Connection, lease: Lease, index: V
             time.sleep(RENEW_SECONDS)
         elif state is not None:
             _clear(connection, lease, index, failure)  # half-built: it finds nothing, and costs every write
-        elif failure is not None and (tries == BUILD_TRIES or _sqlstate(failure) not in BUILD_RETRIED):
+        elif failure is not None and (tries == BUILD_TRIES or patience.sqlstate(failure) not in patience.BUSY):
             raise NotBuiltError(_not_built(index, failure)) from failure
         else:
             say(f"{where}: building it again, {tries + 1}. try; similarity search scans the table until it is done")
@@ -167,14 +130,14 @@ def _look(connection: Connection, lease: Lease, index: VectorIndex) -> tuple[Any
         leases.hold(connection, lease)
         catalogs.pin_names(connection)
         found = sql.rows(connection, _STATE, {"schema": index.schema, "name": index.name})
-        return (found[0] if found else None), bool(_table(connection, index))
+        return (found[0] if found else None), catalogs.table_oid(connection, index.schema, index.table) is not None
 
 
 def _clear(connection: Connection, lease: Lease, index: VectorIndex, failure: DBAPIError | None) -> None:
     statement = sql.compose("DROP INDEX IF EXISTS {index}", index=sql.table(index.schema, index.name))
     try:
         _locked(connection, lease, index, lambda: sql.execute(connection, statement))
-    except _LockedError as error:
+    except patience.OutOfPatienceError as error:
         why = f" The build failed: {' '.join(str(failure.orig).split())}." if failure else ""
         raise NotBuiltError(
             f"Index {index.name} of {index.place} is half built and could not be dropped: the table's lock was not to "
@@ -215,7 +178,7 @@ def _build(engine: Engine, connection: Connection, lease: Lease, index: VectorIn
         try:
             building.result()
         except DBAPIError as error:
-            if _sqlstate(error) is None:
+            if patience.sqlstate(error) is None:
                 raise
             return error
     return None
@@ -223,7 +186,7 @@ def _build(engine: Engine, connection: Connection, lease: Lease, index: VectorIn
 
 def _not_built(index: VectorIndex, failure: DBAPIError) -> str:
     remedy = "Mend the reason and run again"
-    if _sqlstate(failure) == "57014":
+    if patience.sqlstate(failure) == "57014":
         remedy = (
             "It was cancelled, by a person or by statement_timeout: connect past the pooler, or ALTER ROLE … SET "
             "statement_timeout = 0, and run again"
@@ -282,8 +245,3 @@ def _delete_record(connection: Connection, index: VectorIndex) -> None:
 def _text(written_by_server: str) -> sql.Composable:
     # The driver reads % as the start of a placeholder.
     return sql.Text(written_by_server.replace("%", "%%"))
-
-
-def _sqlstate(error: DBAPIError) -> str | None:
-    state: str | None = getattr(error.orig, "sqlstate", None)
-    return state

@@ -5,9 +5,7 @@ all the while. The original stands in the ledger from the change until it is put
 """
 
 import json
-import random
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,8 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import patience, sql
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.engine.triggers import UserTrigger
@@ -31,9 +28,7 @@ CONDITION = "current_setting('uuid_pipeline.batch', true) IS DISTINCT FROM 'on'"
 # As the server writes it back.
 DEPARSED = "current_setting('uuid_pipeline.batch'::text, true) IS DISTINCT FROM 'on'::text"
 
-RETRIED = frozenset({"55P03", "40P01", "42P01"})  # lock not available, deadlock, table dropped before we had its lock
 LOCK_SECONDS = 60.0
-MAX_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -185,43 +180,19 @@ def _put_back_one(connection: Connection, altered: Altered) -> str:
 def _locked(connection: Connection, lease: Lease, schema: str, table: str, work: Callable[[], Done]) -> Done:
     """Do the work in a transaction that holds the table's lock; tried again, with growing pauses, for a minute.
 
-    The lock keeps the application's own releases out between reading a definition and replacing it. While we ask for
-    it writers queue behind us, so each try is short.
+    The lock keeps the application's own releases out between reading a definition and replacing it.
     """
-    deadline, pause = time.monotonic() + LOCK_SECONDS, 0.05
-    while True:
-        try:
-            with connection.begin():
-                leases.hold(connection, lease)
-                catalogs.pin_names(connection)
-                sql.execute(connection, "SELECT set_config('lock_timeout', '200ms', true)")
-                if _oid(connection, schema, table) is not None:
-                    lock = sql.compose("LOCK TABLE {t} IN SHARE ROW EXCLUSIVE MODE", t=sql.table(schema, table))
-                    sql.execute(connection, lock)
-                return work()
-        except DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", None)
-            if state == "42501":
-                raise RefusedError(
-                    f"This role may not change the triggers of {schema}.{table}: {error.orig}. "
-                    "Run again as the role that the plan was made with, or as the table's owner."
-                ) from error
-            if state not in RETRIED:
-                raise
-            if time.monotonic() > deadline:
-                raise RefusedError(_held(connection, schema, table)) from error
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(MAX_PAUSE_SECONDS, pause * 2)
-
-
-def _oid(connection: Connection, schema: str, table: str) -> int | None:
-    oid: int | None = sql.scalar(
-        connection,
-        """SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-           WHERE n.nspname = %(schema)s AND c.relname = %(table)s""",
-        {"schema": schema, "table": table},
-    )
-    return oid
+    try:
+        return patience.with_table(connection, lease, (schema, table), "SHARE ROW EXCLUSIVE", work, LOCK_SECONDS)
+    except patience.OutOfPatienceError as error:
+        raise RefusedError(_held(connection, schema, table)) from error
+    except DBAPIError as error:
+        if patience.sqlstate(error) != "42501":
+            raise
+        raise RefusedError(
+            f"This role may not change the triggers of {schema}.{table}: {error.orig}. "
+            "Run again as the role that the plan was made with, or as the table's owner."
+        ) from error
 
 
 def _held(connection: Connection, schema: str, table: str) -> str:
@@ -236,7 +207,7 @@ def _held(connection: Connection, schema: str, table: str) -> str:
                WHERE l.relation = %(oid)s AND l.database = (SELECT oid FROM pg_database
                                                             WHERE datname = current_database())
                  AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') ORDER BY 1""",
-            {"oid": _oid(connection, schema, table)},
+            {"oid": catalogs.table_oid(connection, schema, table)},
         )
     who = ", ".join(row.who for row in holders) or "nobody any more"
     return (

@@ -75,9 +75,12 @@ def _require_reachable(url: URL, text: str) -> None:
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
-    """The instance of this home."""
+    """The instance of this home, with connections kept open: else each event that is written makes its own."""
     prepare(settings)
-    return dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    # Not for the webserver alone. Connections are soon renewed, so one that was cut while idle is hardly met.
+    instance.optimize_for_webserver(statement_timeout=0, pool_recycle=30, max_overflow=20)
+    return instance
 
 
 def store_identity(connection: Connection) -> str:

@@ -81,7 +81,7 @@ def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) 
 
 CHECKS = [
     wave_check(
-        "conservation", "Every planned document is counted as moved, gone or changed.", WAVES, validation.conservation
+        "conservation", "Every planned document is counted: moved, merged or set aside.", WAVES, validation.conservation
     ),
     wave_check(
         "no_dangling_reference", "No reference holds an id that this wave moved away from.", WAVES,

@@ -101,8 +101,8 @@ class CommandLine:
 
 
 def ended(process: "subprocess.Popen[str]") -> Said:
-    """Wait for a process."""
-    out, err = process.communicate(timeout=60)
+    """Wait for a process; the limit is for one that hangs, not for one on a busy machine."""
+    out, err = process.communicate(timeout=300)
     return Said(process.returncode, out, err)
 
 

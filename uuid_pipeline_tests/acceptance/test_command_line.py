@@ -93,6 +93,7 @@ def test_run_moves_nothing_before_approval_and_everything_exactly_once_after_it(
     assert cycle.rows_of(incident) == after
 
 
+@pytest.mark.system
 def test_rollback_of_one_wave_and_of_all_gives_exact_rows_back_and_a_new_run_moves_them_again(
     command_line: CommandLine, incident: Engine, incident_url: str
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_wrong_spec_exits_with_2_names_line_or_nearest_and_makes_no_ledger(
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.system
 def test_a_role_without_rights_is_told_each_grant_and_after_just_those_the_run_succeeds(
     command_line_for: CommandLineFor, incident: Engine, incident_url: str, new_role: NewRole
 ) -> None:

@@ -254,6 +254,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.system
 def test_events_are_written_to_postgresql_and_no_password_is_in_them_or_in_the_ledger_or_the_output(
     command_line: CommandLine, incident: Engine, incident_url: str
 ) -> None:

@@ -3,6 +3,7 @@
 Clusters merge, and the application's triggers are altered while a wave runs: one that is to fire makes it tier O.
 """
 
+import time
 import uuid
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.twins import build_twins
-from uuid_pipeline.engine import finalizing, ledger, rollback, sync_points
+from uuid_pipeline.engine import finalizing, lease, ledger, rollback, sync_points
 from uuid_pipeline.spec import Spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.cycle import NAMESPACE, Row, Rows
@@ -69,6 +70,17 @@ POINTS = {
     "finalize": list(sync_points.FINALIZING),
 }
 WORK = {"forward": forward, "back": back, "finalize": finalize}
+
+
+def wait_until_free(engine: Engine) -> None:
+    """A backend notices that its client is gone when its statement ends."""
+    for _ in range(500):
+        with engine.begin() as connection:
+            holder = lease.holder(connection)
+        if holder is None or not holder.alive:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the lease is still held: {holder}")
 
 
 def altered(engine: Engine) -> list[tuple[object, ...]]:

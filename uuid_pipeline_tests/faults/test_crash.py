@@ -5,16 +5,14 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import lease
 from uuid_pipeline.spec import load_spec, parse_spec
+from uuid_pipeline_tests.faults import scene
 from uuid_pipeline_tests.integration import cycle
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +21,8 @@ KILLS = 6
 
 
 @pytest.fixture
-def store(incident: Engine) -> Engine:
-    """The incident with the older soft reference."""
-    with incident.begin() as connection:
-        add_vector_buffer(connection)
-    return incident
+def store(incident_with_buffer: Engine) -> Engine:
+    return incident_with_buffer
 
 
 @pytest.fixture
@@ -53,17 +48,6 @@ def die(url: str, spec_file: Path, direction: str, moment: str, number: int) -> 
     return len(done.stdout.splitlines())
 
 
-def wait_for_the_dead(engine: Engine) -> None:
-    """A backend notices that its client is gone when its statement ends."""
-    for _ in range(200):
-        with engine.begin() as connection:
-            holder = lease.holder(connection)
-        if holder is None or not holder.alive:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"the dead process still holds the lease: {holder}")
-
-
 def moments(direction: str) -> Iterator[tuple[str, int]]:
     """Seeded moments, near and far, before a statement and before a commit."""
     chance = random.Random(f"{SEED} {direction}")
@@ -71,6 +55,7 @@ def moments(direction: str) -> Iterator[tuple[str, int]]:
         yield ("statement", chance.randrange(2, 400)) if number % 2 == 0 else ("commit", chance.randrange(1, 30))
 
 
+@pytest.mark.system
 def test_a_migration_killed_at_many_moments_ends_as_if_nothing_had_happened(
     store: Engine, incident_url: str, spec_file: Path
 ) -> None:
@@ -80,7 +65,7 @@ def test_a_migration_killed_at_many_moments_ends_as_if_nothing_had_happened(
 
     for moment, number in moments("forward"):
         die(incident_url, spec_file, "forward", moment, number)
-        wait_for_the_dead(store)
+        scene.wait_until_free(store)
     batches = "SELECT count(*) FROM uuid_pipeline.batches"
     [(committed,)] = cycle.run_sql(store, batches)
     assert 0 < committed < 38
@@ -92,6 +77,7 @@ def test_a_migration_killed_at_many_moments_ends_as_if_nothing_had_happened(
     assert cycle.run_sql(store, batches) == [(38,)]
 
 
+@pytest.mark.system
 def test_a_rollback_killed_at_many_moments_ends_with_the_original_rows(
     store: Engine, incident_url: str, spec_file: Path
 ) -> None:
@@ -101,7 +87,7 @@ def test_a_rollback_killed_at_many_moments_ends_with_the_original_rows(
 
     for moment, number in moments("back"):
         die(incident_url, spec_file, "back", moment, number)
-        wait_for_the_dead(store)
+        scene.wait_until_free(store)
     back = "SELECT count(*) FROM uuid_pipeline.batches WHERE direction = 'back'"
     [(committed,)] = cycle.run_sql(store, back)
     assert 0 < committed < 38
@@ -128,7 +114,7 @@ def test_a_migration_killed_halfway_can_be_rolled_back_instead(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    wait_for_the_dead(store)
+    scene.wait_until_free(store)
     assert cycle.rows_of(store) != rows
 
     cycle.roll_back(store, spec)
@@ -145,7 +131,7 @@ def test_after_any_kill_every_row_is_either_old_or_new_and_no_reference_dangles(
 
     die(incident_url, spec_file, "forward", "statement", 350)
 
-    wait_for_the_dead(store)
+    scene.wait_until_free(store)
     moved = {
         row[0]
         for row in cycle.run_sql(

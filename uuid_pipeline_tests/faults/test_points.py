@@ -1,7 +1,6 @@
 """At every named point of the engine: killed, disconnected, timed out, stopped. The next run finishes, exactly."""
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import lease, sync_points
-from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine import sync_points
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline_tests.conftest import opened
 from uuid_pipeline_tests.faults import scene
 from uuid_pipeline_tests.faults.nursery import Fate, Nursery
 from uuid_pipeline_tests.integration import cycle
@@ -23,10 +22,9 @@ DOCUMENTS = 38
 
 @pytest.fixture
 def store(empty_url: str) -> Iterator[Engine]:
-    engine = open_store(empty_url)
-    scene.build(engine)
-    yield engine
-    engine.dispose()
+    with opened(empty_url) as engine:
+        scene.build(engine)
+        yield engine
 
 
 @pytest.fixture
@@ -81,17 +79,6 @@ def there_and_back_and_the_end(store: Engine, spec: Spec, fault: Fault) -> None:
     assert cycle.alias_triggers(store) == []
 
 
-def wait_until_free(store: Engine) -> None:
-    """A backend notices that its client is gone when its statement ends."""
-    for _ in range(500):
-        with store.begin() as connection:
-            holder = lease.holder(connection)
-        if holder is None or not holder.alive:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"the lease is still held: {holder}")
-
-
 def test_killed_at_every_point_a_run_is_finished_by_the_next(
     store: Engine, empty_url: str, spec_file: Path, spec: Spec
 ) -> None:
@@ -100,7 +87,7 @@ def test_killed_at_every_point_a_run_is_finished_by_the_next(
         def kill(work: str, point: str, nth: int) -> None:
             writer = nursery.run(Fate(work, point, nth, signal.SIGKILL))
             assert writer.code == -signal.SIGKILL, (work, point, writer)
-            wait_until_free(store)
+            scene.wait_until_free(store)
             # What a dead run had altered stays on record, for the next one to put back.
             assert len(scene.altered(store)) == 3 or point not in ("guarded", "waves done", "committed")
 
@@ -123,9 +110,8 @@ def at(point: str, nth: int, deed: Callable[[], None]) -> None:
 @pytest.fixture
 def mine(empty_url: str) -> Iterator[Engine]:
     """The engine of the run that the fault strikes."""
-    engine = open_store(empty_url)
-    yield engine
-    engine.dispose()
+    with opened(empty_url) as engine:
+        yield engine
 
 
 def strike_in_process(deed: Callable[[], None], mine: Engine, spec: Spec) -> Fault:
@@ -146,6 +132,7 @@ def strike_in_process(deed: Callable[[], None], mine: Engine, spec: Spec) -> Fau
     return strike
 
 
+@pytest.mark.system
 def test_disconnected_at_every_point_a_run_is_finished_by_the_next(
     store: Engine, mine: Engine, empty_url: str, spec: Spec
 ) -> None:
@@ -161,6 +148,7 @@ def test_disconnected_at_every_point_a_run_is_finished_by_the_next(
         there_and_back_and_the_end(store, spec, strike_in_process(disconnect, mine, spec))
 
 
+@pytest.mark.system
 def test_timed_out_at_every_point_a_run_is_finished_by_the_next(
     store: Engine, mine: Engine, empty_url: str, spec: Spec
 ) -> None:

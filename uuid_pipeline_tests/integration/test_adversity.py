@@ -40,7 +40,13 @@ def maps(engine: Engine) -> list[tuple[Any, ...]]:
     )
 
 
-@pytest.mark.parametrize("spec", [SPEC, ONE_BY_ONE], ids=["in one batch a wave", "one document a batch"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(SPEC, id="in one batch a wave"),
+        pytest.param(ONE_BY_ONE, id="one document a batch", marks=pytest.mark.system),
+    ],
+)
 def test_chunks_made_again_under_other_ids_after_planning_are_moved_and_go_back(incident: Engine, spec: Spec) -> None:
     execution = approved(incident, spec)
     cycle.run_sql(incident, CHUNK_AGAIN)

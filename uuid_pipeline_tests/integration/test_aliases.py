@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import aliases, batch, ledger, triggers
+from uuid_pipeline.engine import aliases, batch, ledger, profile, triggers
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
@@ -463,13 +463,14 @@ def test_a_role_without_ownership_installs_and_removes_and_the_applications_sche
     engine = open_store(as_role(incident_url, role))
     tables = sorted(f"upload_pipeline.{name}" for name in cycle.rows_of(fresh) if name != "webhook_log")
     with engine.begin() as connection:
-        assert sorted(aliases.missing_trigger_rights(connection, cycle.bound(connection, WIDE))) == tables
+        missing = profile.missing_rights(connection, cycle.bound(connection, WIDE))
+        assert sorted(found.object for found in missing if found.right == "TRIGGER") == [f"table {t}" for t in tables]
     cycle.run_sql(fresh, f"GRANT TRIGGER ON ALL TABLES IN SCHEMA upload_pipeline TO {role}")
     before, rows = cycle.catalog_of(fresh), cycle.rows_of(fresh)
 
     migrate(engine)
     with engine.begin() as connection:
-        assert aliases.missing_trigger_rights(connection, cycle.bound(connection, WIDE)) == []
+        assert profile.missing_rights(connection, cycle.bound(connection, WIDE)) == []
         assert aliases.installed(connection) == tables
     old = str(rows["documents"][0]["document_id"])
     assert cycle.run_sql(fresh, JOB, document=old) == [(cycle.targets(rows)[old],)]

@@ -211,6 +211,7 @@ def test_no_tcp_port_is_open_and_the_socket_is_private(running: embedded.Embedde
     assert not [line for line in lines if line[9] in inodes]
 
 
+@pytest.mark.system
 def test_four_processes_that_start_at_once_get_one_server(home: Path) -> None:
     code = "server = embedded.start(home); embedded.ensure_database(server, 'shared'); print(server)"
     processes = [in_another_process(code, home) for _ in range(4)]
@@ -221,6 +222,7 @@ def test_four_processes_that_start_at_once_get_one_server(home: Path) -> None:
     assert (home / "postgresql.log").read_text().count("starting PostgreSQL") == 1
 
 
+@pytest.mark.system
 def test_a_committed_row_survives_kill_9_of_the_postmaster_under_a_long_query(hurt_home: Path) -> None:
     server = embedded.start(hurt_home)
     with psycopg.connect(server.url("postgres")) as connection:
@@ -262,6 +264,7 @@ def test_a_stale_pid_that_a_foreign_process_has_by_now_is_no_server_and_is_left_
             foreign.kill()
 
 
+@pytest.mark.system
 def test_a_server_whose_socket_was_deleted_is_started_anew(hurt_home: Path) -> None:
     server = embedded.start(hurt_home)
     unreachable = postmaster_pid(server)
@@ -273,6 +276,7 @@ def test_a_server_whose_socket_was_deleted_is_started_anew(hurt_home: Path) -> N
     assert one(restarted, "SELECT 1") == 1
 
 
+@pytest.mark.system
 def test_an_initdb_that_was_killed_leaves_nothing_that_stops_the_next_start(home: Path) -> None:
     process = in_another_process("embedded.start(home)", home)
     while not list(home.glob("initdb-*/global")):
@@ -286,6 +290,7 @@ def test_an_initdb_that_was_killed_leaves_nothing_that_stops_the_next_start(home
     assert not list(home.glob("initdb-*"))
 
 
+@pytest.mark.system
 def test_an_initdb_that_outlives_its_starter_keeps_the_lock(home: Path) -> None:
     process = in_another_process("embedded.start(home)", home)
     while not list(home.glob("initdb-*/global")):
@@ -324,6 +329,7 @@ def test_data_of_another_version_is_refused(running: embedded.EmbeddedServer) ->
         embedded.start(running.home, version=16)
 
 
+@pytest.mark.system
 def test_postgresql_16_runs_too(home: Path) -> None:
     assert str(one(embedded.start(home, version=16), "SHOW server_version")).startswith("16.")
 
@@ -333,6 +339,7 @@ def test_a_version_that_the_wheel_lacks_is_named(home: Path) -> None:
         embedded.start(home, version=15)
 
 
+@pytest.mark.system
 def test_a_path_too_long_for_a_socket_gets_a_private_directory_that_others_find(hurt_home: Path) -> None:
     server = embedded.start(hurt_home)
 
@@ -343,6 +350,7 @@ def test_a_path_too_long_for_a_socket_gets_a_private_directory_that_others_find(
     assert found == str(server.socket_dir)
 
 
+@pytest.mark.system
 def test_a_path_with_characters_of_the_shell_and_of_lists_of_hosts_will_do(directory: Path) -> None:
     server = embedded.start(directory / "com,ma quo\"te's$HOME")
 
@@ -380,6 +388,7 @@ def test_as_root_the_server_runs_as_its_own_user_in_data_of_mode_0700(
     assert Path(f"/proc/{postmaster_pid(running)}").stat().st_uid == status.st_uid
 
 
+@pytest.mark.system
 @as_root_only
 def test_as_root_no_directory_gets_another_mode_and_a_copied_home_not_the_first_ones_data(
     tmp_path: Path,
@@ -401,6 +410,7 @@ def test_as_root_no_directory_gets_another_mode_and_a_copied_home_not_the_first_
     assert not server.data.parent.exists()
 
 
+@pytest.mark.system
 @as_root_only
 def test_as_root_binaries_out_of_the_users_reach_are_copied(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: Path
@@ -442,6 +452,7 @@ def test_a_plain_user_who_may_not_write_the_home_is_told_so(home: Path) -> None:
     assert "Permission denied" in as_nobody(lambda: str(embedded.start(home)))
 
 
+@pytest.mark.system
 @as_root_only
 def test_a_plain_user_runs_the_server_as_himself_without_root(directory: Path) -> None:
     nobody = pwd.getpwnam("nobody")

@@ -1,14 +1,10 @@
 """The end: refused while old ids are in use; then the aliases go, and the ledger, without a trace."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import aliases, finalizing, ledger, rollback
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Aliases, Spec
 from uuid_pipeline_tests.integration import cycle
@@ -34,18 +30,8 @@ ORDER BY 1, 2, 3
 
 
 @pytest.fixture
-def store(incident: Engine) -> Engine:
-    with incident.begin() as connection:
-        add_vector_buffer(connection)
-    return incident
-
-
-@pytest.fixture
-def other(incident_url: str) -> Iterator[Engine]:
-    """Another process's engine on the same store, as far as PostgreSQL can tell."""
-    engine = open_store(incident_url)
-    yield engine
-    engine.dispose()
+def store(incident_with_buffer: Engine) -> Engine:
+    return incident_with_buffer
 
 
 def finalize(store: Engine, spec: Spec) -> list[str]:

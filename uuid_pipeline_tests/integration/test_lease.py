@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
@@ -28,14 +27,6 @@ with engine.connect() as connection:
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture
-def other(incident_url: str) -> Iterator[Engine]:
-    """Another process's engine on the same store, as far as PostgreSQL can tell."""
-    engine = open_store(incident_url)
-    yield engine
-    engine.dispose()
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(incident: Engine, other: Engine) -> None:

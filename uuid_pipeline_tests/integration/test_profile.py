@@ -187,7 +187,9 @@ def test_references_by_foreign_key_are_found_and_triggers_to_silence_named(incid
         ("events", "document_id", "document"),
         ("upload_jobs", "document_id", "document"),
     }
-    assert {t["table"] for t in found["silenced_triggers"]} == {"documents", "document_chunks", "upload_jobs"}
+    assert {(t["schema"], t["table"]) for t in found["silenced_triggers"]} == {
+        ("upload_pipeline", table) for table in ("documents", "document_chunks", "upload_jobs")
+    }
     assert found["skipped"] == [
         "soft reference: schema upload_pipeline has no table document_vector_buffer; "
         "the nearest it has is document_chunks"

@@ -1,22 +1,19 @@
 """Health signals that need a server of their own: prepared transactions, and a real streaming standby."""
 
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import signals
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.signals import long_transactions, replication_lag
 from uuid_pipeline.engine.signals.signal import HealthSignal
 from uuid_pipeline.spec import Throttle
-from uuid_pipeline_tests.conftest import as_role
+from uuid_pipeline_tests.conftest import as_role, opened, server_of_our_own
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.standby import Standby, standby_of
 from uuid_pipeline_tests.integration.test_signals import eventually, reading
@@ -25,27 +22,17 @@ from uuid_pipeline_tests.integration.test_signals import eventually, reading
 @pytest.fixture(scope="module")
 def primary() -> Iterator[EmbeddedServer]:
     """A server of its own, with prepared transactions."""
-    with tempfile.TemporaryDirectory(prefix="up_", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)
-        home = Path(directory) / "home"
-        try:
-            started = embedded.start(home)
-            with psycopg.connect(started.url("postgres"), autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET max_prepared_transactions = 2")
-                connection.execute("ALTER SYSTEM SET fsync = off")
-            embedded.stop(home)
-            yield embedded.start(home)
-        finally:
-            embedded.destroy(home)
+    with server_of_our_own(max_prepared_transactions="2") as started:
+        yield started
 
 
 @pytest.fixture
 def main_store(primary: EmbeddedServer) -> Iterator[Engine]:
-    engine = open_store(primary.url("postgres"))
-    yield engine
-    engine.dispose()
+    with opened(primary.url("postgres")) as engine:
+        yield engine
 
 
+@pytest.mark.system
 def test_a_prepared_transaction_counts_though_its_session_is_gone(main_store: Engine) -> None:
     limits = Throttle(long_transaction_seconds=0.1)
     with cycle.session(main_store) as session:
@@ -76,6 +63,7 @@ def test_without_a_standby_there_is_no_lag(empty_store: Engine) -> None:
     assert (alone.state, alone.reason) == ("normal", "no standby is connected; the limit is 0.3 s")
 
 
+@pytest.mark.system
 def test_a_slot_whose_standby_is_away_stops(main_store: Engine) -> None:
     cycle.run_sql(main_store, "SELECT pg_create_physical_replication_slot('away', true)")
     away = reading(main_store, replication_lag.read, LAG)
@@ -85,6 +73,7 @@ def test_a_slot_whose_standby_is_away_stops(main_store: Engine) -> None:
     assert "the replication slot away waits for its standby" in away.reason
 
 
+@pytest.mark.system
 def test_a_standby_that_stops_replaying_trips_and_recovers(main_store: Engine, standby: Standby) -> None:
     def lag() -> HealthSignal:
         return reading(main_store, replication_lag.read, LAG)
@@ -111,6 +100,7 @@ def test_a_standby_that_stops_replaying_trips_and_recovers(main_store: Engine, s
     eventually(lambda: lag().state == "normal")
 
 
+@pytest.mark.system
 def test_a_role_that_may_not_look_does_not_take_a_standby_for_none(
     main_store: Engine, primary: EmbeddedServer, standby: Standby
 ) -> None:

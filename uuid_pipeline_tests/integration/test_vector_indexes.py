@@ -227,6 +227,7 @@ def test_a_run_that_fails_builds_the_index_before_it_ends(shop: Engine) -> None:
     assert (indexes(shop), cycle.run_sql(shop, ALTERED)) == (before, [])
 
 
+@pytest.mark.system
 def test_what_a_killed_run_left_even_half_built_is_built_by_the_next(
     shop: Engine, empty_url: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from sqlalchemy import Engine
 
@@ -13,15 +14,22 @@ from uuid_pipeline_tests.properties.strategies import stores
 # The same examples in every run of the suite, shown as they failed. For a hunt: PROPERTY_EXAMPLES=1000, which takes new
 # ones each time and makes one that failed as small as it can.
 _HUNT = os.environ.get("PROPERTY_EXAMPLES")
-# An example begins with what the one before left, and drops it: a database a test is enough.
-IN_ONE_DATABASE = settings(
-    max_examples=int(_HUNT or 15),
-    derandomize=_HUNT is None,
-    database=None,
-    phases=tuple(Phase) if _HUNT else (Phase.explicit, Phase.generate),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+
+
+def in_one_database(examples: int) -> settings:
+    """An example begins with what the one before left, and drops it: a database a test is enough."""
+    return settings(
+        max_examples=int(_HUNT or examples),
+        derandomize=_HUNT is None,
+        database=None,
+        phases=tuple(Phase) if _HUNT else (Phase.explicit, Phase.generate),
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+# A few in every run; many, which take minutes, in the system tests.
+SOME, ALL = in_one_database(5), in_one_database(25)
 
 
 def built(engine: Engine, store: RandomStore) -> cycle.Rows:
@@ -43,11 +51,23 @@ def archived(engine: Engine, before: cycle.Rows) -> dict[str, list[cycle.Row]]:
     return found
 
 
-@IN_ONE_DATABASE
+@SOME
 @given(store=stores(duplicates=True))
 def test_a_random_store_with_duplicates_is_merged_so_that_nothing_is_lost_and_rolled_back_to_the_byte(
     empty_store: Engine, store: RandomStore
 ) -> None:
+    merge_and_roll_back(empty_store, store)
+
+
+@pytest.mark.system
+@ALL
+@given(store=stores(duplicates=True))
+def test_many_random_stores_with_duplicates_are_merged_and_rolled_back(empty_store: Engine, store: RandomStore) -> None:
+    merge_and_roll_back(empty_store, store)
+
+
+def merge_and_roll_back(empty_store: Engine, store: RandomStore) -> None:
+    """Nothing is lost on the way there, and back it is the same to the byte."""
     before = built(empty_store, store)
     spec = store.spec()
 
@@ -65,11 +85,25 @@ def test_a_random_store_with_duplicates_is_merged_so_that_nothing_is_lost_and_ro
     assert cycle.rows_of(empty_store, SCHEMA) == before
 
 
-@IN_ONE_DATABASE
+@SOME
 @given(store=stores())
 def test_a_random_store_is_migrated_as_the_oracle_says_and_rolled_back_to_the_byte(
     empty_store: Engine, store: RandomStore
 ) -> None:
+    migrate_and_roll_back(empty_store, store)
+
+
+@pytest.mark.system
+@ALL
+@given(store=stores())
+def test_many_random_stores_are_migrated_as_the_oracle_says_and_rolled_back(
+    empty_store: Engine, store: RandomStore
+) -> None:
+    migrate_and_roll_back(empty_store, store)
+
+
+def migrate_and_roll_back(empty_store: Engine, store: RandomStore) -> None:
+    """As the oracle says on the way there, and back it is the same to the byte."""
     before = built(empty_store, store)
     expected = oracle.expected_rows(store, before)
     objects = cycle.catalog_of(empty_store, SCHEMA)

@@ -19,7 +19,7 @@ from uuid_pipeline.engine import lease, ledger, migration
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
-from uuid_pipeline_tests.conftest import Pooled
+from uuid_pipeline_tests.conftest import Pooled, opened
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_second_schema import (
     build_library,
@@ -63,14 +63,14 @@ def migrate_and_roll_back(store: Engine) -> None:
 @pytest.fixture
 def incident_16(server_16: EmbeddedServer) -> Iterator[Engine]:
     embedded.ensure_database(server_16, "incident")
-    engine = open_store(server_16.url("incident"))
-    with engine.begin() as connection:
-        build_incident(connection)
-        add_vector_buffer(connection)
-    yield engine
-    engine.dispose()
+    with opened(server_16.url("incident")) as engine:
+        with engine.begin() as connection:
+            build_incident(connection)
+            add_vector_buffer(connection)
+        yield engine
 
 
+@pytest.mark.system
 def test_the_incident_is_migrated_and_rolled_back_on_16(incident_16: Engine) -> None:
     assert version_of(incident_16) == 16
 
@@ -96,9 +96,8 @@ def pooled_url(incident_url: str, pgbouncer: Pooled) -> str:
 
 @pytest.fixture
 def pooled(pooled_url: str) -> Iterator[Engine]:
-    engine = open_store(pooled_url)
-    yield engine
-    engine.dispose()
+    with opened(pooled_url) as engine:
+        yield engine
 
 
 def server_processes(url: str, times: int) -> int:
