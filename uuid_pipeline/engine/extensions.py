@@ -20,7 +20,7 @@ class Extension:
 
 
 # From each relation along what it is made of. Deeper rows reach types of types, and functions behind defaults.
-_EXTENSIONS = """
+MADE_OF = """
 WITH RECURSIVE made_of AS (
     SELECT 'pg_class'::regclass::oid AS classid, o AS objid FROM unnest(%(oids)s::oid[]) o
     UNION
@@ -32,13 +32,20 @@ WITH RECURSIVE made_of AS (
         WHERE deptype IN ('a', 'i') AND refclassid = 'pg_class'::regclass
           AND classid IN ('pg_attrdef'::regclass, 'pg_constraint'::regclass, 'pg_class'::regclass,
                           'pg_trigger'::regclass, 'pg_policy'::regclass)
+           OR deptype = 'a' AND refclassid = 'pg_type'::regclass AND classid = 'pg_constraint'::regclass
     ) d ON d.classid = m.classid AND d.objid = m.objid)
+"""
+
+_EXTENSIONS = (
+    MADE_OF
+    + """
 SELECT e.extname AS name, n.nspname AS schema, e.extversion AS version,
        EXISTS (SELECT FROM made_of m JOIN pg_depend d ON d.classid = m.classid AND d.objid = m.objid
                WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid) AS needed
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 4 DESC, e.oid
 """
+)
 
 
 def of_tables(connection: Connection, oids: Sequence[int]) -> tuple[Extension, ...]:

@@ -107,6 +107,12 @@ def ensure_roles(scratch: Scratch, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(made)
 
 
+def schemas(scratch: Scratch) -> list[str]:
+    """The schemas that a scratch database has by now."""
+    with _connected(store_url(scratch.url)) as connection:
+        return [name for (name,) in connection.execute("SELECT nspname FROM pg_namespace").fetchall()]
+
+
 def drop_leftovers(url: URL) -> list[str]:
     """Drop the scratch databases of processes that are dead, where nobody is connected; gives their names."""
     with _connected(url) as connection:
