@@ -98,7 +98,7 @@ def take(engine: Engine, store: Store, workshop: Workshop) -> Backup:
         taken = _dump(source, store, tools, workshop.directory)
         reach("dumped")
         with scratch_database(source, workshop.fallback, taken.scope.extensions) as made:
-            restored = dumping.restore(tools, taken.file.path, made, taken.scope.roles)
+            restored = dumping.restore(tools, taken.file.path, made, taken.scope)
             reach("restored")
             after, definitions = _look(made, taken.scope)
     found = portable.differences(taken.fingerprints, after)

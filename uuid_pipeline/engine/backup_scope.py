@@ -27,8 +27,11 @@ class Relation:
 
 @dataclass(frozen=True)
 class Scope:
-    """What to dump. ``recipes`` reads each table whose rows are in the dump, the touched ones (``touched``) among them.
+    """What to dump, and what to make of it.
 
+    ``recipes`` reads each table whose rows are in the dump, the touched ones (``touched``) among them.
+
+    ``roles`` are those that policies name; ``our_triggers`` need the ledger, which no copy has.
     ``left_out`` says in a sentence each what the touched tables have to do with and the dump lacks.
     """
 
@@ -39,6 +42,7 @@ class Scope:
     excluded: tuple[Relation, ...]
     extensions: tuple[Extension, ...]
     roles: tuple[str, ...]
+    our_triggers: tuple[str, ...]
     left_out: tuple[str, ...]
 
     @property
@@ -99,6 +103,13 @@ JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamesp
 WHERE r <> 0 AND n.nspname = ANY(%(schemas)s) ORDER BY 1
 """
 
+# As a dump's contents name them.
+_OUR_TRIGGERS = """
+SELECT concat_ws(' ', n.nspname, c.relname, g.tgname) FROM pg_trigger g
+JOIN pg_proc p ON p.oid = g.tgfoid AND p.pronamespace = to_regnamespace('uuid_pipeline')
+JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
 _KEYS_OUT = """
 SELECT k.conname, k.conrelid::regclass::text AS holder, k.confrelid::regclass::text AS target
 FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = ANY(%(held)s) AND NOT k.confrelid = ANY(%(held)s)
@@ -129,6 +140,7 @@ def choose(connection: Connection, store: Store) -> Scope:
         excluded=tuple(excluded),
         extensions=extensions.of_tables(connection, touched),
         roles=tuple(row.role for row in sql.rows(connection, _ROLES, {"schemas": list(schemas)})),
+        our_triggers=tuple(row[0] for row in sql.rows(connection, _OUR_TRIGGERS)),
         left_out=tuple(_left_out(connection, with_rows)),
     )
 

@@ -21,6 +21,7 @@ from uuid_pipeline.errors import PipelineError, UsageError
 
 LOCK_WAIT_MILLISECONDS = 10_000
 _ABANDONED_SECONDS = 3600
+_SHOWN = 120
 Section = str
 WHOLE: tuple[Section, ...] = ("pre-data", "data", "post-data")
 
@@ -93,15 +94,13 @@ class Restored:
     complaints: tuple[str, ...]
 
 
-def restore(
-    tools: Tools, path: Path, made: Scratch, roles: Sequence[str], sections: Sequence[Section] = WHOLE
-) -> Restored:
+def restore(tools: Tools, path: Path, made: Scratch, scope: Scope, sections: Sequence[Section] = WHOLE) -> Restored:
     """Restore a dump into a scratch database, without owners and grants; statements that fail are told, not raised.
 
     What comes of them shows when the copy is compared. Raises PipelineError when the file cannot be read at all.
     """
-    scratch.ensure_roles(made, roles)
-    entries = _entries(tools, path, made)
+    scratch.ensure_roles(made, scope.roles)
+    entries = _entries(tools, path, made, scope)
     url = store_url(made.url)
     # A copy to be dropped need not survive a crash; vector indexes are built many times faster in memory.
     faster = f"{url.query.get('options', '')} -c synchronous_commit=off -c maintenance_work_mem=256MB"
@@ -122,11 +121,17 @@ def restore(
     return Restored(time.monotonic() - started, tuple(complaints))
 
 
-def _entries(tools: Tools, path: Path, made: Scratch) -> list[str]:
-    """The dump's table of contents but for schemas that an empty database has, or an extension brought."""
+def _entries(tools: Tools, path: Path, made: Scratch, scope: Scope) -> list[str]:
+    """The dump's table of contents but for schemas that the database has already, and triggers that need the ledger."""
     listed = pg_tools.run(tools, "pg_restore", ["--list", path]).require(f"Reading {path}").splitlines()
     there = tuple(f"{name} " for name in scratch.schemas(made))
-    return [line for line in listed if not _SCHEMA.match(line) or not _SCHEMA.sub("", line).startswith(there)]
+    ours = [f" TRIGGER {trigger} " for trigger in scope.our_triggers]
+    return [
+        line
+        for line in listed
+        if not (_SCHEMA.match(line) and _SCHEMA.sub("", line).startswith(there))
+        and not any(trigger in f"{line} " for trigger in ours)
+    ]
 
 
 # A line of the contents is "5; 2615 2200 SCHEMA - public owner".
@@ -135,15 +140,14 @@ _HARMLESS = ("transaction_timeout",)  # a pg_restore of 17 or newer sets it, a s
 
 
 def _complaints(messages: str) -> list[str]:
-    """Each statement that failed, in a line: of what object, and the server's reason."""
-    found, entry = [], ""
+    """Each statement that failed, in a line: the server's reason, and how the statement begins."""
+    found: list[str] = []
     for line in messages.splitlines():
-        if "from TOC entry" in line:
-            entry = " ".join(line.partition("from TOC entry")[2].split()[3:])
-        elif "error:" in line and not any(word in line for word in _HARMLESS):
-            reason = line.partition("error:")[2].strip().removeprefix("could not execute query: ")
-            found.append(f"{entry}: {reason}" if entry else reason)
-    return [line for line in found if "errors ignored on restore" not in line]
+        if line.startswith("Command was:") and found:
+            found[-1] += f" ({line.removeprefix('Command was:').strip()[:_SHOWN]})"
+        elif ": error:" in line:
+            found.append(line.partition(": error:")[2].strip().removeprefix("could not execute query: "))
+    return [line for line in found if not any(word in line for word in _HARMLESS)]
 
 
 def require_room(directory: Path, needed: int) -> None:

@@ -36,7 +36,7 @@ from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.portable import Portable
 from uuid_pipeline.engine.run_through import RunThrough
 from uuid_pipeline.engine.scratch import Scratch, scratch_database
-from uuid_pipeline.engine.store import Store, bind
+from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import PipelineError
 
@@ -131,20 +131,15 @@ def _restore(
     """The copy, whole or cut down before its indexes and constraints are made; what could not be made."""
     path = Path(source.name)
     if users is None:
-        complaints = dumping.restore(tools, path, made, scope.roles).complaints
+        complaints = dumping.restore(tools, path, made, scope).complaints
     else:
-        dumping.restore(tools, path, made, scope.roles, ("pre-data", "data"))
+        dumping.restore(tools, path, made, scope, ("pre-data", "data"))
         with _opened(made) as copy, copy.begin() as connection:
-            rehearsal_sample.cut(connection, bind_copy(connection, store), users)
-        complaints = dumping.restore(tools, path, made, scope.roles, ("post-data",)).complaints
+            rehearsal_sample.cut(connection, store, users)
+        complaints = dumping.restore(tools, path, made, scope, ("post-data",)).complaints
     with _opened(made) as copy, copy.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         sql.execute(connection, "ANALYZE")
     return complaints
-
-
-def bind_copy(connection: Connection, store: Store) -> Store:
-    spec = run_through.spec_of_copy(store.spec)
-    return bind(spec, catalog.read_catalog(connection, spec.schema_name))
 
 
 @contextmanager

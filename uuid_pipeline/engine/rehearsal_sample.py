@@ -21,9 +21,9 @@ def owner_column(store: Store) -> str:
 
 
 def cut(connection: Connection, store: Store, users: int) -> int:
-    """Keep the documents of so many users (most documents first) in a copy without constraints; returns how many.
+    """Keep the documents of so many users (most documents first) in a copy of ``store`` that has no constraints yet.
 
-    Rows that refer to what goes, go; rows that what stays refers to, stay.
+    Rows that refer to what goes, go; rows that what stays refers to, stay. Gives how many documents stay.
     """
     _keep_users(connection, store, users)
     for _ in range(MAX_ROUNDS):

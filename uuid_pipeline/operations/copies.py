@@ -1,5 +1,7 @@
 """Jobs that work on copies of the store: take and prove a backup, rehearse."""
 
+from typing import Any
+
 import dagster as dg
 
 from uuid_pipeline.engine import backup, rehearsal
@@ -39,7 +41,7 @@ def rehearse_migration(context: dg.OpExecutionContext, config: RehearseConfig, s
     with store.open() as (engine, bound), open_workshop() as workshop:
         users = config.users or bound.spec.rehearsal.users
         made = rehearsal.rehearse(engine, bound, workshop, EVALUATORS, users, progress_log(context.log))
-    metadata = {
+    metadata: dict[str, Any] = {
         "rehearsal": made.number, "passed": made.passed, "documents": made.documents, "rows": made.rows,
         "seconds": round(made.seconds, 2), "rollback_seconds": round(made.rollback_seconds, 2),
         "rows_a_second": round(made.rows_a_second), "tier": made.tier, "rehearsed_on": made.rehearsed_on,

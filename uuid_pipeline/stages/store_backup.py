@@ -1,5 +1,7 @@
 """Stage 5: the backup that the spec asks for, restored and compared."""
 
+from typing import Any
+
 import dagster as dg
 
 from uuid_pipeline.engine import backup_gate, gates
@@ -20,11 +22,11 @@ def store_backup(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound), open_workshop() as workshop:
         assessment = require_stages(engine, gates.before("store_backup"), "store_backup")
         made = backup_gate.ensure(engine, bound, assessment, workshop)
-    mode = {"mode": bound.spec.backup, "max_age_hours": bound.spec.backup_max_age_hours}
-    return dg.MaterializeResult(metadata=mode | ({} if made is None else described(made)))
+    found = {} if made is None else described(made)
+    return dg.MaterializeResult(metadata={"asked": bound.spec.backup, **found})
 
 
-def described(made: Backup) -> dict[str, dg.MetadataValue]:
+def described(made: Backup) -> dict[str, dg.MetadataValue[Any]]:
     """A dump as the UI shows it, its sizes and times as figures to plot."""
     lines = [
         ("File", f"{made.name} on {made.machine}"), ("SHA-256", str(made.sha256)), ("Made by", str(made.tool)),
