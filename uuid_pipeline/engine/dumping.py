@@ -115,10 +115,9 @@ def restore(tools: Tools, path: Path, made: Scratch, scope: Scope, sections: Seq
         )
     finally:
         listed.unlink(missing_ok=True)
-    complaints = _complaints(ran.messages)
-    if ran.code and not complaints:
+    if ": error:" not in ran.messages:
         ran.require(f"Restoring {path}")
-    return Restored(time.monotonic() - started, tuple(complaints))
+    return Restored(time.monotonic() - started, tuple(_complaints(ran.messages)))
 
 
 def _entries(tools: Tools, path: Path, made: Scratch, scope: Scope) -> list[str]:

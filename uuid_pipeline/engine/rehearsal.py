@@ -103,7 +103,8 @@ def rehearse(
         tools = pg_tools.find(version, workshop.tools)
         with scratch_database(straight, workshop.fallback, scope.extensions) as made:
             complaints = _restore(tools, source, made, scope, store, users)
-            through, differences, seconds = _run(made, scope, store, evaluators, report)
+            expected = _proven(source) if users is None else []
+            through, differences, seconds = _run(made, scope, store, evaluators, report, expected)
     left_out = [*scope.left_out, *complaints, *[f"extension {name}" for name in made.without]]
     if through.tier not in (tier, "unknown"):
         left_out.append(f"tier {tier}: the copy's server gives tier {through.tier}, and that was rehearsed")
@@ -151,13 +152,18 @@ def _opened(made: Scratch) -> Iterator[Engine]:
         copy.dispose()
 
 
+def _proven(source: Backup) -> list[Portable]:
+    """What a whole copy of this backup holds."""
+    return [Portable(table["table"], int(table["rows"]), int(table["digest"])) for table in source.tables]
+
+
 def _run(
-    made: Scratch, scope: Scope, store: Store, evaluators: Evaluators, report: Report
+    made: Scratch, scope: Scope, store: Store, evaluators: Evaluators, report: Report, expected: list[Portable]
 ) -> tuple[RunThrough, list[str], tuple[float, float]]:
-    """There and back; every reason why it did not pass, and the seconds of each way."""
-    differences: list[str] = []
+    """There and back on a copy that holds what is expected; why it did not pass, and the seconds of each way."""
     with _opened(made) as copy:
         before = _look(copy, scope, store)
+        differences = [f"before the rehearsal {said}" for said in portable.differences(expected, before.tables)]
         through = RunThrough(copy, run_through.spec_of_copy(store.spec), evaluators, report)
         for way in (through.forward, through.backward):
             try:

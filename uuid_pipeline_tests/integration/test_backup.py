@@ -1,6 +1,8 @@
 """Backups: restored and compared, on stores of any shape; what makes one not do; what approval asks."""
 
 import hashlib
+import os
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -291,11 +293,11 @@ def test_an_index_that_the_copy_lacks_makes_it_red(
 
 
 def test_fingerprints_and_dump_are_of_one_moment(incident: Engine, workshop: Workshop) -> None:
+    def delete() -> None:
+        cycle.run_sql(incident, "DELETE FROM upload_pipeline.events")
+
     # Committed between the two: in neither.
-    sync_points.on(
-        "fingerprinted",
-        lambda: cycle.run_sql(incident, "DELETE FROM upload_pipeline.events") and None,
-    )
+    sync_points.on("fingerprinted", delete)
     made = backup.take(incident, bound(incident), workshop)
     assert made.equal
     assert {t["table"]: t["restored_rows"] for t in made.tables}["upload_pipeline.events"] == 167
@@ -314,8 +316,8 @@ def flip(_: Engine, path: Path) -> object:
     return path.write_bytes(content)
 
 
-def remove(_: Engine, path: Path) -> object:
-    return path.unlink()
+def remove(_: Engine, path: Path) -> None:
+    path.unlink()
 
 
 def age(engine: Engine, _: Path) -> object:
@@ -513,3 +515,36 @@ def test_without_a_pg_dump_new_enough_nothing_is_recorded(
     with pytest.raises(UsageError, match=r"needs pg_dump and pg_restore 18 or newer. Found: none"):
         backup.take(incident, store, Workshop(tmp_path))
     assert cycle.run_sql(incident, "SELECT FROM uuid_pipeline.backups") == []
+
+
+def runbook(mark: str) -> str:
+    """The commands of docs/backup.md that stand below this mark, as written."""
+    text = (Path(__file__).parents[2] / "docs" / "backup.md").read_text()
+    found = re.search(rf"<!-- tested: {mark} -->\n```sh\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run_as_written(commands: str, **variables: str) -> None:
+    environment = os.environ | {"PATH": f"{TOOLS[0]}:{os.environ['PATH']}"} | variables
+    done = subprocess.run(["bash", "-euc", commands], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_runbooks_commands_bring_the_touched_tables_back_after_a_migration(
+    incident: Engine, incident_url: str, workshop: Workshop, new_database: NewDatabase
+) -> None:
+    before = cycle.rows_of(incident)
+    made = backup.take(incident, bound(incident), workshop)
+    copy = new_database(None)
+    with psycopg.connect(copy, autocommit=True) as c:
+        c.execute("CREATE EXTENSION vector")
+    run_as_written(runbook("empty"), RESTORE_URL=copy, DUMP=made.name)
+    assert rows_in(copy, cycle.SCHEMA)["documents"] == before["documents"]
+
+    cycle.run_all(incident, SPEC)
+    assert cycle.rows_of(incident)["documents"] != before["documents"]
+    touched = " ".join(table["table"] for table in made.tables if table["touched"])
+    run_as_written(runbook("store"), RESTORE_URL=incident_url, DUMP=made.name, TABLES=touched)
+    assert cycle.rows_of(incident) == before
+    assert [found.name for found in workshop.directory.iterdir()] == [Path(made.name).name]
