@@ -9,6 +9,7 @@ from uuid_pipeline.stages import (
     id_mapping,
     migrated_documents,
     migration_plan,
+    store_backup,
     store_profile,
     validation_report,
 )
@@ -20,6 +21,7 @@ defs = dg.Definitions(
         document_inventory.document_inventory,
         duplicate_clusters.duplicate_clusters,
         id_mapping.id_mapping,
+        store_backup.store_backup,
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
@@ -29,6 +31,7 @@ defs = dg.Definitions(
         *document_inventory.CHECKS,
         *duplicate_clusters.CHECKS,
         *id_mapping.CHECKS,
+        *store_backup.CHECKS,
         *migration_plan.CHECKS,
         *migrated_documents.CHECKS,
         *validation_report.CHECKS,

@@ -11,7 +11,10 @@ DEFAULT_HOME = ".uuid_pipeline"
 
 
 class Settings(BaseModel):
-    """What UUID_PIPELINE_* say; ``None`` means the embedded server or the default spec."""
+    """What UUID_PIPELINE_* say; ``None`` means the embedded server or the default spec.
+
+    ``direct_url`` leads to the store past a pooler, for the backup alone.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -19,6 +22,7 @@ class Settings(BaseModel):
     spec: Path | None = None
     home: Path
     dagster_url: str | None = None
+    direct_url: str | None = None
 
 
 def read_settings() -> Settings:
@@ -33,6 +37,7 @@ def read_settings() -> Settings:
         spec=Path(spec).absolute() if spec else None,
         home=Path(variable("HOME") or DEFAULT_HOME).expanduser().absolute(),
         dagster_url=variable("DAGSTER_URL"),
+        direct_url=variable("DIRECT_URL"),
     )
 
 

@@ -17,6 +17,7 @@ from uuid_pipeline.identity import Normalization, Template, parse_template
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+BackupMode = Literal["dump", "attested", "none"]
 SurvivorRule = Literal["complete", "children", "oldest", "newest"]
 
 
@@ -156,6 +157,13 @@ class Aliases(_Part):
     quiet_hours: float = Field(default=24, ge=0)
 
 
+class Rehearsal(_Part):
+    """``required``: a plan is approved only after a rehearsal passed. ``users``: on so many users' documents only."""
+
+    required: bool = False
+    users: int | None = Field(default=None, ge=1)
+
+
 class Throttle(_Part):
     """Limits of the health signals; a signal without a limit is not read. Seconds, or milliseconds where named so."""
 
@@ -183,7 +191,9 @@ class Spec(_Part):
     soft_references: list[SoftReference] = []
     ignore_references: list[IgnoredReference] = []
     triggers: dict[Name, Literal["fire", "silence"]] = {}
-    backup: Literal["dump", "attested", "none"] = "dump"
+    backup: BackupMode = "dump"
+    backup_max_age_hours: float = Field(default=24, gt=0)
+    rehearsal: Rehearsal = Rehearsal()
     statuses: Statuses = Statuses()
     retrieval: Retrieval | None = None
     waves: Waves = Waves()

@@ -6,6 +6,7 @@ import typer
 
 from uuid_pipeline.cli import (
     approve,
+    backup,
     cancel,
     demo,
     drop_ledger,
@@ -17,6 +18,7 @@ from uuid_pipeline.cli import (
     pause,
     plan,
     profile,
+    rehearse,
     resume,
     rollback,
     run,
@@ -33,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, run.run, migrate.migrate,
+    demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, backup.backup,
+    rehearse.rehearse, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
     drop_ledger.drop_ledger, export.export, status.status, ui.ui,
 ):  # fmt: skip

@@ -24,6 +24,15 @@ SpecOption = Annotated[
     typer.Option("--spec", help="The specification (YAML); default: UUID_PIPELINE_SPEC, else the demo's."),
 ]
 
+AttestOption = Annotated[
+    str | None,
+    typer.Option("--attest", metavar="NAME", help="Where the spec says `backup: attested`: the provider's snapshot."),
+]
+AttestedAtOption = Annotated[
+    str | None,
+    typer.Option("--attested-at", metavar="TIME", help="When it was taken: 2026-05-01T14:30Z; without a zone, UTC."),
+]
+
 WAITS_FOR_APPROVAL = 3
 
 
@@ -82,7 +91,7 @@ def confirm(title: str, consequences: Sequence[str], yes: bool) -> None:
 
 def _clean(message: str) -> str:
     settings = read_settings()
-    return without_secrets(message, settings.database_url, settings.dagster_url)
+    return without_secrets(message, settings.database_url, settings.dagster_url, settings.direct_url)
 
 
 def _print(answer: Answer, as_json: bool) -> None:

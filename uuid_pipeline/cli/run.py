@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uuid_pipeline.cli import steps
-from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
+from uuid_pipeline.cli.output import Answer, AttestedAtOption, AttestOption, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.engine import ledger, planning
 from uuid_pipeline.errors import RefusedError
@@ -13,6 +13,8 @@ from uuid_pipeline.errors import RefusedError
 
 def run(
     approve: Annotated[bool, typer.Option("--approve", help="Approve the plan that this run has just made.")] = False,
+    attest: AttestOption = None,
+    attested_at: AttestedAtOption = None,
     as_json: JsonOption = False,
     spec: SpecOption = None,
 ) -> None:
@@ -20,12 +22,14 @@ def run(
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
-            run_all(session, answer, approve)
+            run_all(session, answer, approve, (attest, attested_at))
 
     answer_with(verb, as_json, spec)
 
 
-def run_all(session: Session, answer: Answer, approve: bool) -> None:
+def run_all(
+    session: Session, answer: Answer, approve: bool, attested: tuple[str | None, str | None] = (None, None)
+) -> None:
     """The whole way, from whatever state the store is in."""
     steps.finish_rollback(session, answer)
     execution = resumable(session, answer)
@@ -37,7 +41,7 @@ def run_all(session: Session, answer: Answer, approve: bool) -> None:
         if not approve:
             steps.wait_for_approval(answer, plan)
             return
-        execution = steps.approve(session, answer, plan.plan_id)
+        execution = steps.approve(session, answer, plan.plan_id, attested)
     steps.migrate(session, answer, execution)
     steps.validate(session, answer)
     answer.data["status"] = status_of(session, execution)

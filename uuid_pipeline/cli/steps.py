@@ -6,7 +6,20 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
+from uuid_pipeline.engine import (
+    backup,
+    backup_gate,
+    control,
+    duplicates,
+    inventory,
+    lease,
+    ledger,
+    mapping,
+    migration,
+    planning,
+    rehearsal,
+    rollback,
+)
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines
@@ -83,7 +96,7 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
 def show_plan(answer: Answer, plan: planning.Plan) -> None:
     """A plan for people and programs."""
     shown = (
-        "tier", "tier_reason", "approach", "risks", "silenced_triggers", "fired_triggers", "sweep_passes",
+        "tier", "tier_reason", "approach", "risks", "silenced_triggers", "fired_triggers", "sweep_passes", "backup",
         "unreadable_signals", "witnesses", "batch_rows", "estimate",
     )  # fmt: skip
     answer.data["plan_id"] = plan.plan_id
@@ -135,15 +148,23 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
 
 def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
     """End at the plan, with the command that approves it."""
-    command = f"uuid-pipeline approve {plan.plan_id}"
+    attest = f" {backup_gate.ATTEST}" if plan.content["backup"] == "attested" else ""
+    command = f"uuid-pipeline approve {plan.plan_id}{attest}"
     answer.data["approve_with"] = command
     answer.exit_code = WAITS_FOR_APPROVAL
     answer.say("", f"Nothing has moved. To approve this plan: {command}", "and then: uuid-pipeline run")
 
 
-def approve(session: Session, answer: Answer, plan_id: str) -> ledger.Execution:
-    """Approve a plan; its waves become partitions."""
-    outcome = session.run("approve", approve_plan={"plan_id": plan_id})
+def approve(
+    session: Session, answer: Answer, plan_id: str, attested: tuple[str | None, str | None] = (None, None)
+) -> ledger.Execution:
+    """Approve a plan; its waves become partitions. ``attested``: a provider's snapshot and when it was taken.
+
+    What was risked by approving is said again.
+    """
+    name, at = (given or "" for given in attested)
+    backup_gate.attestation(name, at)
+    outcome = session.run("approve", approve_plan={"plan_id": plan_id, "attest": name, "attested_at": at})
     if outcome.error is not None:
         raise outcome.error
     with session.engine.begin() as connection:
@@ -151,9 +172,14 @@ def approve(session: Session, answer: Answer, plan_id: str) -> ledger.Execution:
         if execution is None:
             raise RefusedError(f"Plan {plan_id} was approved, but its execution has ended. See: uuid-pipeline status")
         names = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
+        risks = planning.of_assessment(connection, execution.assessment_no).content["risks"]
+        held = backup_gate.of_execution(connection, execution.execution_id)
+    answer.data["risks"] = risks
+    answer.data["backup"] = None if held is None else {"mode": held.mode, "name": held.name, "taken_at": held.taken_at}
     answer.data["plan_id"] = plan_id
     answer.data["execution_id"] = execution.execution_id
     answer.say("", f"Approved: plan {plan_id}, execution {execution.execution_id}, waves {', '.join(names)}")
+    answer.say(*[f"  Approved with the risk: {risk}" for risk in risks])
     return execution
 
 
@@ -228,6 +254,35 @@ def wish(session: Session, answer: Answer, job: str) -> None:
     }
     answer.data["message"] = f"Execution {execution.execution_id} {now[job]}."
     answer.say(answer.data["message"])
+
+
+def take_backup(session: Session, answer: Answer) -> None:
+    """Take and prove a backup, whatever the spec asks for."""
+    outcome = session.run("backup")
+    with session.engine.begin() as connection:
+        made = backup.newest(connection, "dump")
+    if made is not None and (outcome.error is None or not made.equal):
+        answer.data |= {
+            "backup": made.number, "path": made.name, "bytes": made.bytes, "sha256": made.sha256,
+            "snapshot": made.snapshot, "taken_at": made.taken_at, "tool": made.tool, "restored_on": made.restored_on,
+            "dump_seconds": made.dump_seconds, "restore_seconds": made.restore_seconds, "tables": made.tables,
+            "equal": made.equal, "differences": made.differences, "left_out": made.left_out,
+        }  # fmt: skip
+        answer.say(f"{backup_gate.described(made)}", f"  {made.name}", f"  SHA-256 {made.sha256}")
+    _finish(outcome)
+
+
+def rehearse(session: Session, answer: Answer, users: int | None) -> None:
+    """Rehearse, and say how fast it went and what differed."""
+    with session.engine.begin() as connection:
+        before = rehearsal.newest(connection)
+    outcome = session.run("rehearse", rehearse_migration={"users": users or 0})
+    with session.engine.begin() as connection:
+        made = rehearsal.newest(connection)
+    if made is not None and (before is None or before.number != made.number):
+        answer.data["rehearsal"] = asdict(made) | {"rows_a_second": made.rows_a_second}
+        answer.say(rehearsal.described(made), *[f"  Left out of the copy: {line}" for line in made.left_out])
+    _finish(outcome)
 
 
 def validate(session: Session, answer: Answer) -> None:

@@ -137,6 +137,18 @@ def ensure_database(server: EmbeddedServer, name: str) -> None:
             connection.execute(statement)
 
 
+def in_use(home: Path) -> bool:
+    """Whether anybody but us is connected to the server of a home."""
+    server = find(home)
+    if server is None:
+        return False
+    with psycopg.connect(server.url("postgres")) as connection:
+        others = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchone()
+    return others is None or others[0] > 0
+
+
 @contextmanager
 def _locked(home: Path) -> Iterator[int]:
     try:

@@ -2,7 +2,8 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import gates, lease, ledger, sql
+from uuid_pipeline.engine import backup_gate, gates, lease, ledger, sql
+from uuid_pipeline.engine.backup_gate import Attestation
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.planning import (
     POSITIONS,
@@ -17,17 +18,21 @@ from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 
 
-def approve(connection: Connection, store: Store, plan_id: str) -> ledger.Execution:
-    """Approve a plan: begin an execution with the plan's waves and gates.
+def approve(
+    connection: Connection, store: Store, plan_id: str, attested: Attestation | None = None
+) -> ledger.Execution:
+    """Approve a plan: begin an execution with the plan's waves and gates, and note the backup that it has.
 
     Approving the plan of the open execution again returns that one. Raises RefusedError when the plan is unknown,
-    stale, empty or has a gate that did not pass, or when another execution has begun to move rows.
+    stale, empty or has a gate that did not pass, when the backup is not as the spec asks, or when another execution has
+    begun to move rows.
     """
     plan = _approvable(connection, store, plan_id)
     if plan is None:
         return _open_of(connection, plan_id)
     _supersede_open(connection, store, plan_id)
     gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
+    note_backup = backup_gate.at_approval(connection, store, plan.content["catalog_digest"], attested)
     execution_id = _insert_execution(connection, plan, store.spec.approval_hours)
     sweeps = [
         PlannedWave(f"{POSITIONS['sweep']}-sweep-{number}", "sweep", 1, 0, 0)
@@ -49,6 +54,7 @@ def approve(connection: Connection, store: Store, plan_id: str) -> ledger.Execut
                 "documents": wave.documents,
             },
         )
+    note_backup(execution_id)
     gates.inherit(connection, plan.assessment_no, execution_id)
     ledger.audit(connection, "approved", {"execution": execution_id, "plan": plan_id})
     return ledger.execution(connection, execution_id)

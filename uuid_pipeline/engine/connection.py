@@ -112,6 +112,15 @@ def is_pooled(driver: psycopg.Connection[Any]) -> bool:
     return row is None or row[0] != driver.info.backend_pid
 
 
+def same_store(one: sa.Connection, other: sa.Connection) -> bool:
+    """Whether two connections lead to one database, however each got there: the moment its server started is its own.
+
+    A restart between the two questions makes them differ.
+    """
+    asked = "SELECT pg_postmaster_start_time()::text, oid, datname FROM pg_database WHERE datname = current_database()"
+    return one.exec_driver_sql(asked).one() == other.exec_driver_sql(asked).one()
+
+
 def _unreachable(url: URL, text: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()
     detail = without_secrets(reason[0] if reason else type(error).__name__, text)

@@ -21,7 +21,8 @@ GATES: dict[str, tuple[str, ...]] = {
         "no_collision",
         "recomputed_independently",
     ),
-    "migration_plan": ("waves_cover_each_document_once",),
+    "store_backup": ("backup_as_asked",),
+    "migration_plan": ("waves_cover_each_document_once", "rehearsal_passed"),
     "migrated_documents": ("conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"),
     "validation_report": (
         "whole_conservation",
@@ -37,10 +38,16 @@ PLANNING_STAGES = (
     "document_inventory",
     "duplicate_clusters",
     "id_mapping",
+    "store_backup",
     "migration_plan",
 )
 WAVE_STAGE = "migrated_documents"
 VALIDATION_STAGE = "validation_report"
+
+
+def before(stage: str) -> tuple[str, ...]:
+    """The planning stages that come before one of them."""
+    return PLANNING_STAGES[: PLANNING_STAGES.index(stage)]
 
 
 @dataclass(frozen=True)

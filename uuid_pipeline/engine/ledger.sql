@@ -179,5 +179,55 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.audit (
     detail jsonb NOT NULL
 );
 
+-- Backups: dumps that were restored and compared, and a provider's snapshots, which were named and never looked into.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.backups (
+    backup_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mode text NOT NULL CHECK (mode IN ('dump', 'attested')),
+    name text NOT NULL,
+    machine text,
+    bytes bigint,
+    sha256 text,
+    snapshot text,
+    catalog_digest text,
+    -- One object a table whose rows are in it: its fingerprint in the snapshot, and the one that the restored copy has.
+    tables jsonb NOT NULL DEFAULT '[]',
+    left_out jsonb NOT NULL DEFAULT '[]',
+    differences jsonb NOT NULL DEFAULT '[]',
+    tool text,
+    restored_on text,
+    dump_seconds double precision,
+    restore_seconds double precision,
+    equal boolean,
+    taken_at timestamptz NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    recorded_by text NOT NULL,
+    -- The executions that were approved with it.
+    executions text[] NOT NULL DEFAULT '{}',
+    CHECK ((mode = 'dump') = (sha256 IS NOT NULL AND bytes IS NOT NULL AND equal IS NOT NULL))
+);
+
+-- Rehearsals: the whole migration and its rollback on a restored copy.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.rehearsals (
+    rehearsal_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    backup_no bigint REFERENCES uuid_pipeline.backups,
+    spec_digest text NOT NULL,
+    catalog_digest text NOT NULL,
+    -- On so many users' documents; NULL: on all.
+    users integer,
+    documents bigint NOT NULL,
+    -- Rows written on the way forward, and ids changed: what a plan's id map counts.
+    rows bigint NOT NULL,
+    ids bigint NOT NULL,
+    seconds double precision NOT NULL,
+    rollback_seconds double precision NOT NULL,
+    tier text NOT NULL,
+    rehearsed_on text NOT NULL,
+    passed boolean NOT NULL,
+    gates jsonb NOT NULL,
+    differences jsonb NOT NULL,
+    left_out jsonb NOT NULL,
+    rehearsed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
 INSERT INTO uuid_pipeline.ledger (version) VALUES (3) ON CONFLICT DO NOTHING;

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.engine import (
     aliases,
     aside,
+    backup_gate,
     batch,
     control,
     diagnosis,
@@ -250,6 +251,7 @@ def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> 
             gates.require(connection, scope, [gates.WAVE_STAGE], f"wave {wave_name}")
     if execution.status == "approved":
         planning.require_map_as_approved(connection, store, plan)
+        backup_gate.require_before_first_wave(connection, store, execution, plan.content["catalog_digest"])
         _begin(connection, store, execution)
     return wave
 

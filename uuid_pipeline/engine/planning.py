@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from uuid_pipeline.engine import backup_gate, ledger, mapping, signals, speed, sql, vector_indexes
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import ledger, mapping, signals, sql, vector_indexes
 from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
@@ -19,7 +19,6 @@ from uuid_pipeline.spec import Spec
 
 # Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
 POSITIONS = {"canary": 10, "recent": 20, "remaining": 30, "sweep": 900}
-ROWS_A_SECOND = 20_000  # ENGINE.md, section 1: 2.2 M rows in 20 to 37 s there; said to be an estimate wherever shown
 
 
 @dataclass(frozen=True)
@@ -105,12 +104,14 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "sweep_passes": store.spec.sweep.max_passes,
         "rebuilt_indexes": vectors.rebuilt,
         "kept_indexes": vectors.kept,
+        "backup": store.spec.backup,
         "risks": _risks(store, assessment) + vectors.risks,
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     # Estimates stand outside the digest: they follow the machine, not what is approved.
-    seconds = round(map_rows / ROWS_A_SECOND + vectors.seconds, 1)
-    content["estimate"] = {"seconds": seconds, "ledger_bytes": ledger_bytes}
+    measured = speed.measured(connection)
+    seconds = round(map_rows / measured.ids_a_second + (0 if measured.whole else vectors.seconds), 1)
+    content["estimate"] = {"seconds": seconds, "basis": measured.basis, "ledger_bytes": ledger_bytes}
     sql.execute(
         connection,
         """INSERT INTO uuid_pipeline.plans (assessment_no, plan_id, content) VALUES (%(no)s, %(id)s, %(content)s::jsonb)
@@ -187,7 +188,7 @@ def _risks(store: Store, assessment: ledger.Assessment) -> list[str]:
     ]
     if not any(entity.spec.witnesses for entity in store.entities):
         risks.append("the rule is not witnessed: no id that the application made itself confirms it")
-    return risks
+    return [*risks, *backup_gate.risks(store)]
 
 
 def newest(connection: Connection) -> Plan | None:

@@ -12,7 +12,9 @@ BACK = (
     "rolled back", "putting back", "put back",
 )  # fmt: skip
 FINALIZING = ("finalized", "removing")
-NAMES = frozenset(FORWARD + BACK + FINALIZING)
+# Of a backup and a rehearsal: they write to files and copies only.
+COPYING = ("fingerprinted", "dumped", "restored", "rehearsed")
+NAMES = frozenset(FORWARD + BACK + FINALIZING + COPYING)
 
 _hooks: dict[str, Callable[[], None]] = {}
 

@@ -3,14 +3,15 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from uuid_pipeline.engine import approval, ledger, rollback
+from uuid_pipeline.engine import approval, backup_gate, ledger, planning, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
+from uuid_pipeline.operations.copies import COPY_JOBS
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
 
 ASSESSED = ("store_profile", "document_inventory", "duplicate_clusters")
-PLANNED = (*ASSESSED, "id_mapping", "migration_plan")
+PLANNED = (*ASSESSED, "id_mapping", "store_backup", "migration_plan")
 # One step after the other in one process: stages pass through one ledger, and a wave has one writer anyway.
 IN_ORDER = dg.in_process_executor
 
@@ -46,15 +47,23 @@ validate = dg.define_asset_job(
 
 
 class ApproveConfig(dg.Config):
-    """Which plan to approve; the id stands in the metadata of migration_plan."""
+    """Which plan to approve; the id stands in the metadata of migration_plan.
+
+    Where the spec says ``backup: attested``: the name of the provider's snapshot, and when it was taken.
+    """
 
     plan_id: str
+    attest: str = ""
+    attested_at: str = ""
 
 
 @dg.op(description="Approve a plan: begin an execution, and make its waves partitions of migrated_documents.")
 def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: StoreResource) -> None:
     with store.open() as (engine, bound), engine.begin() as connection:
-        execution = approval.approve(connection, bound, config.plan_id)
+        attested = backup_gate.attestation(config.attest, config.attested_at)
+        execution = approval.approve(connection, bound, config.plan_id, attested)
+        for risk in planning.of_assessment(connection, execution.assessment_no).content["risks"]:
+            context.log.warning(f"Approved with the risk: {risk}")
         waves = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
     context.instance.add_dynamic_partitions(str(WAVES.name), waves)
     context.log.info(f"Execution {execution.execution_id}: waves {', '.join(waves)}")
@@ -113,5 +122,6 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     migrate,
     validate,
     rollback_job,
+    *COPY_JOBS,
     *CONTROL_JOBS,
 ]

@@ -71,7 +71,8 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         *_trigger_lines("Trigger kept silent", content["silenced_triggers"]),
         *_trigger_lines("Trigger that fires", content["fired_triggers"]),
         ("Witnesses", str(content["witnesses"]) if content["witnesses"] else "none: the rule is unproven"),
-        ("Estimated time", f"{content['estimate']['seconds']} s (by a speed measured elsewhere)"),
+        ("Estimated time", f"{content['estimate']['seconds']} s ({content['estimate'].get('basis', 'assumed')})"),
+        ("Backup", content.get("backup", "none")),
         ("Ledger size", megabytes(content["estimate"]["ledger_bytes"])),
     ]
     for label, part in (("Index rebuilt", "rebuilt_indexes"), ("Index kept", "kept_indexes")):

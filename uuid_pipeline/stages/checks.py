@@ -6,13 +6,12 @@ import dagster as dg
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import gates, ledger
+from uuid_pipeline.engine.evaluators import Evaluate, EvaluateWave, EvaluateWhole, Evaluators
 from uuid_pipeline.engine.gates import GateResult, Scope
-from uuid_pipeline.engine.store import Store
 from uuid_pipeline.stages.session import StoreResource
 
-Evaluate = Callable[[Connection, Store, ledger.Assessment], GateResult]
-EvaluateWave = Callable[[Connection, Store, ledger.Wave], GateResult]
-EvaluateWhole = Callable[[Connection, Store, ledger.Execution, str], GateResult]
+# Every check made below, so that a rehearsal evaluates the same gates.
+EVALUATORS = Evaluators()
 
 
 def check_result(result: GateResult) -> dg.AssetCheckResult:
@@ -27,6 +26,7 @@ def check_result(result: GateResult) -> dg.AssetCheckResult:
 
 def planning_check(stage: str, gate: str, description: str, evaluate: Evaluate) -> dg.AssetChecksDefinition:
     """A blocking check of a stage before approval, recorded for the newest assessment."""
+    EVALUATORS.planning[stage, gate] = evaluate
 
     @dg.asset_check(asset=stage, name=gate, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
@@ -43,6 +43,7 @@ def wave_check(
     gate: str, description: str, partitions: dg.PartitionsDefinition[str], evaluate: EvaluateWave
 ) -> dg.AssetChecksDefinition:
     """A blocking check of one wave, recorded for that wave of its execution."""
+    EVALUATORS.wave[gate] = evaluate
 
     @dg.asset_check(
         asset=gates.WAVE_STAGE, name=gate, description=description, blocking=True, partitions_def=partitions
@@ -63,6 +64,7 @@ def whole_check(
     settle: Callable[[Connection, ledger.Execution], bool],
 ) -> dg.AssetChecksDefinition:  # fmt: skip
     """A blocking check of the whole store, told which run it is of; the last green one completes the execution."""
+    EVALUATORS.whole[gate] = evaluate
 
     @dg.asset_check(asset=gates.VALIDATION_STAGE, name=gate, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:

@@ -1,4 +1,4 @@
-"""Stage 6: one wave of the approved plan, carried out."""
+"""Stage 7: one wave of the approved plan, carried out."""
 
 import logging
 import time

@@ -1,25 +1,25 @@
-"""Stage 5: the plan to approve."""
+"""Stage 6: the plan to approve."""
 
 from typing import Any
 
 import dagster as dg
 
-from uuid_pipeline.engine import gates, inventory, planning
+from uuid_pipeline.engine import gates, inventory, planning, rehearsal
 from uuid_pipeline.reports.tables import markdown, pairs_markdown, plan_lines
 from uuid_pipeline.stages.checks import planning_check, require_stages
-from uuid_pipeline.stages.id_mapping import id_mapping
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.store_backup import store_backup
 
 
 @dg.asset(
-    deps=[id_mapping],
+    deps=[store_backup],
     group_name="id_migration",
     kinds={"postgres"},
     description="Id map, waves and decisions, frozen under the plan id that a person approves.",
 )
 def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
-        assessment = require_stages(engine, gates.PLANNING_STAGES[:4], "migration_plan")
+        assessment = require_stages(engine, gates.before("migration_plan"), "migration_plan")
         with engine.begin() as connection:
             summary = inventory.summarize(connection, bound, assessment)
             plan = planning.make(connection, bound, assessment, summary)
@@ -47,6 +47,12 @@ CHECKS = [
     planning_check(
         "migration_plan", "waves_cover_each_document_once", "Every document that must move is in exactly one wave.",
         lambda connection, store, found: planning.waves_cover_each_document_once(
+            connection, store, planning.of_assessment(connection, found.assessment_no)
+        ),
+    ),
+    planning_check(
+        "migration_plan", rehearsal.GATE, "Where the spec requires a rehearsal, it was of this spec and passed.",
+        lambda connection, store, found: rehearsal.passed(
             connection, store, planning.of_assessment(connection, found.assessment_no)
         ),
     ),

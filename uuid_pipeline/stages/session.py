@@ -8,8 +8,9 @@ import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.demo import server
+from uuid_pipeline.demo import installation, server
 from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine.backup import Workshop
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.errors import PipelineError, RefusedError
@@ -39,8 +40,33 @@ class StoreResource(dg.ConfigurableResource[None]):
             raise failure(error) from error
         except (DBAPIError, psycopg.Error) as error:
             detail = getattr(error, "orig", None) or error
-            message = without_secrets(f"The store refused a statement: {detail}".strip(), settings.database_url)
+            message = without_secrets(
+                f"The store refused a statement: {detail}".strip(), settings.database_url, settings.direct_url
+            )
             raise failure(RefusedError(message)) from error
+
+
+@contextmanager
+def open_workshop() -> Iterator[Workshop]:
+    """Where backups are made: the home's directory, the wheel's programs, and the embedded server for copies.
+
+    A server that is started for a copy alone is stopped at the end, unless somebody else has come to use it.
+    """
+    settings = read_settings()
+    started = False
+
+    def fallback() -> str:
+        nonlocal started
+        started = server.find(settings.home) is None
+        return server.start(settings.home).url("postgres")
+
+    try:
+        yield Workshop(
+            settings.home / "backups", tuple(installation.client_directories()), fallback, settings.direct_url
+        )
+    finally:
+        if started and not server.in_use(settings.home):
+            server.stop(settings.home)
 
 
 def store_url(settings: Settings) -> str:

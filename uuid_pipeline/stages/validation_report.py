@@ -1,4 +1,4 @@
-"""Stage 7: the whole store against its state before."""
+"""Stage 8: the whole store against its state before."""
 
 import dagster as dg
 

@@ -29,6 +29,7 @@ DAGSTER_TEMPLATE = "template_dagster"
 OURS = (
     "UUID_PIPELINE_DATABASE_URL",
     "UUID_PIPELINE_DAGSTER_URL",
+    "UUID_PIPELINE_DIRECT_URL",
     "UUID_PIPELINE_HOME",
     "UUID_PIPELINE_SPEC",
     "UUID_PIPELINE_DAGSTER_STORAGE",
@@ -128,19 +129,24 @@ def dagster_template(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def command_line_for(new_database: NewDatabase, dagster_template: str, tmp_path: Path) -> CommandLineFor:
+def command_line_for(new_database: NewDatabase, dagster_template: str, tmp_path: Path) -> Iterator[CommandLineFor]:
     """Makes the command line of a store, in a home of its own."""
+    homes: list[Path] = []
 
     def make(url: str) -> CommandLine:
+        homes.append(tmp_path / uuid.uuid4().hex)
         return CommandLine(
             {
                 "UUID_PIPELINE_DATABASE_URL": url,
                 "UUID_PIPELINE_DAGSTER_URL": new_database(dagster_template),
-                "UUID_PIPELINE_HOME": str(tmp_path / uuid.uuid4().hex),
+                "UUID_PIPELINE_HOME": str(homes[-1]),
             }
         )
 
-    return make
+    yield make
+    for home in homes:
+        # Started for a copy, where the store's role may make no database.
+        embedded.destroy(home)
 
 
 @pytest.fixture

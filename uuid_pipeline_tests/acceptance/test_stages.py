@@ -26,6 +26,7 @@ STAGES = (
     "document_inventory",
     "duplicate_clusters",
     "id_mapping",
+    "store_backup",
     "migration_plan",
     "migrated_documents",
     "validation_report",
@@ -239,7 +240,8 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
         "document_inventory": {"natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"},
         "duplicate_clusters": {"each_cluster_decided", "never_across_users", "conflicts_resolvable"},
         "id_mapping": {"witnesses_agree", "one_target_per_natural_key", "no_collision", "recomputed_independently"},
-        "migration_plan": {"waves_cover_each_document_once"},
+        "store_backup": {"backup_as_asked"},
+        "migration_plan": {"waves_cover_each_document_once", "rehearsal_passed"},
         "migrated_documents": {"conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"},
         "validation_report": {
             "whole_conservation", "whole_no_dangling_reference", "whole_ids_exact", "whole_schema_unchanged",
@@ -250,7 +252,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     jobs = {name for name in repository.job_names if not name.startswith("__")}
     assert jobs == {
         "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback", "pause", "resume",
-        "cancel", "finalize",
+        "cancel", "finalize", "backup", "rehearse",
     }  # fmt: skip
 
 

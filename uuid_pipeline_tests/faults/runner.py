@@ -12,13 +12,13 @@ from typing import Any
 
 from sqlalchemy import event
 
-from uuid_pipeline.engine import catalog, ledger, migration, rollback
+from uuid_pipeline.engine import ledger, migration, rollback
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.exactness import ids_exact
 from uuid_pipeline.engine.gates import Scope, record
-from uuid_pipeline.engine.store import bind
 from uuid_pipeline.engine.validation import conservation, no_dangling_reference, schema_unchanged
 from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.integration import cycle
 
 
 def main(url: str, spec_file: str, direction: str, moment: str, number: str) -> None:
@@ -33,7 +33,7 @@ def main(url: str, spec_file: str, direction: str, moment: str, number: str) -> 
             os.kill(os.getpid(), signal.SIGKILL)
 
     with engine.begin() as c:
-        store = bind(spec, catalog.read_catalog(c, spec.schema_name))
+        store = cycle.bound(c, spec)
         open_ones = [e for e in ledger.executions(c) if e.status in ("approved", "running")]
         waves = ledger.waves(c, open_ones[0].execution_id) if direction == "forward" else rollback.choose(c, None)
     if moment == "statement":

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
     approval,
+    backup_gate,
     catalog,
     comparison,
     duplicates,
@@ -24,6 +25,7 @@ from uuid_pipeline.engine import (
     planning,
     profile,
     references,
+    rehearsal,
     rollback,
     validation,
 )
@@ -55,9 +57,14 @@ def spec_with(**changes: Any) -> Spec:
     return load_spec(None).model_copy(update=changes)
 
 
+def without_backup(spec: Spec) -> Spec:
+    """The spec as the cycle runs it. What `dump` and `attested` ask for has tests of its own, in test_backup."""
+    return spec.model_copy(update={"backup": "none"})
+
+
 def bound(connection: Connection, spec: Spec) -> Store:
-    """The spec, bound to the store as it is now."""
-    return bind(spec, catalog.read_catalog(connection, spec.schema_name))
+    """The spec, without a backup, bound to the store as it is now."""
+    return bind(without_backup(spec), catalog.read_catalog(connection, spec.schema_name))
 
 
 def bound_store(engine: Engine, spec: Spec) -> Store:
@@ -80,7 +87,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         profile.require_access(c, store)
         ledger.create(c, store)
         digest = catalog.digest(catalog.snapshot(c, store.catalog))
-        number = ledger.begin_assessment(c, RUN, spec.digest, digest, profile.describe(c, store))
+        number = ledger.begin_assessment(c, RUN, store.spec.digest, digest, profile.describe(c, store))
         visible, known = profile.rows_visible(store), references.references_known(store, references.search(c, store))
         record(c, number, "store_profile", visible, known, profile.nothing_unsupported(c, store))
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as c, c.begin():
@@ -101,6 +108,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         free = mapping.no_collision(c, store, number)
         again = mapping.recomputed_independently(c, store, number)
         record(c, number, "id_mapping", mapping.witnesses_agree(store), one, free, again)
+        record(c, number, "store_backup", backup_gate.as_asked(c, store, assessment))
     return Assessed(store, number, summary, found)
 
 
@@ -109,8 +117,9 @@ def plan(engine: Engine, assessed: Assessed, skip: Collection[str] = ()) -> Plan
     with engine.begin() as c:
         made = planning.make(c, assessed.store, ledger.newest_assessment(c), assessed.summary)
         covered = planning.waves_cover_each_document_once(c, assessed.store, made)
-        if covered.gate not in skip:
-            gates.record(c, Scope(assessment=assessed.number), "migration_plan", covered, RUN)
+        for result in (covered, rehearsal.passed(c, assessed.store, made)):
+            if result.gate not in skip:
+                gates.record(c, Scope(assessment=assessed.number), "migration_plan", result, RUN)
     return made
 
 

@@ -25,6 +25,7 @@ STAGES = (
     "document_inventory",
     "duplicate_clusters",
     "id_mapping",
+    "store_backup",
     "migration_plan",
     "migrated_documents",
     "validation_report",
