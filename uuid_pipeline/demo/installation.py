@@ -107,6 +107,13 @@ def locate_binaries(version: int, account: Account) -> Path:
     return copy / _PACKAGE / INSTALLS[version] / "bin"
 
 
+def client_directories() -> list[Path]:
+    """Give the directories of the wheel's client programs, the newest first; they run as any user who may read them."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    return [root / INSTALLS[version] / "bin" for root in roots for version in sorted(INSTALLS, reverse=True)]
+
+
 def _copy_binaries(package: Path, install: str, copy: Path) -> None:
     _make_reachable(copy.parent)
     fresh = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
