@@ -53,9 +53,9 @@ def show_inventory(session: Session, answer: Answer) -> None:
         answer.say(f"  quarantined {row['entity']} {row['id']}: {row['reason']}")
 
 
-def assess(session: Session, answer: Answer, job: str) -> None:
+def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> None:
     """Run profile, inventory or assess, and show the gates."""
-    outcome = session.run(job)
+    outcome = session.run(job, None, **config)
     answer.section("Gates")
     gates_of(answer, outcome)
 
@@ -73,11 +73,23 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         plan = planning.of_assessment(connection, number)
         answer.data["map_preview"] = mapping.preview(connection, session.store, number, 5)
         clusters = duplicates.clusters(connection, session.store, number)
+    show_constraints(answer, assessment.profile["constraint_analysis"])
     show_plan(answer, plan)
     show_clusters(session, answer, clusters)
     answer.data["plan"]["warnings"] = assessment.profile["warnings"]
     answer.say(*[f"  Warning: {line}" for line in assessment.profile["warnings"]])
     return plan
+
+
+def show_constraints(answer: Answer, analysis: dict[str, Any]) -> None:
+    """Why the usual migrations fail here, with the verdict: at the top of the answer's data, and in words."""
+    answer.data["constraint_analysis"] = analysis["constraint_analysis"]
+    answer.data["verdict"] = analysis["verdict"]
+    answer.data["approaches"] = analysis["approaches"]
+    answer.section("Why the usual migrations fail here")
+    answer.say(f"  {analysis['verdict']}.")
+    answer.pairs([(f"{a['entity']}, {a['approach']}", a["finding"]) for a in analysis["approaches"]])
+    answer.say(f"  ({'tried on ' + analysis['where'] + '; ' if analysis['where'] else ''}{analysis['note']})")
 
 
 def show_plan(answer: Answer, plan: planning.Plan) -> None:
