@@ -10,6 +10,7 @@ from uuid_pipeline.stages import (
     migrated_documents,
     migration_plan,
     store_profile,
+    unretrievable_documents,
     validation_report,
 )
 from uuid_pipeline.stages.session import StoreResource
@@ -23,6 +24,7 @@ defs = dg.Definitions(
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
+        unretrievable_documents.unretrievable_documents,
     ],
     asset_checks=[
         *store_profile.CHECKS,
