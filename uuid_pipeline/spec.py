@@ -26,13 +26,17 @@ class _Part(BaseModel):
 
 
 class Describe(_Part):
-    """Columns that tell people about a document; an absent one is shown as unknown."""
+    """Columns that tell people about a document; an absent one is shown as unknown.
+
+    ``content``: equal where the content is, a hash say; only to find look-alikes by.
+    """
 
     owner: Name | None = None
     created_at: Name | None = None
     status: Name | None = None
     size: Name | None = None
     title: Name | None = None
+    content: Name | None = None
 
     def columns(self) -> dict[str, str]:
         """Purpose -> column, of those that are set."""

@@ -226,7 +226,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
 
     repository = defs.get_repository_def()
     graph = repository.asset_graph
-    assert {key.to_user_string() for key in graph.materializable_asset_keys} == set(STAGES)
+    assert {key.to_user_string() for key in graph.materializable_asset_keys} == {*STAGES, "unretrievable_documents"}
     parents = {stage: {key.to_user_string() for key in graph.get(dg.AssetKey(stage)).parent_keys} for stage in STAGES}
     chain = {stage: {before} for before, stage in pairwise(STAGES)}
     assert parents == {"store_profile": set()} | chain
@@ -250,7 +250,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     jobs = {name for name in repository.job_names if not name.startswith("__")}
     assert jobs == {
         "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback", "pause", "resume",
-        "cancel", "finalize",
+        "cancel", "finalize", "unretrievable", "regenerate", "undo_regeneration",
     }  # fmt: skip
 
 

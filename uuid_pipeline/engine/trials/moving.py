@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.connection import copy_rows
 from uuid_pipeline.engine.natural_keys import as_read, cast_type, first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials.obstacles import references_to
@@ -71,13 +70,20 @@ def _look(connection: Connection, store: Store, entity: Entity) -> Looked:
     for found in sql.stream(connection, _source(store, entity), {"limit": limit + 1}):
         kept = found[: limit - rows]
         records = [_record(entity, row, target_of) for row in kept]
-        copy_rows(connection, copy, records)
+        _write(connection, copy, records)
         rows += len(kept)
         moving += sum(1 for old, new, *_ in records if new is not None and new != old)
         if len(kept) < len(found):
             return _indexed(connection, entity, Looked(rows, moving, exact=False))
     exact = entity.parent is None or _parents_exact(connection, entity, rows)
     return _indexed(connection, entity, Looked(rows, moving, exact))
+
+
+def _write(connection: Connection, copy: str, records: list[tuple[Any, ...]]) -> None:
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(copy) as into:
+        for record in records:
+            into.write_row(record)
 
 
 def _parents_exact(connection: Connection, entity: Entity, rows: int) -> bool:
