@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import duplicates, look_alikes
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import load_spec
+from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = load_spec(None)
@@ -141,10 +141,17 @@ def test_a_wrong_witness_is_a_red_gate_with_both_ids(incident: Engine) -> None:
     assert wrong["id"] in gate.finding
 
 
-def test_what_merging_will_archive_is_foreseen_as_it_then_happens(empty_store: Engine) -> None:
+def one_by_one() -> Spec:
+    """The default spec, but for chunks that are merged one by one."""
+    entities = {**SPEC.entities, "chunk": SPEC.entities["chunk"].model_copy(update={"merge_as_set": []})}
+    return cycle.spec_with(entities=entities)
+
+
+@pytest.mark.parametrize("spec", [SPEC, one_by_one()], ids=["whole sets", "one by one"])
+def test_what_merging_will_archive_is_foreseen_as_it_then_happens(empty_store: Engine, spec: Spec) -> None:
     with empty_store.begin() as connection:
         build_twins(connection)
-    assessed = cycle.assess(empty_store, cycle.spec_with())
+    assessed = cycle.assess(empty_store, spec)
     with empty_store.begin() as connection:
         found = duplicates.clusters(connection, assessed.store, assessed.number)
         found = duplicates.with_consequences(connection, assessed.store, assessed.number, found)
@@ -157,7 +164,7 @@ def test_what_merging_will_archive_is_foreseen_as_it_then_happens(empty_store: E
     losers = {key for c in found if c["entity"] == "document" for key in c["ids"][1:]}
     assert turned["upload_pipeline.upload_jobs"] == sum(j["document_id"] in losers for j in before["upload_jobs"]) == 12
 
-    cycle.run_all(empty_store, cycle.spec_with())
+    cycle.run_all(empty_store, spec)
 
     after = cycle.rows_of(empty_store)
     for table in ("documents", "document_chunks"):
