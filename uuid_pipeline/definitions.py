@@ -11,6 +11,7 @@ from uuid_pipeline.stages import (
     migration_plan,
     store_backup,
     store_profile,
+    unretrievable_documents,
     validation_report,
 )
 from uuid_pipeline.stages.session import StoreResource
@@ -25,6 +26,7 @@ defs = dg.Definitions(
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
+        unretrievable_documents.unretrievable_documents,
     ],
     asset_checks=[
         *store_profile.CHECKS,

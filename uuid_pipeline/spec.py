@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.identity import Normalization, Template, parse_template
+from uuid_pipeline.named_parameters import unknown
 
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
@@ -26,13 +27,17 @@ class _Part(BaseModel):
 
 
 class Describe(_Part):
-    """Columns that tell people about a document; an absent one is shown as unknown."""
+    """Columns that tell people about a document; an absent one is shown as unknown.
+
+    ``content``: equal where the content is, a hash say; only to find look-alikes by.
+    """
 
     owner: Name | None = None
     created_at: Name | None = None
     status: Name | None = None
     size: Name | None = None
     title: Name | None = None
+    content: Name | None = None
 
     def columns(self) -> dict[str, str]:
         """Purpose -> column, of those that are set."""
@@ -182,6 +187,37 @@ class Throttle(_Part):
         return self
 
 
+RegenerationReason = Literal["no_chunks", "no_vectors", "some_without_vector", "failed"]
+REGENERATION_PARAMETERS = ("regeneration_id", "document_id", "owner", "status", "title", "reasons")
+
+
+class Regeneration(_Part):
+    """How documents that no re-keying can make retrievable are queued for the application's workers.
+
+    ``statement`` and ``undo`` are SQL, run once a document with the parameters ``:document_id`` (its id now),
+    ``:regeneration_id`` (a fresh UUID, the same in both), ``:owner``, ``:status``, ``:title``, ``:reasons``; all are
+    text. ``only``: the reasons that count; without it, all do.
+    """
+
+    statement: str | None = Field(default=None, min_length=1)
+    undo: str | None = Field(default=None, min_length=1)
+    only: list[RegenerationReason] = []
+
+    @field_validator("statement", "undo")
+    @classmethod
+    def _parameters_are_known(cls, text: str | None) -> str | None:
+        wrong = unknown(text or "", REGENERATION_PARAMETERS)
+        if wrong:
+            raise ValueError(f"no parameter :{wrong[0]}; there are :{', :'.join(REGENERATION_PARAMETERS)}")
+        return text
+
+    @model_validator(mode="after")
+    def _undo_needs_a_statement(self) -> "Regeneration":
+        if self.undo is not None and self.statement is None:
+            raise ValueError("regeneration: undo without statement undoes nothing")
+        return self
+
+
 class Spec(_Part):
     """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
 
@@ -200,6 +236,7 @@ class Spec(_Part):
     sweep: Sweep = Sweep()
     aliases: Aliases = Aliases()
     throttle: Throttle = Throttle()
+    regeneration: Regeneration = Regeneration()
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)

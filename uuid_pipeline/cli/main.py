@@ -18,6 +18,7 @@ from uuid_pipeline.cli import (
     pause,
     plan,
     profile,
+    regenerate,
     rehearse,
     resume,
     rollback,
@@ -38,7 +39,7 @@ for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, backup.backup,
     rehearse.rehearse, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    drop_ledger.drop_ledger, export.export, status.status, ui.ui,
+    drop_ledger.drop_ledger, export.export, regenerate.regenerate, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -1,19 +1,31 @@
 """``uuid-pipeline profile``"""
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_session
 from uuid_pipeline.engine import ledger
+from uuid_pipeline.reports.constraints import entry_records
+
+TryOnStoreOption = Annotated[
+    bool,
+    typer.Option(
+        "--try-on-store",
+        help="Try the usual migrations on a few of the store's own rows, in a transaction that is rolled back, "
+        "instead of on a copy.",
+    ),
+]
 
 
-def profile(as_json: JsonOption = False, spec: SpecOption = None) -> None:
-    """Show what the store is made of: tables, references, triggers, traps."""
+def profile(try_on_store: TryOnStoreOption = False, as_json: JsonOption = False, spec: SpecOption = None) -> None:
+    """Show what the store is made of: tables, references, triggers, traps; and why the usual migrations fail on it."""
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
-            steps.assess(session, answer, "profile")
+            steps.assess(session, answer, "profile", store_profile={"try_on_store": try_on_store})
             with session.engine.begin() as connection:
                 found = ledger.newest_assessment(connection).profile
         answer.data["profile"] = found
@@ -23,6 +35,8 @@ def profile(as_json: JsonOption = False, spec: SpecOption = None) -> None:
             answer.say("", *show_table(title, found[title]))
         for title in ("silenced_triggers", "fired_triggers"):
             answer.say("", *show_table(title.replace("_", " "), _triggers(found[title])))
+        steps.show_constraints(answer, found["constraint_analysis"])
+        answer.say("", *show_table("what each approach meets", entry_records(found["constraint_analysis"])))
         show_search(found["search"], answer)
         answer.say(*[f"Skipped, optional: {line}" for line in found["skipped"]])
         answer.say(*[f"Warning: {line}" for line in found["warnings"]])

@@ -1,6 +1,7 @@
 """The steps that verbs are made of: each runs jobs and adds to the answer what came of them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,15 +15,17 @@ from uuid_pipeline.engine import (
     inventory,
     lease,
     ledger,
+    look_alikes,
     mapping,
     migration,
     planning,
     rehearsal,
     rollback,
 )
+from uuid_pipeline.engine.look_alikes import LookAlikes
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
-from uuid_pipeline.reports.tables import inventory_lines, plan_lines
+from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines
 
 SHOWN_FINDING = 200
 SHOWN_CLUSTERS = 20
@@ -59,16 +62,16 @@ def show_inventory(session: Session, answer: Answer) -> None:
     answer.data["quarantined"] = aside
     answer.section("Inventory")
     answer.pairs(inventory_lines(summary))
-    for entity, counts in classes.items():
+    for entity, by_class in classes.items():
         if entity != session.store.main.name:
-            answer.pairs([(f"{entity} ids", ", ".join(f"{n} {name}" for name, n in counts.items()) or "none")])
+            answer.pairs([(f"{entity} ids", ", ".join(f"{n} {name}" for name, n in by_class.items()) or "none")])
     for row in aside:
         answer.say(f"  quarantined {row['entity']} {row['id']}: {row['reason']}")
 
 
-def assess(session: Session, answer: Answer, job: str) -> None:
+def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> None:
     """Run profile, inventory or assess, and show the gates."""
-    outcome = session.run(job)
+    outcome = session.run(job, None, **config)
     answer.section("Gates")
     gates_of(answer, outcome)
 
@@ -85,12 +88,28 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         number = assessment.assessment_no
         plan = planning.of_assessment(connection, number)
         answer.data["map_preview"] = mapping.preview(connection, session.store, number, 5)
-        clusters = duplicates.clusters(connection, session.store, number)
+        clusters = duplicates.with_consequences(
+            connection, session.store, number, duplicates.clusters(connection, session.store, number)
+        )
+        alike = look_alikes.find(connection, session.store)
+    show_constraints(answer, assessment.profile["constraint_analysis"])
     show_plan(answer, plan)
     show_clusters(session, answer, clusters)
+    show_look_alikes(answer, alike)
     answer.data["plan"]["warnings"] = assessment.profile["warnings"]
     answer.say(*[f"  Warning: {line}" for line in assessment.profile["warnings"]])
     return plan
+
+
+def show_constraints(answer: Answer, analysis: dict[str, Any]) -> None:
+    """Why the usual migrations fail here, with the verdict: at the top of the answer's data, and in words."""
+    answer.data["constraint_analysis"] = analysis["constraint_analysis"]
+    answer.data["verdict"] = analysis["verdict"]
+    answer.data["approaches"] = analysis["approaches"]
+    answer.section("Why the usual migrations fail here")
+    answer.say(f"  {analysis['verdict']}.")
+    answer.pairs([(f"{a['entity']}, {a['approach']}", a["finding"]) for a in analysis["approaches"]])
+    answer.say(f"  ({'tried on ' + analysis['where'] + '; ' if analysis['where'] else ''}{analysis['note']})")
 
 
 def show_plan(answer: Answer, plan: planning.Plan) -> None:
@@ -117,7 +136,9 @@ def show_clusters(session: Session, answer: Answer, clusters: list[dict[str, Any
                 "entity": c["entity"],
                 "kind": c["kind"],
                 "survivor": c["survivor"],
+                "by rule": c["survivor_rule"],
                 "merged into it": "\n".join(c["ids"][1:]),
+                "archives": counts(c.get("archives", {})),
             }
             for c in decided[:SHOWN_CLUSTERS]
         ]
@@ -126,6 +147,14 @@ def show_clusters(session: Session, answer: Answer, clusters: list[dict[str, Any
     below = Counter(cluster["entity"] for cluster in clusters if cluster["entity"] not in roots)
     for entity, count in below.items():
         answer.say(f"  {count} clusters of {entity}: which row stays is decided when their documents are merged")
+
+
+def show_look_alikes(answer: Answer, found: Sequence[LookAlikes]) -> None:
+    """Documents that are no cluster and yet look the same to a person; nothing is done with them."""
+    answer.data["plan"]["look_alikes"] = [asdict(kind) for kind in found]
+    for kind in found:
+        if kind.groups:
+            answer.say(f"  {kind.kind}: {kind.rows} documents in {kind.groups} groups; for information, left alone")
 
 
 def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool:

@@ -4,10 +4,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import foreseen, ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import complete_statuses
-from uuid_pipeline.engine.mapping import survivor_order
+from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
 from uuid_pipeline.engine.natural_keys import as_stored
 from uuid_pipeline.engine.profile import missing_merge_rights
 from uuid_pipeline.engine.store import Entity, Store
@@ -16,7 +16,7 @@ from uuid_pipeline.engine.store import Entity, Store
 _CLUSTERS = """
 WITH shared AS (SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
                 GROUP BY target_id HAVING count(*) > 1 ORDER BY target_id LIMIT %(limit)s)
-SELECT i.natural_key, count(*) AS rows, count(DISTINCT i.owner) AS owners,
+SELECT i.natural_key, count(*) AS rows, {told} AS told, count(DISTINCT i.owner) AS owners,
        bool_or(i.id_class = 'deterministic') AS twin, count(DISTINCT {stored}) > 1 AS spelled,
        (array_agg(i.key::text ORDER BY {survivor}, i.key))[:20] AS ids
 FROM {inventory} i JOIN shared USING (target_id) LEFT JOIN {table} t ON t.{key} = i.key
@@ -34,11 +34,40 @@ def clusters(connection: Connection, store: Store, assessment: int, limit: int =
             "rows": row.rows,
             "owners": row.owners,
             "survivor": row.ids[0] if entity.parent is None else "decided when its documents are merged",
+            "survivor_rule": _decided_by(entity, row.told) if entity.parent is None else None,
             "ids": list(row.ids),
         }
         for entity in store.entities
         for row in _found(connection, store, entity, assessment, limit)
     ]
+
+
+def with_consequences(
+    connection: Connection, store: Store, assessment: int, found: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The clusters, those of documents with the rows by table that merging archives and turns, as foreseen now.
+
+    A cluster of more rows than are listed is left without.
+    """
+    result = list(found)
+    for root in store.roots:
+        places = [
+            n
+            for n, cluster in enumerate(found)
+            if cluster["entity"] == root.name and len(cluster["ids"]) == cluster["rows"]
+        ]
+        ids = [found[n]["ids"] for n in places]
+        for n, seen in zip(places, foreseen.foresee(connection, store, root, assessment, ids), strict=True):
+            result[n] = {**found[n], "archives": seen.archives, "turns": seen.turns}
+    return result
+
+
+def _decided_by(entity: Entity, told: list[list[str | None]]) -> str:
+    """The first rule that tells the survivor from the next row; ``told``: what each rule looks at, of these two."""
+    for rule, values in zip(entity.spec.survivor, told, strict=True):
+        if values[0] != values[1]:
+            return rule
+    return "smallest key"
 
 
 def _kind(row: Any) -> str:
@@ -53,11 +82,25 @@ def _found(connection: Connection, store: Store, entity: Entity, assessment: int
         inventory=ledger.inventory_table(entity),
         stored=as_stored(entity),
         survivor=survivor_order(entity),
+        told=_told(entity),
         table=sql.table(entity.table.schema, entity.table.name),
         key=sql.name(entity.key),
     )
     values = {"no": assessment, "limit": limit, "complete": complete_statuses(store)}
     return sql.rows(connection, statement, values)
+
+
+def _told(entity: Entity) -> sql.Composable:
+    """What each of the spec's rules looks at, of the survivor and of the row that comes next."""
+    looked = [
+        sql.compose(
+            "(array_agg(({value})::text ORDER BY {survivor}, i.key))[1:2]",
+            value=sql.Text(SURVIVOR_LOOKS_AT[rule]),
+            survivor=survivor_order(entity),
+        )
+        for rule in entity.spec.survivor
+    ]
+    return sql.compose("ARRAY[{looked}]", looked=sql.join(", ", looked))
 
 
 def _shown(found: list[dict[str, Any]]) -> str:

@@ -259,6 +259,16 @@ def newest_assessment(connection: Connection) -> Assessment:
     return Assessment(*found[0])
 
 
+def earlier_of(connection: Connection, part: str) -> Any:
+    """A part of the newest assessment's profile, as it was written; None when there is none."""
+    return sql.scalar(
+        connection,
+        """SELECT profile -> %(part)s FROM uuid_pipeline.assessments WHERE kind = 'plan'
+           ORDER BY assessment_no DESC LIMIT 1""",
+        {"part": part},
+    )
+
+
 _EXECUTION = """
 SELECT execution_id, assessment_no, plan_id, status, approved_by, approved_at, expires_at,
        status = 'approved' AND expires_at < now() AS expired

@@ -228,6 +228,28 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.rehearsals (
     left_out jsonb NOT NULL,
     rehearsed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+-- Documents queued for the application's workers, with the statements as they ran and what undoes them.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.regenerations (
+    regeneration_id uuid PRIMARY KEY,
+    list_id text NOT NULL,
+    document_id text NOT NULL,
+    -- What it is or will be called after a migration; without one the row has no valid natural key.
+    target_id text,
+    owner text,
+    status text,
+    title text,
+    reasons text[] NOT NULL,
+    statement text NOT NULL,
+    undo text,
+    queued_by text NOT NULL,
+    queued_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    rows bigint NOT NULL,
+    undone_by text,
+    undone_at timestamptz
+);
+-- One open request a document, whatever it is called at the time.
+CREATE UNIQUE INDEX IF NOT EXISTS one_open_regeneration
+    ON uuid_pipeline.regenerations (coalesce(target_id, document_id)) WHERE undone_at IS NULL;
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
 INSERT INTO uuid_pipeline.ledger (version) VALUES (3) ON CONFLICT DO NOTHING;

@@ -72,6 +72,14 @@ _SURVIVOR: dict[str, LiteralString] = {
 }
 
 
+SURVIVOR_LOOKS_AT: dict[str, LiteralString] = {
+    "complete": "i.status = ANY(%(complete)s)",
+    "children": "i.children",
+    "oldest": "i.created_at",
+    "newest": "i.created_at",
+}
+
+
 def survivor_order(entity: Entity) -> sql.Composable:
     """The spec's rules for the survivor as an ORDER BY over the inventory ``i``; wants ``complete`` bound."""
     return sql.join(", ", [sql.Text(_SURVIVOR[rule]) for rule in entity.spec.survivor])

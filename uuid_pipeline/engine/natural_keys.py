@@ -43,9 +43,12 @@ def as_stored(entity: Entity) -> sql.Composable:
     return _array([sql.compose("t.{c}::text", c=sql.name(field)) for field in _own_fields(entity)])
 
 
-def as_read(entity: Entity) -> sql.Composable:
-    """As :func:`as_stored`, normalised: two rows of one natural key text may still differ in its parts."""
-    return _array([part(entity, field, None) for field in _own_fields(entity)])
+def as_read(entity: Entity, without: str | None = None) -> sql.Composable:
+    """As :func:`as_stored`, normalised: two rows of one natural key text may still differ in its parts.
+
+    ``without`` leaves one field out, such as the owner's.
+    """
+    return _array([part(entity, field, None) for field in _own_fields(entity) if field != without])
 
 
 def _own_fields(entity: Entity) -> list[str]:

@@ -4,7 +4,8 @@ from collections import Counter
 
 import dagster as dg
 
-from uuid_pipeline.engine import duplicates, gates
+from uuid_pipeline.engine import duplicates, gates, look_alikes
+from uuid_pipeline.reports.clusters import cluster_records, look_alike_records
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.document_inventory import document_inventory
@@ -23,9 +24,11 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
         assessment = require_stages(engine, gates.PLANNING_STAGES[:2], "duplicate_clusters")
         with engine.begin() as connection:
-            found = duplicates.clusters(connection, bound, assessment.assessment_no)
+            number = assessment.assessment_no
+            clusters = duplicates.clusters(connection, bound, number)
+            found = duplicates.with_consequences(connection, bound, number, clusters)
+            alike = look_alikes.find(connection, bound)
     kinds = Counter((cluster["entity"], cluster["kind"]) for cluster in found)
-    shown = [{**cluster, "ids": ", ".join(cluster["ids"])} for cluster in found[:SHOWN]]
     rules = [
         {"entity": entity.name, "on_duplicate": entity.spec.on_duplicate,
          "survivor": ", ".join(entity.spec.survivor) if entity.parent is None else "decided when documents are merged",
@@ -39,7 +42,8 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
                 markdown([{"entity": entity, "kind": kind, "clusters": n} for (entity, kind), n in kinds.items()])
             ),
             "rules": dg.MetadataValue.md(markdown(rules)),
-            f"first_{SHOWN}": dg.MetadataValue.md(markdown(shown)),
+            f"first_{SHOWN}": dg.MetadataValue.md(markdown(cluster_records(found[:SHOWN]))),
+            "look_alikes": dg.MetadataValue.md(markdown(look_alike_records(alike))),
         }
     )
 

@@ -3,9 +3,18 @@
 import dagster as dg
 
 from uuid_pipeline.engine import catalog, ledger, profile, references
+from uuid_pipeline.engine.trials import analysis
+from uuid_pipeline.reports.constraints import approach_records, entry_records
 from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.settings import read_settings
 from uuid_pipeline.stages.checks import planning_check
-from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.session import StoreResource, workshop
+
+
+class ProfileConfig(dg.Config):
+    """``try_on_store``: try the usual migrations on the store's own rows, rolled back, instead of on a copy."""
+
+    try_on_store: bool = False
 
 
 @dg.asset(
@@ -13,12 +22,19 @@ from uuid_pipeline.stages.session import StoreResource
     kinds={"postgres"},
     description="What the store is made of, read from its catalogs: tables, references, triggers, rights, traps.",
 )
-def store_profile(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-    with store.open() as (engine, bound), engine.begin() as connection:
-        searched = references.as_data(references.search(connection, bound))
-        found = profile.describe(connection, bound) | {"search": searched}
-        digest = catalog.digest(catalog.snapshot(connection, bound.catalog))
-        number = ledger.begin_assessment(connection, context.run.run_id, bound.spec.digest, digest, found)
+def store_profile(
+    context: dg.AssetExecutionContext, config: ProfileConfig, store: StoreResource
+) -> dg.MaterializeResult[None]:
+    with store.open() as (engine, bound):
+        with engine.begin() as connection:
+            earlier = ledger.earlier_of(connection, "constraint_analysis")
+        run = context.run.run_id if config.try_on_store else None
+        tried = analysis.analyse(engine, bound, workshop(read_settings()), earlier, run)
+        with engine.begin() as connection:
+            searched = references.as_data(references.search(connection, bound))
+            found = profile.describe(connection, bound) | {"search": searched, "constraint_analysis": tried}
+            digest = catalog.digest(catalog.snapshot(connection, bound.catalog))
+            number = ledger.begin_assessment(connection, context.run.run_id, bound.spec.digest, digest, found)
     return dg.MaterializeResult(
         metadata={
             "assessment": number,
@@ -26,6 +42,10 @@ def store_profile(context: dg.AssetExecutionContext, store: StoreResource) -> dg
             "role": found["role"],
             "tier": f"{found['tier']}: {found['tier_reason']}",
             "tables": dg.MetadataValue.md(markdown(found["tables"])),
+            "constraint_verdict": tried["verdict"],
+            "usual_approaches": dg.MetadataValue.md(markdown(approach_records(tried))),
+            "constraint_analysis": dg.MetadataValue.md(markdown(entry_records(tried))),
+            "constraint_analysis_tried_on": f"{tried['where'] or 'nothing'}; {tried['note']}; {tried['seconds']} s",
             "references": dg.MetadataValue.md(markdown(found["references"])),
             "found_references": dg.MetadataValue.md(markdown(searched["found"])),
             "derived_values": dg.MetadataValue.md(markdown(searched["derived"])),

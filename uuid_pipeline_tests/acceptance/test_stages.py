@@ -222,12 +222,37 @@ def test_validation_before_all_waves_moved_fails_and_does_not_complete_the_execu
         assert connection.execute("SELECT status FROM uuid_pipeline.executions").fetchall() == [("running",)]
 
 
+def test_the_ui_shows_the_verdict_and_queues_and_unqueues_what_re_keying_cannot_mend(
+    stages: Stages, incident: Engine
+) -> None:
+    queued = "SELECT count(*) FROM upload_pipeline.upload_jobs WHERE state = 'queued'"
+    profiled = stages.job("profile")
+    (shown,) = profiled.asset_materializations_for_node("store_profile")
+    assert shown.metadata["constraint_verdict"].value == (
+        "these 38 violations of uq_user_filehash are the copy against its own original; there is no duplicate content"
+    )
+    assert "uq_user_filehash on upload_pipeline.documents" in str(shown.metadata["constraint_analysis"].value)
+    assert "38 of 38" in str(shown.metadata["usual_approaches"].value)
+    assert "a copy of" in str(shown.metadata["constraint_analysis_tried_on"].value)
+
+    found = stages.job("unretrievable").asset_materializations_for_node("unretrievable_documents")[0].metadata
+    assert (found["waiting"].value, found["queued"].value) == (9, 0)
+    before = cycle.run_sql(incident, queued)
+    said = refusal(stages.job("regenerate", queue_documents={"list_id": "0000000000000000"}))
+    assert f"which is {found['list_id'].value} with 9 documents" in said
+    assert cycle.run_sql(incident, queued) == before
+    assert stages.job("regenerate", queue_documents={"list_id": str(found["list_id"].value)}).success
+    assert cycle.run_sql(incident, queued) == [(before[0][0] + 9,)]
+    assert stages.job("undo_regeneration").success
+    assert cycle.run_sql(incident, queued) == before
+
+
 def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     from uuid_pipeline.definitions import defs
 
     repository = defs.get_repository_def()
     graph = repository.asset_graph
-    assert {key.to_user_string() for key in graph.materializable_asset_keys} == set(STAGES)
+    assert {key.to_user_string() for key in graph.materializable_asset_keys} == {*STAGES, "unretrievable_documents"}
     parents = {stage: {key.to_user_string() for key in graph.get(dg.AssetKey(stage)).parent_keys} for stage in STAGES}
     chain = {stage: {before} for before, stage in pairwise(STAGES)}
     assert parents == {"store_profile": set()} | chain
@@ -252,7 +277,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     jobs = {name for name in repository.job_names if not name.startswith("__")}
     assert jobs == {
         "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback", "pause", "resume",
-        "cancel", "finalize", "backup", "rehearse",
+        "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
     }  # fmt: skip
 
 

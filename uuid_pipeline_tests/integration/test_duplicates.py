@@ -1,14 +1,16 @@
 """Clusters: rows with one natural key are shown with their survivor, and block where the spec says so."""
 
 import uuid
+from collections import Counter
 
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import duplicates
+from uuid_pipeline.demo.twins import build_twins
+from uuid_pipeline.engine import duplicates, look_alikes
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import load_spec
-from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = load_spec(None)
 UPLOAD = """
@@ -52,6 +54,7 @@ def test_a_re_upload_under_the_right_id_is_a_twin_and_the_older_more_complete_on
             "rows": 2,
             "owners": 1,
             "survivor": first,
+            "survivor_rule": "complete",
             "ids": [first, second],
         }
     ]
@@ -136,3 +139,93 @@ def test_a_wrong_witness_is_a_red_gate_with_both_ids(incident: Engine) -> None:
     assert not gate.passed
     assert document.witnesses[0]["id"] in gate.finding
     assert wrong["id"] in gate.finding
+
+
+def one_by_one() -> Spec:
+    """The default spec, but for chunks that are merged one by one."""
+    entities = {**SPEC.entities, "chunk": SPEC.entities["chunk"].model_copy(update={"merge_as_set": []})}
+    return cycle.spec_with(entities=entities)
+
+
+@pytest.mark.parametrize("spec", [SPEC, one_by_one()], ids=["whole sets", "one by one"])
+def test_what_merging_will_archive_is_foreseen_as_it_then_happens(empty_store: Engine, spec: Spec) -> None:
+    with empty_store.begin() as connection:
+        build_twins(connection)
+    assessed = cycle.assess(empty_store, spec)
+    with empty_store.begin() as connection:
+        found = duplicates.clusters(connection, assessed.store, assessed.number)
+        found = duplicates.with_consequences(connection, assessed.store, assessed.number, found)
+    foreseen: Counter[str] = Counter()
+    turned: Counter[str] = Counter()
+    for cluster in found:
+        foreseen.update(cluster.get("archives", {}))
+        turned.update(cluster.get("turns", {}))
+    before = cycle.rows_of(empty_store)
+    losers = {key for c in found if c["entity"] == "document" for key in c["ids"][1:]}
+    assert turned["upload_pipeline.upload_jobs"] == sum(j["document_id"] in losers for j in before["upload_jobs"]) == 12
+
+    cycle.run_all(empty_store, spec)
+
+    after = cycle.rows_of(empty_store)
+    for table in ("documents", "document_chunks"):
+        assert foreseen[f"upload_pipeline.{table}"] == len(before[table]) - len(after[table]) > 0
+
+
+def test_each_survivor_is_named_with_the_rule_that_chose_it(empty_store: Engine) -> None:
+    with empty_store.begin() as connection:
+        build_twins(connection)
+    rows = cycle.rows_of(empty_store)
+    documents = {d["document_id"]: d for d in rows["documents"]}
+    chunks = Counter(c["document_id"] for c in rows["document_chunks"])
+    assessed = cycle.assess(empty_store, cycle.spec_with())
+    with empty_store.begin() as connection:
+        found = [c for c in duplicates.clusters(connection, assessed.store, assessed.number) if c["rows"] > 1]
+    rules = Counter[str]()
+    for cluster in (c for c in found if c["entity"] == "document"):
+        stays, goes = cluster["ids"]
+        complete = [documents[i]["processing_status"] == "complete" for i in (stays, goes)]
+        if complete == [True, False]:
+            expected = "complete"
+        elif chunks[stays] > chunks[goes]:
+            expected = "children"
+        else:
+            assert str(documents[stays]["created_at"]) < str(documents[goes]["created_at"])
+            expected = "oldest"
+        assert cluster["survivor_rule"] == expected
+        rules[expected] += 1
+    assert len(rules) == 3
+
+
+def test_look_alikes_are_found_across_owners_and_by_text_and_change_nothing(incident: Engine) -> None:
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.documents SET file_sha256 = first.file_sha256
+           FROM (SELECT user_id, file_sha256 FROM upload_pipeline.documents ORDER BY document_id LIMIT 1) first
+           WHERE document_id = (SELECT max(document_id::text)::uuid FROM upload_pipeline.documents
+                                WHERE user_id <> first.user_id)""",
+    )
+    by_content: dict[str, list[str]] = {}
+    for row in cycle.rows_of(incident)["documents"]:
+        by_content.setdefault(str(row["file_sha256"]), []).append(str(row["document_id"]))
+    alike = next(ids for ids in by_content.values() if len(ids) == 2)
+    held = sorted({str(c["document_id"]) for c in cycle.rows_of(incident)["document_chunks"]})[:2]
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.document_chunks c SET chunk_sha = o.chunk_sha FROM upload_pipeline.document_chunks o
+           WHERE c.document_id = %(a)s AND o.document_id = %(b)s AND c.chunk_ord = o.chunk_ord""",
+        a=held[0], b=held[1],
+    )  # fmt: skip
+    with incident.begin() as connection:
+        across, texts = look_alikes.find(connection, cycle.bound(connection, cycle.spec_with()))
+    assert (across.groups, across.rows, [sorted(g["ids"]) for g in across.shown]) == (1, 2, [sorted(alike)])
+    assert across.shown[0]["owners"] == 2
+    assert held in [sorted(g["ids"]) for g in texts.shown]
+
+
+def test_without_owner_or_content_nobody_can_look_for_look_alikes(empty_store: Engine) -> None:
+    store = shop.build(empty_store)
+    with store.begin() as connection:
+        found = look_alikes.find(connection, cycle.bound(connection, shop.SPEC))
+    assert [kind.unknown for kind in found] == [
+        "the spec names no owner", "the spec names no content of what is below documents",
+    ]  # fmt: skip
