@@ -5,7 +5,7 @@ What makes one valid for a plan, and what approval asks of it, is the matter of 
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,23 +23,10 @@ from uuid_pipeline.engine.portable import Portable
 from uuid_pipeline.engine.scratch import Scratch, scratch_database
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 
 READ_ONLY = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What making a backup needs of its surroundings.
-
-    ``directory`` keeps the dumps; ``tools`` are further places of client programs; ``fallback`` starts a server that
-    can hold a scratch database and gives its URL; ``direct_url`` leads past a pooler.
-    """
-
-    directory: Path
-    tools: Sequence[Path] = ()
-    fallback: Callable[[], str] | None = None
-    direct_url: str | None = None
 
 
 @dataclass(frozen=True)

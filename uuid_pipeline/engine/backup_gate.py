@@ -8,10 +8,11 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import backup, ledger, mapping, sql
-from uuid_pipeline.engine.backup import Backup, Workshop
+from uuid_pipeline.engine.backup import Backup
 from uuid_pipeline.engine.dumping import sha256
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import BackupMode
 

@@ -25,7 +25,7 @@ from uuid_pipeline.engine import (
     sql,
     triggers,
 )
-from uuid_pipeline.engine.backup import Backup, Workshop
+from uuid_pipeline.engine.backup import Backup
 from uuid_pipeline.engine.backup_scope import Scope
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.evaluators import Evaluators
@@ -38,6 +38,7 @@ from uuid_pipeline.engine.run_through import RunThrough
 from uuid_pipeline.engine.scratch import Scratch, scratch_database
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError
 
 GATE = "rehearsal_passed"

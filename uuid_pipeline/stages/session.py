@@ -10,10 +10,9 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
 from uuid_pipeline.engine import catalog, ledger, profile
-from uuid_pipeline.engine.backup import Workshop
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.engine.trials.copying import Workshop
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError, RefusedError
 from uuid_pipeline.settings import Settings, read_settings, without_secrets
 from uuid_pipeline.spec import load_spec
@@ -73,12 +72,6 @@ def open_workshop() -> Iterator[Workshop]:
 def store_url(settings: Settings) -> str:
     """The store's URL; the embedded server is started when it is the store."""
     return settings.database_url or server.start(settings.home).url(DEMO_DATABASE)
-
-
-def workshop(settings: Settings) -> Workshop:
-    """Where to make copies to try things in: the store's server, else the embedded one where it runs anyway."""
-    fallback = None if settings.dagster_url else lambda: server.start(settings.home).url("postgres")
-    return Workshop(tuple(installation.client_directories()), fallback)
 
 
 def bound_store(connection: Connection, settings: Settings) -> Store:

@@ -6,9 +6,8 @@ from uuid_pipeline.engine import catalog, ledger, profile, references
 from uuid_pipeline.engine.trials import analysis
 from uuid_pipeline.reports.constraints import approach_records, entry_records
 from uuid_pipeline.reports.tables import markdown
-from uuid_pipeline.settings import read_settings
 from uuid_pipeline.stages.checks import planning_check
-from uuid_pipeline.stages.session import StoreResource, workshop
+from uuid_pipeline.stages.session import StoreResource, open_workshop
 
 
 class ProfileConfig(dg.Config):
@@ -29,7 +28,8 @@ def store_profile(
         with engine.begin() as connection:
             earlier = ledger.earlier_of(connection, "constraint_analysis")
         run = context.run.run_id if config.try_on_store else None
-        tried = analysis.analyse(engine, bound, workshop(read_settings()), earlier, run)
+        with open_workshop() as workshop:
+            tried = analysis.analyse(engine, bound, workshop, earlier, run)
         with engine.begin() as connection:
             searched = references.as_data(references.search(connection, bound))
             found = profile.describe(connection, bound) | {"search": searched, "constraint_analysis": tried}

@@ -31,11 +31,12 @@ from uuid_pipeline.engine import (
     rehearsal,
     sync_points,
 )
-from uuid_pipeline.engine.backup import Backup, Workshop
+from uuid_pipeline.engine.backup import Backup
 from uuid_pipeline.engine.backup_gate import Attestation
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.store import Store, bind
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.conftest import DEBIAN_15, NewDatabase, NewRole, Pooled, as_role

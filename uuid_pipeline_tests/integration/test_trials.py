@@ -17,14 +17,14 @@ from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.trials import analysis
-from uuid_pipeline.engine.trials.copying import Workshop
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = cycle.spec_with()
-WORKSHOP = Workshop(tuple(installation.client_directories()))
+WORKSHOP = Workshop(Path("/nonexistent"), tuple(installation.client_directories()))
 CHILDREN_FIRST, COPY, CASCADE, DEFER, AT_ONCE = (
     "children first", "insert copy, then delete", "update with cascade", "deferrable constraints", "one statement",
 )  # fmt: skip
@@ -304,6 +304,6 @@ def test_programs_are_looked_for_only_where_they_may_be(incident: Engine, monkey
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("uuid_pipeline.engine.pg_tools._INSTALLED", ())
     store = cycle.bound_store(incident, SPEC)
-    found = analysis.analyse(incident, store, Workshop((Path("/nonexistent"),)))
+    found = analysis.analyse(incident, store, Workshop(Path("/nonexistent"), (Path("/nonexistent"),)))
     assert not found["tried"]
     assert "pg_dump" in found["note"]

@@ -15,13 +15,13 @@ from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials import copying, entries, moving, obstacles, trying
-from uuid_pipeline.engine.trials.copying import Workshop
 from uuid_pipeline.engine.trials.entries import Entry
 from uuid_pipeline.engine.trials.known import KNOWN
 from uuid_pipeline.engine.trials.moving import Looked, Sampled
 from uuid_pipeline.engine.trials.obstacles import Obstacle
 from uuid_pipeline.engine.trials.trying import Tried
 from uuid_pipeline.engine.trials.verdict import summary, verdict
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.settings import without_secrets
 

@@ -1,7 +1,7 @@
 """The copy that is tried on: a scratch database with the store's schema and a few rows with what hangs on them."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,12 @@ from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.scratch import ensure_roles, scratch_database
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.trials.moving import Sampled
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 
 ROWS_A_TABLE = 200  # of one table, that refer to the sampled rows
 ROUNDS = 10
 LOCK_WAIT_MS = 1000
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Where copies may be made: further directories of PostgreSQL's programs, and a server of ours to fall back to."""
-
-    programs: tuple[Path, ...] = ()
-    fallback: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def copied(connection: Connection, store: Store, sampled: Sequence[Sampled], wor
     odd = [m.table.name for m in store.tables if m.table.kind != "r" or m.table.inherits]
     if odd:
         raise RefusedError(f"{', '.join(odd)} is partitioned or inherits, which a sample cannot follow")
-    tools = pg_tools.find(store.catalog.server_version, workshop.programs)
+    tools = pg_tools.find(store.catalog.server_version, workshop.tools)
     needed = extensions.of_tables(connection, [t.oid for t in store.catalog.tables.values()])
     with (
         scratch_database(connection, workshop.fallback, needed) as scratch,
