@@ -4,6 +4,7 @@ import dagster as dg
 
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
+    determinism_certificate,
     document_inventory,
     duplicate_clusters,
     id_mapping,
@@ -23,6 +24,7 @@ defs = dg.Definitions(
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
+        determinism_certificate.determinism_certificate,
     ],
     asset_checks=[
         *store_profile.CHECKS,
@@ -32,6 +34,7 @@ defs = dg.Definitions(
         *migration_plan.CHECKS,
         *migrated_documents.CHECKS,
         *validation_report.CHECKS,
+        *determinism_certificate.CHECKS,
     ],
     jobs=JOBS,
     resources={"store": StoreResource()},

@@ -23,6 +23,7 @@ from uuid_pipeline.cli import (
     status,
     ui,
     validate,
+    verify_bundle,
 )
 
 app = typer.Typer(
@@ -35,7 +36,8 @@ app = typer.Typer(
 for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    drop_ledger.drop_ledger, export.export, status.status, ui.ui,
+    drop_ledger.drop_ledger, export.export, status.status, verify_bundle.verify_bundle,
+    ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -53,12 +53,13 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
 
     Raises BatchError when the rows after are not the rows before with ids as mapped.
     """
+    deleted_before = deletions.of_this_session(connection, store)
     merged = hold(connection, store, plan, direction)
     entities = _ids_held(connection, store)
     after, touched = move_and_prove(connection, store, plan)
     restored = archive.restore(connection, store, plan) if direction is BACK else {}
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
-    deleted = deletions.in_this_transaction(connection, store)
+    deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))
     _journal(connection, plan, direction, lease, result, after, deleted)
     reach("journaled")
     return result

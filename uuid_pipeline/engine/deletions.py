@@ -26,8 +26,10 @@ class Deletions:
     ours: int
 
 
-def in_this_transaction(connection: Connection, store: Store) -> dict[str, int]:
-    """Rows by table that this very transaction has deleted so far."""
+def of_this_session(connection: Connection, store: Store) -> dict[str, int]:
+    """Rows by table that this session has deleted and not reported yet: inside a transaction only the difference of
+    two such counts is that transaction's own.
+    """
     names = {moved.table.oid: fingerprint.qualified(moved) for moved in store.tables}
     found = sql.rows(
         connection,
@@ -36,6 +38,11 @@ def in_this_transaction(connection: Connection, store: Store) -> dict[str, int]:
         {"oids": list(names)},
     )
     return {names[row.oid]: int(row.n) for row in found}
+
+
+def between(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """What was deleted from one count to the next, tables without any left out."""
+    return {table: count - before.get(table, 0) for table, count in after.items() if count > before.get(table, 0)}
 
 
 # Counters begin anew after a crash, a reset or on another server: then a difference says nothing.
@@ -52,7 +59,9 @@ def epoch(connection: Connection) -> str:
 
 
 _SEEN = """
-SELECT coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0) - f.deleted_before AS deleted,
+SELECT coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0)
+           -- What a pooled session has not reported, and will not before this transaction ends.
+           + coalesce(pg_stat_get_xact_tuples_deleted(%(oid)s::oid), 0) - f.deleted_before AS deleted,
        (SELECT coalesce(sum((b.moved->'merged'->'archived'->>%(table)s)::bigint), 0) FROM uuid_pipeline.batches b
         WHERE b.execution_id = %(execution)s AND b.direction = 'forward') AS archived,
        (SELECT coalesce(sum((b.moved->'deleted'->>%(table)s)::bigint), 0) FROM uuid_pipeline.batches b

@@ -156,7 +156,9 @@ def figures(seen: Seen, excluded: Mapping[str, str] | None = None) -> dict[str, 
     counted = [sight for sight in seen.sights if sight.sampled.document not in out]
     asks = not isinstance(seen.query, str)
     # A document without a vector cannot be found by one; one with a vector that was not asked was not measured.
-    measured = [s for s in counted if not asks or not s.vector or (s.asked is not None and s.asked.shown is not None)]
+    measured = [
+        s for s in counted if not asks or s.vector is False or (s.asked is not None and s.asked.shown is not None)
+    ]
     found = [s for s in measured if s.by_target and (not asks or (s.asked is not None and s.asked.shown))]
     times = [s.asked.milliseconds for s in counted if s.asked is not None and s.asked.milliseconds is not None]
     failures = Counter(s.asked.failure for s in counted if s.asked is not None and s.asked.failure is not None)

@@ -160,6 +160,8 @@ def _as_user(connection: Connection, query: Query, subject: Subject, who: Asker,
             settings[retrieval.as_user] = subject.owner
         for setting, value in settings.items():
             sql.execute(connection, "SELECT set_config(%(s)s, %(v)s, true)", {"s": setting, "v": value})
+        for pinned in ("work_mem", "jit"):  # ours are not what users have
+            sql.execute(connection, sql.compose("SET LOCAL {setting} TO DEFAULT", setting=sql.name(pinned)))
         if who.role is not None:
             _become(connection, who.role)
         yield

@@ -204,6 +204,10 @@ def _queries(view: Connection, seen: Seen, judged: Judged, before: Mapping[str, 
             verdict.excluded[document] = "deleted or changed by the application since"
 
 
+def _lost(sight: Sight, was: Before) -> bool:
+    return bool(was.found and sight.asked is not None and not sight.asked.found)
+
+
 def _found_by_all_seeing(view: Connection, seen: Seen, sight: Sight) -> bool:
     """Whether the same query finds the document where no policy binds: then it is the policies, not the rows."""
     if isinstance(seen.query, str) or seen.who is None or seen.who.role is None or sight.now is None:
@@ -225,12 +229,14 @@ def _neighbours(
         for sight, was in judged
         if was is not None
         and sight.sampled.document not in verdict.excluded
+        and not _lost(sight, was)
         and retrieval_comparison.quiet(was, sight, seen.owners)
     ]
     targets = _targets(connection, store, execution_id, compared)
     changed = 0
     for sight, was in judged:
-        changed += was is not None and was.neighbours is not None and (sight, was) not in compared
+        known = was is not None and was.neighbours is not None and sight.owner in seen.owners
+        changed += known and (sight, was) not in compared and not (was and _lost(sight, was))
     for sight, was in compared:
         assert was is not None
         same = retrieval_comparison.same_neighbours(was, sight, targets)

@@ -30,7 +30,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sight:
-    """One document as it is: ``now`` is its id (None: no row), ``vectors`` whether it has one to ask with.
+    """One document as it is: ``now`` is its id (None: no row), ``vector`` whether it has one (None: unknown).
 
     ``asked`` is None where the owner's query was not put: no vector, no `retrieval` in the spec, or no time left.
     """
@@ -40,7 +40,7 @@ class Sight:
     owner: str | None
     chunks: int | None
     digest: str | None
-    vector: bool
+    vector: bool | None
     asked: Answer | None
 
     @property
@@ -133,7 +133,10 @@ def look(
         return Seen(tuple(_sight(each, rows, chunks, {}, {}) for each in sampled), query, None, {})
     retrieval = store.spec.retrieval
     allowed = seconds or (retrieval.seconds if retrieval else SECONDS)
-    vectors = _bounded(view, query.own_vectors(), {"ids": sorted(ids), "digests": list(digests)}, allowed) or []
+    vectors = _bounded(view, query.own_vectors(), {"ids": sorted(ids), "digests": list(digests)}, allowed)
+    if vectors is None:
+        who = retrieval_asking.asker(view, store)
+        return Seen(tuple(_sight(each, rows, chunks, None, {}) for each in sampled), query, who, {})
     subjects = {v.document: Subject(v.document, rows.get(v.document), v.digest, v.vector) for v in vectors}
     who = retrieval_asking.asker(view, store)
     answers = retrieval_asking.ask_all(view, query, list(subjects.values()), who, allowed)
@@ -145,13 +148,15 @@ def _sight(
     each: Sampled,
     rows: Mapping[str, str | None],
     chunks: Mapping[str, int] | None,
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, Subject] | None,
     answers: Mapping[str, Answer],
 ) -> Sight:
     now = next((one for one in (each.target, each.document) if one in rows), None)
     if now is None:
         return Sight(each, None, None, None, None, False, None)
     counted = None if chunks is None else chunks.get(now, 0)
+    if subjects is None:
+        return Sight(each, now, rows[now], counted, None, False if counted == 0 else None, None)
     subject = subjects.get(now)
     digest = subject.digest if subject else None
     return Sight(each, now, rows[now], counted, digest, subject is not None, answers.get(now))
