@@ -136,13 +136,14 @@ def _compress(state: tuple[Words, ...], block: Words) -> tuple[Words, ...]:
 
 
 def _mix(index: int, b: Words, c: Words, d: Words) -> Words:
+    mixed: Words = b ^ c ^ d
     if index < 20:
-        return (b & c) | (~b & d)
-    if 40 <= index < 60:
-        return (b & c) | (b & d) | (c & d)
-    return b ^ c ^ d
+        mixed = (b & c) | (~b & d)
+    elif 40 <= index < 60:
+        mixed = (b & c) | (b & d) | (c & d)
+    return mixed
 
 
 def _turned(words: Words, bits: int) -> Words:
-    turned: Words = np.bitwise_or(words << np.uint32(bits), words >> np.uint32(32 - bits))
+    turned: Words = (words << np.uint32(bits)) | (words >> np.uint32(32 - bits))
     return turned

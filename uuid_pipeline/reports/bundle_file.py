@@ -127,10 +127,10 @@ def _structure(data: bytes, files: Mapping[str, bytes]) -> list[str]:
         return ["a file's name is not plain ASCII"]
     expected = pack(files)
     if data == expected:
-        return []
-    at = next(
-        (i for i, (a, b) in enumerate(zip(data, expected, strict=False)) if a != b), min(len(data), len(expected))
-    )
+        in_order = sorted(files, key=lambda name: (name != MANIFEST, name))
+        return [] if list(files) == in_order else ["its files stand in another order"]
+    shorter = min(len(data), len(expected))
+    at = next((place for place in range(shorter) if data[place] != expected[place]), shorter)
     end = 0
     for name, content in files.items():
         end += _LOCAL_HEADER.size + len(name) + len(content)

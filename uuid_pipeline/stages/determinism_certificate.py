@@ -23,7 +23,8 @@ def determinism_certificate(store: StoreResource) -> dg.MaterializeResult[None]:
         with engine.begin() as connection:
             certificate.record(connection, made)
     shown = [
-        {"entity": name, **{k: v for k, v in one.items() if k != "examples"}} for name, one in made["entities"].items()
+        {"entity": name, **{outcome: count for outcome, count in one.items() if outcome != "examples"}}
+        for name, one in made["entities"].items()
     ]
     examples = [{"entity": name, **found} for name, one in made["entities"].items() for found in one["examples"]]
     return dg.MaterializeResult(
