@@ -21,6 +21,7 @@ from uuid_pipeline.engine.retrieval_sights import Sampled, Seen, Sight
 from uuid_pipeline.engine.store import Store
 
 LISTED = 100
+LEAST_SECONDS = 2.0
 
 
 def look_now(connection: Connection, store: Store, sampled: Sequence[Sampled]) -> dict[str, Any]:
@@ -145,9 +146,16 @@ def _measure(
     since = {"execution": execution_id, "snapshot": ledger.first_snapshot(connection, execution_id)}
     digests = [one.digest for one in sampled.values() if one is not None and one.digest is not None]
     with retrieval_asking.snapshot(connection.engine) as view:
-        seen = sights.look(view, store, list(sampled), since, digests)
+        seen = sights.look(view, store, list(sampled), since, digests, _share(store, before, len(sampled)))
         verdict = retrieval_judging.judge(connection, view, store, execution_id, waves, seen, sampled, before)
     return Measured(seen, verdict)
+
+
+def _share(store: Store, before: Mapping[str, Any], size: int) -> float:
+    """Seconds for so many of the sample, so that all waves together take about what one whole measurement does."""
+    allowed = store.spec.retrieval.seconds if store.spec.retrieval else sights.SECONDS
+    whole = max(before["measured"] + before["not_measured"], 1)
+    return max(allowed * min(size / whole, 1.0), min(LEAST_SECONDS, allowed))
 
 
 def figures(seen: Seen, excluded: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def figures(seen: Seen, excluded: Mapping[str, str] | None = None) -> dict[str, 
 def _why(sight: Sight, asks: bool) -> dict[str, Any]:
     if not sight.at_target:
         reason = "no row under its target id"
-    elif sight.chunks == 0:
+    elif sight.target_chunks == 0:
         reason = "it has no chunks: no re-keying can make it retrievable"
     elif asks and not sight.vector:
         reason = "no chunk has a vector"
@@ -212,6 +220,7 @@ def _sentence(before: Mapping[str, Any] | None, after: Mapping[str, Any], verdic
         parts.append(f"neighbours and scores the same for {verdict.same} of {verdict.compared}, by exact scans")
     if after["not_measured"]:
         parts.append(f"{after['not_measured']} NOT MEASURED within the time allowed")
+    parts += [f"{n} queries failed: {text}" for text, n in after["failures"].items()]
     if after["missed_by_index"]:
         parts.append(f"{after['missed_by_index']} are missed by the approximate index alone")
     parts += [f"{n} left out: {reason}" for reason, n in after["excluded"].items()]

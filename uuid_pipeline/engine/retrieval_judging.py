@@ -92,9 +92,9 @@ Judged = list[tuple[Sight, Before | None]]
 def _places(verdict: Verdict, judged: Judged) -> Judged:
     """A document that is still under its old id, though its wave moved and nothing set it aside."""
     for sight, _ in judged:
-        if sight.now is not None and not sight.at_target:
+        if sight.now not in (None, sight.sampled.target):
             verdict.faults.append(f"{sight.now} is not under its target id {sight.sampled.target}")
-    return [(sight, before) for sight, before in judged if sight.now is None or sight.at_target]
+    return [(sight, before) for sight, before in judged if sight.now in (None, sight.sampled.target)]
 
 
 def _losses(

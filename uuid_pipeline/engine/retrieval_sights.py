@@ -32,6 +32,7 @@ class Sampled:
 class Sight:
     """One document as it is: ``now`` is its id (None: no row), ``vector`` whether it has one (None: unknown).
 
+    ``at_target`` and ``target_chunks`` are of whatever row has its target id: before a merge that may be a twin's.
     ``asked`` is None where the owner's query was not put: no vector, no `retrieval` in the spec, or no time left.
     """
 
@@ -42,15 +43,13 @@ class Sight:
     digest: str | None
     vector: bool | None
     asked: Answer | None
-
-    @property
-    def at_target(self) -> bool:
-        return self.now == self.sampled.target
+    at_target: bool
+    target_chunks: int | None
 
     @property
     def by_target(self) -> bool:
         """Whether the look-up by target id, as workers do it, finds the row and something below it."""
-        return self.at_target and self.chunks != 0
+        return self.at_target and self.target_chunks != 0
 
 
 @dataclass(frozen=True)
@@ -151,15 +150,16 @@ def _sight(
     subjects: Mapping[str, Subject] | None,
     answers: Mapping[str, Answer],
 ) -> Sight:
-    now = next((one for one in (each.target, each.document) if one in rows), None)
+    now = next((one for one in (each.document, each.target) if one in rows), None)
     if now is None:
-        return Sight(each, None, None, None, None, False, None)
-    counted = None if chunks is None else chunks.get(now, 0)
+        return Sight(each, None, None, None, None, False, None, False, None)
+    counted, below = (None if chunks is None else chunks.get(one, 0) for one in (now, each.target))
+    target = (each.target in rows, below)
     if subjects is None:
-        return Sight(each, now, rows[now], counted, None, False if counted == 0 else None, None)
+        return Sight(each, now, rows[now], counted, None, False if counted == 0 else None, None, *target)
     subject = subjects.get(now)
     digest = subject.digest if subject else None
-    return Sight(each, now, rows[now], counted, digest, subject is not None, answers.get(now))
+    return Sight(each, now, rows[now], counted, digest, subject is not None, answers.get(now), *target)
 
 
 def _documents(view: Connection, store: Store, ids: Collection[str]) -> dict[str, str | None]:
