@@ -154,7 +154,7 @@ def _measure(
 def _share(store: Store, before: Mapping[str, Any], size: int) -> float:
     """Seconds for so many of the sample, so that all waves together take about what one whole measurement does."""
     allowed = store.spec.retrieval.seconds if store.spec.retrieval else sights.SECONDS
-    whole = max(before["measured"] + before["not_measured"], 1)
+    whole = max(int(before["measured"] + before["not_measured"]), 1)
     return max(allowed * min(size / whole, 1.0), min(LEAST_SECONDS, allowed))
 
 
