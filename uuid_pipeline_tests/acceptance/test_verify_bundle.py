@@ -27,7 +27,7 @@ def test_an_intact_bundle_needs_no_store_and_exits_with_0(command_line: CommandL
     assert said.code == 0
     assert said.data == {
         "intact": True, "digest": digest, "problems": [], "execution_id": "2026-01-01-000000",
-        "files": ["execution.json", "gates.json", "manifest.json"],
+        "files": ["execution.json", "gates.json", "manifest.json"], "exit_code": 0,
     }  # fmt: skip
     assert "Intact: 3 files of execution 2026-01-01-000000." in offline("verify-bundle", str(bundle)).out
 

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
+from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import ledger, retrieval
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import GateResult
@@ -379,3 +380,24 @@ def test_a_second_measurement_of_one_execution_keeps_the_first_baseline(migrated
         retrieval.take_baseline(connection, cycle.bound(connection, SPEC), execution)
     assert cycle.run_sql(migrated, "SELECT * FROM uuid_pipeline.retrieval_baseline ORDER BY document") == before
     assert uuid.UUID(before[0][1])
+
+
+def test_twins_that_merge_are_left_out_and_their_survivors_are_found(empty_store: Engine) -> None:
+    with empty_store.begin() as connection:
+        build_twins(connection)
+    losers = """SELECT count(*) FROM uuid_pipeline.id_map_document WHERE role = 'merge'"""
+    cycle.run_all(empty_store, SPEC)
+    found = measured(empty_store)
+    [(merged,)] = cycle.run_sql(empty_store, losers)
+    with_chunks_now = cycle.run_sql(
+        empty_store, "SELECT count(DISTINCT document_id) FROM upload_pipeline.document_chunks"
+    )
+    assert merged == 12
+    assert found["before"]["measured"] == 50
+    # Twelve rows were deterministic before; the look-up by target id finds them for their twins too.
+    assert found["before"]["rows_by_target"] == 24
+    excluded = dict(found["after"]["excluded"])
+    assert excluded.pop("merged into another") == 12
+    assert sum(excluded.values()) + found["after"]["measured"] == 38
+    assert found["after"]["found"] >= with_chunks_now[0][0] - sum(excluded.values())
+    assert found["faults"] == []
