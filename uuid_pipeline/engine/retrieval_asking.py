@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -54,10 +54,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asker:
-    """The role that is asked as, None where it is not switched, and how that is said."""
+    """The role that is asked as, None where it is not switched, and how that is said.
+
+    ``defaults`` are settings as a session of the store has them, where we have pinned others.
+    """
 
     role: str | None
     said: str
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -71,18 +75,22 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
             connection.rollback()
 
 
+_DEFAULTS = "SELECT name, reset_val || coalesce(unit, '') FROM pg_settings WHERE name IN ('jit', 'work_mem')"
+
+
 def asker(connection: Connection, store: Store) -> Asker:
     """Whether this session may become the spec's role."""
     retrieval = store.spec.retrieval
+    defaults = dict(sql.rows(connection, _DEFAULTS))
     if retrieval is None or retrieval.role is None:
-        return Asker(None, "without row-level security: the spec names no retrieval.role")
+        return Asker(None, "without row-level security: the spec names no retrieval.role", defaults)
     try:
         with _undone(connection):
             _become(connection, retrieval.role)
     except DBAPIError as error:
-        return Asker(None, f"without row-level security: {_first_line(error)}")
+        return Asker(None, f"without row-level security: {_first_line(error)}", defaults)
     setting = f", {retrieval.as_user} set to the owner" if retrieval.as_user else ""
-    return Asker(retrieval.role, f"under row-level security as role {retrieval.role}{setting}")
+    return Asker(retrieval.role, f"under row-level security as role {retrieval.role}{setting}", defaults)
 
 
 def _become(connection: Connection, role: str) -> None:
@@ -158,12 +166,14 @@ def _as_user(connection: Connection, query: Query, subject: Subject, who: Asker,
         settings = {"row_security": "on", "statement_timeout": f"{max(1, int(seconds * 1000))}ms", "lock_timeout": "2s"}
         if retrieval is not None and retrieval.as_user is not None and subject.owner is not None:
             settings[retrieval.as_user] = subject.owner
-        for setting, value in settings.items():
-            sql.execute(connection, "SELECT set_config(%(s)s, %(v)s, true)", {"s": setting, "v": value})
-        for pinned in ("work_mem", "jit"):  # ours are not what users have
-            sql.execute(connection, sql.compose("SET LOCAL {setting} TO DEFAULT", setting=sql.name(pinned)))
+        settings |= who.defaults
         if who.role is not None:
-            _become(connection, who.role)
+            settings["role"] = who.role
+        # One statement, in this order: the role last, since it may not be allowed to set the others.
+        calls = [f"set_config(%(s{place})s, %(v{place})s, true)" for place in range(len(settings))]
+        names = {f"s{place}": name for place, name in enumerate(settings)}
+        values = {f"v{place}": value for place, value in enumerate(settings.values())}
+        sql.execute(connection, sql.Text("SELECT " + ", ".join(calls)), {**names, **values})
         yield
 
 

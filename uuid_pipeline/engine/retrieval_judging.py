@@ -216,7 +216,9 @@ def _found_by_all_seeing(view: Connection, seen: Seen, sight: Sight) -> bool:
     if not own:
         return False
     subject = Subject(sight.now, sight.owner, own[0].digest, own[0].vector)
-    answer = retrieval_asking.ask(view, seen.query, subject, Asker(None, ""), retrieval_asking.QUERY_SECONDS)
+    answer = retrieval_asking.ask(
+        view, seen.query, subject, Asker(None, "", seen.who.defaults), retrieval_asking.QUERY_SECONDS
+    )
     return bool(answer.found)
 
 
