@@ -41,8 +41,7 @@ def take_baseline(connection: Connection, store: Store, execution: ledger.Execut
     sampled = sights.sample(connection, store, execution, size)
     with retrieval_asking.snapshot(connection.engine) as view:
         seen = sights.look(view, store, sampled)
-    for sight in seen.sights:
-        _keep(connection, execution.execution_id, sight, seen)
+    _keep(connection, execution.execution_id, seen)
     said = (
         "every document" if len(sampled) < size else f"{size} documents: in turn one of each wave, by a hash of its id"
     )
@@ -50,28 +49,30 @@ def take_baseline(connection: Connection, store: Store, execution: ledger.Execut
     _record(connection, execution.execution_id, None, "before", found)
 
 
-def _keep(connection: Connection, execution_id: str, sight: Sight, seen: Seen) -> None:
-    asked = sight.asked
-    known = asked is not None and asked.found is not None
+def _keep(connection: Connection, execution_id: str, seen: Seen) -> None:
     sql.execute(
         connection,
-        """INSERT INTO uuid_pipeline.retrieval_baseline (execution_id, document, target, ordinal, owner_rows, chunks,
-               by_target, found, query_digest, neighbours)
-           VALUES (%(execution)s, %(document)s, %(target)s, %(ordinal)s, %(owner_rows)s, %(chunks)s, %(by_target)s,
-               %(found)s, %(digest)s, %(neighbours)s::jsonb)""",
-        {
-            "execution": execution_id,
-            "document": sight.sampled.document,
-            "target": sight.sampled.target,
-            "ordinal": sight.sampled.ordinal,
-            "owner_rows": seen.owners.get(sight.owner, (None, 0))[0],
-            "chunks": sight.chunks,
-            "by_target": sight.by_target,
-            "found": asked.found if asked else None,
-            "digest": sight.digest,
-            "neighbours": json.dumps(as_data(asked.neighbours, asked.cut)) if asked and known else None,
-        },
+        """INSERT INTO uuid_pipeline.retrieval_baseline
+           SELECT %(execution)s, s.* FROM jsonb_to_recordset(%(sights)s::jsonb)
+               AS s(document text, target text, ordinal bigint, owner_rows bigint, chunks bigint, by_target boolean,
+                    found boolean, query_digest text, neighbours jsonb)""",
+        {"execution": execution_id, "sights": json.dumps([_kept(sight, seen) for sight in seen.sights])},
     )
+
+
+def _kept(sight: Sight, seen: Seen) -> dict[str, Any]:
+    asked = sight.asked
+    return {
+        "document": sight.sampled.document,
+        "target": sight.sampled.target,
+        "ordinal": sight.sampled.ordinal,
+        "owner_rows": seen.owners.get(sight.owner, (None, 0))[0],
+        "chunks": sight.chunks,
+        "by_target": sight.by_target,
+        "found": asked.found if asked else None,
+        "query_digest": sight.digest,
+        "neighbours": as_data(asked.neighbours, asked.cut) if asked and asked.found is not None else None,
+    }
 
 
 def documents_retrievable(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
