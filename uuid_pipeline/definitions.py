@@ -4,6 +4,7 @@ import dagster as dg
 
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
+    determinism_certificate,
     document_inventory,
     duplicate_clusters,
     id_mapping,
@@ -27,6 +28,7 @@ defs = dg.Definitions(
         migrated_documents.migrated_documents,
         validation_report.validation_report,
         unretrievable_documents.unretrievable_documents,
+        determinism_certificate.determinism_certificate,
     ],
     asset_checks=[
         *store_profile.CHECKS,
@@ -37,6 +39,7 @@ defs = dg.Definitions(
         *migration_plan.CHECKS,
         *migrated_documents.CHECKS,
         *validation_report.CHECKS,
+        *determinism_certificate.CHECKS,
     ],
     jobs=JOBS,
     resources={"store": StoreResource()},

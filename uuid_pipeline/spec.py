@@ -133,12 +133,21 @@ class Statuses(_Part):
 
 
 class Retrieval(_Part):
-    """The application's own similarity query."""
+    """The application's own similarity query, and how much of it is measured.
+
+    ``role`` is what its users connect as, ``as_user`` the setting that tells the policies who asks; rows farther than
+    ``max_distance`` are no answer. A measurement asks for ``sample`` documents and takes ``seconds`` at most.
+    """
 
     vector: Name
     distance: Literal["cosine", "l2", "inner_product"] = "cosine"
     chunk_table: Name
-    as_user: str | None = None
+    as_user: str | None = Field(default=None, pattern=r"^[^.]+(\.[^.]+)+$")
+    role: Name | None = None
+    k: int = Field(default=10, ge=1, le=100)
+    max_distance: float | None = None
+    sample: int = Field(default=200, ge=1, le=2_000)
+    seconds: float = Field(default=20, gt=0)
 
 
 class Waves(_Part):

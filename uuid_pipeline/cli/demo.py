@@ -14,9 +14,8 @@ from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.demo import incident, server, sized, twins
 from uuid_pipeline.engine import inventory, ledger
-from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.errors import UsageError
-from uuid_pipeline.operations.instance import store_identity
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.stages.session import DEMO_DATABASE
 

@@ -26,6 +26,7 @@ from uuid_pipeline.cli import (
     status,
     ui,
     validate,
+    verify_bundle,
 )
 
 app = typer.Typer(
@@ -39,7 +40,8 @@ for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, backup.backup,
     rehearse.rehearse, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    drop_ledger.drop_ledger, export.export, regenerate.regenerate, status.status, ui.ui,
+    drop_ledger.drop_ledger, export.export, regenerate.regenerate, status.status,
+    verify_bundle.verify_bundle, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server
 from uuid_pipeline.engine import ledger
-from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import UsageError
-from uuid_pipeline.operations.instance import bind_to_store, open_instance, store_identity
+from uuid_pipeline.operations.instance import bind_to_store, open_instance
 from uuid_pipeline.operations.runs import Outcome, report_dead_runs, run_job
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.spec import load_spec

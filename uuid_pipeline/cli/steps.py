@@ -20,12 +20,13 @@ from uuid_pipeline.engine import (
     migration,
     planning,
     rehearsal,
+    retrieval,
     rollback,
 )
 from uuid_pipeline.engine.look_alikes import LookAlikes
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
-from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines
+from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines, retrieval_lines
 
 SHOWN_FINDING = 200
 SHOWN_CLUSTERS = 20
@@ -317,7 +318,18 @@ def rehearse(session: Session, answer: Answer, users: int | None) -> None:
 def validate(session: Session, answer: Answer) -> None:
     """The whole store against the state before."""
     answer.section("Validation")
-    gates_of(answer, session.run("validate"))
+    outcome = session.run("validate")
+    show_retrieval(session, answer)
+    gates_of(answer, outcome)
+
+
+def show_retrieval(session: Session, answer: Answer) -> None:
+    """What was measured of retrieval before and after, if anything was."""
+    with session.engine.begin() as connection:
+        executions = ledger.executions(connection)
+        found = retrieval.summary(connection, executions[0].execution_id) if executions else None
+    answer.data["retrieval"] = found
+    answer.pairs(retrieval_lines(found) if found else [])
 
 
 def roll_back(session: Session, answer: Answer, wave: str | None) -> None:

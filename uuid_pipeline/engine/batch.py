@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import archive, aside, fingerprint, ledger, locks, merging, sql
+from uuid_pipeline.engine import archive, aside, deletions, fingerprint, ledger, locks, merging, sql
 from uuid_pipeline.engine.collapse import Collapsed
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.lease import Lease
@@ -53,12 +53,14 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
 
     Raises BatchError when the rows after are not the rows before with ids as mapped.
     """
+    deleted_before = deletions.of_this_session(connection, store)
     merged = hold(connection, store, plan, direction)
     entities = _ids_held(connection, store)
     after, touched = move_and_prove(connection, store, plan)
     restored = archive.restore(connection, store, plan) if direction is BACK else {}
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
-    _journal(connection, plan, direction, lease, result, after)
+    deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))
+    _journal(connection, plan, direction, lease, result, after, deleted)
     reach("journaled")
     return result
 
@@ -301,6 +303,7 @@ def _journal(
     lease: Lease,
     result: BatchResult,
     after: dict[str, Fingerprint],
+    deleted: dict[str, int],
 ) -> None:
     """The journal row commits with the batch or not at all: resuming reads it as the cursor."""
     sql.execute(
@@ -319,6 +322,7 @@ def _journal(
                     "touched": result.touched,
                     "merged": asdict(result.merged),
                     "restored": result.restored,
+                    "deleted": deleted,
                 }
             ),
             "digests": json.dumps({name: [f.rows, str(f.digest), str(f.timestamps)] for name, f in after.items()}),

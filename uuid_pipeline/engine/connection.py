@@ -8,6 +8,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from uuid_pipeline.engine import sql
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import without_secrets
 
@@ -138,3 +139,18 @@ def copy_text(connection: sa.Connection, statement: str, lines: str) -> None:
     driver = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
         copy.write(lines)
+
+
+def store_identity(connection: sa.Connection) -> str:
+    """What tells one store from another: the cluster's system identifier and the database's oid and name."""
+    may_ask = sql.scalar(connection, "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
+    cluster = sql.scalar(
+        connection,
+        "SELECT system_identifier::text FROM pg_control_system()"
+        if may_ask
+        else "SELECT coalesce(inet_server_addr()::text, 'local')",
+    )
+    database = sql.scalar(
+        connection, "SELECT oid || '/' || datname FROM pg_database WHERE datname = current_database()"
+    )
+    return f"{cluster}/{database}"

@@ -23,13 +23,20 @@ GATES: dict[str, tuple[str, ...]] = {
     ),
     "store_backup": ("backup_as_asked",),
     "migration_plan": ("waves_cover_each_document_once", "rehearsal_passed"),
-    "migrated_documents": ("conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"),
+    "migrated_documents": (
+        "conservation",
+        "no_dangling_reference",
+        "ids_exact",
+        "schema_unchanged",
+        "documents_retrievable",
+    ),
     "validation_report": (
         "whole_conservation",
         "whole_no_dangling_reference",
         "whole_ids_exact",
         "whole_schema_unchanged",
         "timestamps_untouched",
+        "whole_documents_retrievable",
         "next_step_safe",
     ),
 }

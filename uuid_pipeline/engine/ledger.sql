@@ -250,6 +250,37 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.regenerations (
 -- One open request a document, whatever it is called at the time.
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_regeneration
     ON uuid_pipeline.regenerations (coalesce(target_id, document_id)) WHERE undone_at IS NULL;
+-- What the owners' own queries found before the first wave, by old id; distances and neighbours to compare with later.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.retrieval_baseline (
+    execution_id text NOT NULL REFERENCES uuid_pipeline.executions,
+    document text NOT NULL,
+    target text NOT NULL,
+    -- NULL: it was under its target id already, with everything below it.
+    ordinal bigint,
+    owner_rows bigint,
+    chunks bigint,
+    by_target boolean NOT NULL,
+    found boolean,
+    query_digest text,
+    neighbours jsonb,
+    PRIMARY KEY (execution_id, document)
+);
+
+CREATE TABLE IF NOT EXISTS uuid_pipeline.retrieval_measurements (
+    measurement_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    execution_id text NOT NULL REFERENCES uuid_pipeline.executions,
+    wave text,
+    phase text NOT NULL CHECK (phase IN ('before', 'after')),
+    figures jsonb NOT NULL,
+    measured_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE IF NOT EXISTS uuid_pipeline.certificates (
+    certificate_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    execution_id text NOT NULL REFERENCES uuid_pipeline.executions,
+    content jsonb NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
 INSERT INTO uuid_pipeline.ledger (version) VALUES (3) ON CONFLICT DO NOTHING;

@@ -22,6 +22,7 @@ from uuid_pipeline.engine import (
     ledger,
     planning,
     rebuilding,
+    retrieval,
     silencing,
     sql,
     sweep,
@@ -273,6 +274,7 @@ def _begin(connection: Connection, store: Store, execution: ledger.Execution) ->
         {"id": execution.execution_id, "catalog": json.dumps(catalogs.snapshot(connection, store.catalog))},
     )
     fingerprint.take_before(connection, store, execution)
+    retrieval.take_baseline(connection, store, execution)
     ledger.change_status(connection, execution.execution_id, "running")
 
 

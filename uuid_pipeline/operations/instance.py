@@ -7,12 +7,10 @@ from pathlib import Path
 
 import dagster as dg
 import sqlalchemy as sa
-from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from uuid_pipeline.demo import server
-from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.connection import require_one_at_sign
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import Settings, without_secrets
@@ -81,21 +79,6 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     # Not for the webserver alone. Connections are soon renewed, so one that was cut while idle is hardly met.
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=30, max_overflow=20)
     return instance
-
-
-def store_identity(connection: Connection) -> str:
-    """What tells one store from another: the cluster's system identifier and the database's oid and name."""
-    may_ask = sql.scalar(connection, "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
-    cluster = sql.scalar(
-        connection,
-        "SELECT system_identifier::text FROM pg_control_system()"
-        if may_ask
-        else "SELECT coalesce(inet_server_addr()::text, 'local')",
-    )
-    database = sql.scalar(
-        connection, "SELECT oid || '/' || datname FROM pg_database WHERE datname = current_database()"
-    )
-    return f"{cluster}/{database}"
 
 
 def bind_to_store(instance: dg.DagsterInstance, settings: Settings, identity: str) -> None:

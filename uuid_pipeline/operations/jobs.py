@@ -45,6 +45,10 @@ validate = dg.define_asset_job(
     "validate", _assets("validation_report"), executor_def=IN_ORDER,
     description="The whole store against the state before; completes the execution when all is green.",
 )  # fmt: skip
+certify = dg.define_asset_job(
+    "certify", _assets("determinism_certificate"), executor_def=IN_ORDER,
+    description="The determinism certificate: every id made again by two implementations that share no code.",
+)  # fmt: skip
 
 
 class ApproveConfig(dg.Config):
@@ -122,6 +126,7 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     approve,
     migrate,
     validate,
+    certify,
     rollback_job,
     *COPY_JOBS,
     *CONTROL_JOBS,

@@ -1,5 +1,6 @@
 """Tables that people look at, from the engine's figures: for the UI as markdown, for the terminal as text."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,25 @@ def inventory_lines(summary: Summary) -> list[tuple[str, str]]:
         ("Orphaned rows", str(summary.orphans)),
         ("Pipeline consistency", percent(summary.consistency)),
     ]
+
+
+def retrieval_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Retrieval as it was measured, before and after: (label, value)."""
+    lines = [("Retrieval measured", f"{found['sample']}; {found['before']['how']}")]
+    for label, figures in (("before", found["before"]), ("after", found["after"])):
+        if figures is None:
+            continue
+        latency = (
+            f"; p50 {figures['p50_ms']:.1f} ms, p95 {figures['p95_ms']:.1f} ms" if figures["p50_ms"] is not None else ""
+        )
+        share = percent(figures["rate"])
+        lines.append((f"Retrievable {label}", f"{figures['found']} of {figures['measured']} ({share}){latency}"))
+    if found["neighbours"] and found["neighbours"]["compared"]:
+        lines.append(("Same neighbours", f"{found['neighbours']['same']} of {found['neighbours']['compared']}"))
+    if found["after"] is not None and found["not_retrievable"]:
+        reasons = Counter(one["reason"] for one in found["not_retrievable"])
+        lines.append(("Not retrievable", "; ".join(f"{count}: {reason}" for reason, count in reasons.items())))
+    return lines
 
 
 def counts(found: Mapping[str, int]) -> str:

@@ -5,7 +5,7 @@ import time
 
 import dagster as dg
 
-from uuid_pipeline.engine import exactness, ledger, migration, validation
+from uuid_pipeline.engine import exactness, ledger, migration, retrieval, validation
 from uuid_pipeline.engine.migration import Progress
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import wave_check
@@ -95,5 +95,9 @@ CHECKS = [
         lambda connection, store, wave: validation.schema_unchanged(
             connection, store, ledger.execution(connection, wave.execution_id), "schema_unchanged"
         ),
+    ),
+    wave_check(
+        "documents_retrievable", "Sampled documents are found by target id and by their owner's own query.", WAVES,
+        retrieval.documents_retrievable,
     ),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import comparison, exactness, inventory, ledger, validation
+from uuid_pipeline.engine import comparison, exactness, inventory, ledger, retrieval, validation
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import whole_check
 from uuid_pipeline.stages.migrated_documents import migrated_documents
@@ -64,6 +64,12 @@ CHECKS = [
         "timestamps_untouched", "No date or time column changed.",
         lambda connection, store, execution, run_id: comparison.timestamps_untouched(
             comparison.of_run(connection, store, execution, run_id)
+        ),
+    ),
+    _check(
+        "whole_documents_retrievable", "As many documents are found, and as their owners find them, as before.",
+        lambda connection, store, execution, _run_id: retrieval.whole_documents_retrievable(
+            connection, store, execution
         ),
     ),
     _check(

@@ -252,7 +252,8 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
 
     repository = defs.get_repository_def()
     graph = repository.asset_graph
-    assert {key.to_user_string() for key in graph.materializable_asset_keys} == {*STAGES, "unretrievable_documents"}
+    keys = {key.to_user_string() for key in graph.materializable_asset_keys}
+    assert keys == {*STAGES, "unretrievable_documents", "determinism_certificate"}
     parents = {stage: {key.to_user_string() for key in graph.get(dg.AssetKey(stage)).parent_keys} for stage in STAGES}
     chain = {stage: {before} for before, stage in pairwise(STAGES)}
     assert parents == {"store_profile": set()} | chain
@@ -267,17 +268,21 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
         "id_mapping": {"witnesses_agree", "one_target_per_natural_key", "no_collision", "recomputed_independently"},
         "store_backup": {"backup_as_asked"},
         "migration_plan": {"waves_cover_each_document_once", "rehearsal_passed"},
-        "migrated_documents": {"conservation", "no_dangling_reference", "ids_exact", "schema_unchanged"},
+        "migrated_documents": {
+            "conservation", "no_dangling_reference", "ids_exact", "schema_unchanged", "documents_retrievable",
+        },
         "validation_report": {
             "whole_conservation", "whole_no_dangling_reference", "whole_ids_exact", "whole_schema_unchanged",
-            "timestamps_untouched", "next_step_safe",
+            "timestamps_untouched", "whole_documents_retrievable", "next_step_safe",
         },
+        "determinism_certificate": {"implementations_agree"},
     }  # fmt: skip
+    checks.pop("determinism_certificate")  # a document beside the stages; nothing waits for it
     assert checks == {stage: set(names) for stage, names in gates.GATES.items()}
     jobs = {name for name in repository.job_names if not name.startswith("__")}
     assert jobs == {
-        "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback", "pause", "resume",
-        "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
+        "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "certify", "rollback", "pause",
+        "resume", "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
     }  # fmt: skip
 
 

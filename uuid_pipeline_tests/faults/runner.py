@@ -16,6 +16,7 @@ from uuid_pipeline.engine import ledger, migration, rollback
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.exactness import ids_exact
 from uuid_pipeline.engine.gates import Scope, record
+from uuid_pipeline.engine.retrieval import documents_retrievable
 from uuid_pipeline.engine.validation import conservation, no_dangling_reference, schema_unchanged
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -57,6 +58,7 @@ def main(url: str, spec_file: str, direction: str, moment: str, number: str) -> 
                 no_dangling_reference(c, store, now),
                 ids_exact(c, store, now),
                 schema_unchanged(c, store, execution, "schema_unchanged"),
+                documents_retrievable(c, store, now),
             ):
                 record(c, Scope(execution=execution.execution_id, wave=now.wave), "migrated_documents", found, "runner")
 

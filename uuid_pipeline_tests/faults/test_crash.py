@@ -29,6 +29,8 @@ def store(incident_with_buffer: Engine) -> Engine:
 def spec_file(tmp_path: Path) -> Path:
     """The default spec with batches of one document: as many moments to die as there can be."""
     text = (ROOT / "uuid_pipeline/specs/upload_pipeline.yaml").read_text(encoding="utf-8")
+    # A small sample: moments are counted in statements, and those to die at are the ones of waves and batches.
+    text = text.replace("  role: authenticated", "  role: authenticated\n  sample: 3")
     path = tmp_path / "spec.yaml"
     path.write_text(text + "\nbatch_rows: 1\n", encoding="utf-8")
     return path

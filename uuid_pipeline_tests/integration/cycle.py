@@ -26,6 +26,7 @@ from uuid_pipeline.engine import (
     profile,
     references,
     rehearsal,
+    retrieval,
     rollback,
     validation,
 )
@@ -158,6 +159,7 @@ def check_wave(engine: Engine, spec: Spec, wave: ledger.Wave) -> list[GateResult
             validation.no_dangling_reference(c, store, now),
             exactness.ids_exact(c, store, now),
             validation.schema_unchanged(c, store, execution, "schema_unchanged"),
+            retrieval.documents_retrievable(c, store, now),
         ]
         scope = Scope(execution=execution.execution_id, wave=now.wave)
         for result in found:
@@ -187,6 +189,7 @@ def validate(engine: Engine, spec: Spec) -> list[GateResult]:
             exactness.whole_ids_exact(c, store, execution),
             validation.schema_unchanged(c, store, execution, "whole_schema_unchanged"),
             comparison.timestamps_untouched(compared),
+            retrieval.whole_documents_retrievable(c, store, execution),
             validation.next_step_safe(c, store, execution),
         ]
         for result in found:

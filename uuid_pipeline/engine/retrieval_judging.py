@@ -1,0 +1,284 @@
+"""Whose fault it is when a document is not found any more: ours, or a change that the application made since."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import deletions, ledger, retrieval_asking, retrieval_comparison, retrieval_query, sql
+from uuid_pipeline.engine.deletions import Deletions
+from uuid_pipeline.engine.retrieval_asking import Asker, Subject
+from uuid_pipeline.engine.retrieval_comparison import Before
+from uuid_pipeline.engine.retrieval_sights import Sampled, Seen, Sight
+from uuid_pipeline.engine.store import Store
+
+
+@dataclass
+class Verdict:
+    """``faults`` turn the gate red; ``excluded`` documents are counted by reason; ``notes`` say what was not compared.
+
+    ``unexplained``: rows are missing and nobody is seen to have deleted them (the statistics may be late).
+    """
+
+    faults: list[str] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    compared: int = 0
+    same: int = 0
+    unexplained: bool = False
+
+    def as_data(self) -> dict[str, Any]:
+        return {"neighbours": {"compared": self.compared, "same": self.same}, "faults": self.faults}
+
+
+def judge(
+    connection: Connection,
+    view: Connection,
+    store: Store,
+    execution_id: str,
+    waves: Sequence[ledger.Wave],
+    seen: Seen,
+    sampled: Mapping[Sampled, Before | None],
+    before: Mapping[str, Any],
+) -> Verdict:
+    """Judge what was seen against the baseline; ``view`` is the snapshot that it was seen in."""
+    verdict = Verdict()
+    moved = [wave for wave in waves if wave.status == "moved"]
+    aside = _set_aside(connection, execution_id)
+    merged = _merged(connection, store, moved, [one.document for one in sampled])
+    judged: list[tuple[Sight, Before | None]] = []
+    for sight in seen.sights:
+        document = sight.sampled.document
+        if document in merged:
+            verdict.excluded[document] = "merged into another"
+        elif document in aside:
+            verdict.excluded[document] = f"set aside: {aside[document]}"
+        elif not _due(sight, moved):
+            verdict.excluded[document] = "its wave has not moved"
+        else:
+            judged.append((sight, sampled[sight.sampled]))
+    judged = _places(verdict, judged)
+    judged = _losses(connection, store, execution_id, seen, judged, before, verdict)
+    _queries(view, seen, judged, before, verdict)
+    _neighbours(connection, store, execution_id, seen, judged, verdict)
+    return verdict
+
+
+def _due(sight: Sight, moved: Sequence[ledger.Wave]) -> bool:
+    ordinal = sight.sampled.ordinal
+    return ordinal is None or any(wave.first_ordinal <= ordinal <= wave.last_ordinal for wave in moved)
+
+
+def _set_aside(connection: Connection, execution_id: str) -> dict[str, str]:
+    statement = "SELECT old_id, reason FROM uuid_pipeline.unmoved WHERE execution_id = %(id)s"
+    return {row.old_id: row.reason for row in sql.rows(connection, statement, {"id": execution_id})}
+
+
+def _merged(connection: Connection, store: Store, moved: Sequence[ledger.Wave], documents: list[str]) -> set[str]:
+    statement = sql.compose(
+        """SELECT old_id::text AS id FROM {map}
+           WHERE assessment_no = ANY(%(maps)s) AND role = 'merge' AND old_id = ANY(%(ids)s::{type}[])""",
+        map=ledger.map_table(store.main),
+        type=sql.Text(store.main.key_type),
+    )
+    values = {"maps": sorted({wave.assessment_no for wave in moved}), "ids": documents}
+    return {row.id for row in sql.rows(connection, statement, values)}
+
+
+Judged = list[tuple[Sight, Before | None]]
+
+
+def _places(verdict: Verdict, judged: Judged) -> Judged:
+    """A document that is still under its old id, though its wave moved and nothing set it aside."""
+    for sight, _ in judged:
+        if sight.now not in (None, sight.sampled.target):
+            verdict.faults.append(f"{sight.now} is not under its target id {sight.sampled.target}")
+    return [(sight, before) for sight, before in judged if sight.now in (None, sight.sampled.target)]
+
+
+def _losses(
+    connection: Connection,
+    store: Store,
+    execution_id: str,
+    seen: Seen,
+    judged: Judged,
+    before: Mapping[str, Any],
+    verdict: Verdict,
+) -> Judged:
+    """Rows and chunks that are gone: excused as far as somebody else is seen to have deleted or moved them."""
+    gone = {sight.sampled.document: 1 for sight, _ in judged if sight.now is None}
+    fewer = {
+        sight.sampled.document: was.chunks - (sight.chunks or 0)
+        for sight, was in judged
+        if was is not None and was.chunks is not None and sight.now is not None and was.chunks > (sight.chunks or 0)
+    }
+    _merged_chunks(connection, store, execution_id, fewer, judged, verdict)
+    main, below = store.main.table, [way.table for way in retrieval_query.ways_to_children(store)]
+    ways = [(gone, [main], "has no row under its target id, and nobody is seen to have deleted it")]
+    ways.append((fewer, below, "has fewer chunks than before, and nobody is seen to have deleted them"))
+    written = sum(count for _, count in seen.owners.values())
+    for missing, tables, words in ways:
+        if not missing:
+            continue
+        found = [deletions.seen(connection, table, execution_id, before.get("epoch")) for table in tables]
+        excuse = _excuse(found, sum(missing.values()), 0 if missing is gone else written)
+        if excuse is None:
+            verdict.unexplained = True
+            verdict.faults += [f"{document} {words}" for document in missing]
+        else:
+            verdict.excluded |= dict.fromkeys(missing, excuse)
+    out = verdict.excluded.keys() | gone.keys() | fewer.keys()
+    return [(sight, was) for sight, was in judged if sight.sampled.document not in out]
+
+
+def _excuse(found: Sequence[Deletions], missing: int, written: int) -> str | None:
+    """Why the missing rows are the application's doing; None when they cannot be."""
+    if any(one.ours for one in found):
+        return None
+    if any(one.application is None for one in found):
+        return "rows are gone, and the server's counters of deletes began anew: it cannot be told whose doing"
+    if sum(one.application or 0 for one in found) + written >= missing:
+        return "deleted or changed by the application since"
+    return None
+
+
+def _merged_chunks(
+    connection: Connection,
+    store: Store,
+    execution_id: str,
+    fewer: dict[str, int],
+    judged: Judged,
+    verdict: Verdict,
+) -> None:
+    """A survivor of a merge may lose chunks to the archive, which the journal counts by table."""
+    if not fewer:
+        return
+    ordinals = {sight.sampled.document: sight.sampled.ordinal for sight, _ in judged}
+    statement = """
+        SELECT DISTINCT o.ordinal FROM unnest(%(ordinals)s::bigint[]) o(ordinal) JOIN uuid_pipeline.batches b
+            ON b.execution_id = %(id)s AND b.direction = 'forward' AND o.ordinal BETWEEN b.first_ordinal
+               AND b.last_ordinal WHERE b.moved->'merged'->'archived' <> '{}'"""
+    wanted = [ordinals[document] for document in fewer if ordinals[document] is not None]
+    rows = sql.rows(connection, statement, {"ordinals": wanted, "id": execution_id})
+    archived = {row.ordinal for row in rows}
+    twins = _of_clusters(connection, store, execution_id, archived)
+    for document in list(fewer):
+        if ordinals[document] in twins:
+            verdict.excluded[document] = "a merge archived chunks of it"
+            del fewer[document]
+
+
+def _of_clusters(connection: Connection, store: Store, execution_id: str, ordinals: set[int]) -> set[int]:
+    """Those of these ordinals at which rows of any entity were merged."""
+    found: set[int] = set()
+    for entity in store.entities:
+        statement = sql.compose(
+            """SELECT DISTINCT m.ordinal FROM {map} m JOIN uuid_pipeline.executions e USING (assessment_no)
+               WHERE e.execution_id = %(id)s AND m.role = 'merge' AND m.ordinal = ANY(%(ordinals)s)""",
+            map=ledger.map_table(entity),
+        )
+        values = {"id": execution_id, "ordinals": sorted(ordinals)}
+        found |= {int(row.ordinal) for row in sql.rows(connection, statement, values)}
+    return found
+
+
+def _queries(view: Connection, seen: Seen, judged: Judged, before: Mapping[str, Any], verdict: Verdict) -> None:
+    """Documents that their owner's query found before and does not find now, though they have vectors."""
+    if isinstance(seen.query, str) or seen.who is None:
+        return
+    if seen.who.said not in str(before["how"]):
+        verdict.notes.append(f"asked otherwise than before ({before['how']}), so answers are not compared")
+        return
+    for sight, was in judged:
+        asked = sight.asked
+        if was is None or not was.found or not sight.vector or asked is None or asked.too_long or asked.found:
+            continue
+        if asked.found is None and asked.failure is None:
+            continue
+        document = sight.sampled.document
+        if retrieval_comparison.quiet(was, sight, seen.owners) or _found_by_all_seeing(view, seen, sight):
+            why = f" ({asked.failure})" if asked.failure else ""
+            verdict.faults.append(f"{sight.now} was found by its owner's query before, and is not now{why}")
+        else:
+            verdict.excluded[document] = "deleted or changed by the application since"
+
+
+def _lost(sight: Sight, was: Before) -> bool:
+    return bool(was.found and sight.asked is not None and not sight.asked.found)
+
+
+def _found_by_all_seeing(view: Connection, seen: Seen, sight: Sight) -> bool:
+    """Whether the same query finds the document where no policy binds: then it is the policies, not the rows."""
+    if isinstance(seen.query, str) or seen.who is None or seen.who.role is None or sight.now is None:
+        return False
+    own = sql.rows(view, seen.query.own_vectors(), {"ids": [sight.now], "digests": [sight.digest or ""]})
+    if not own:
+        return False
+    subject = Subject(sight.now, sight.owner, own[0].digest, own[0].vector)
+    answer = retrieval_asking.ask(
+        view, seen.query, subject, Asker(None, "", seen.who.defaults), retrieval_asking.QUERY_SECONDS
+    )
+    return bool(answer.found)
+
+
+def _neighbours(
+    connection: Connection, store: Store, execution_id: str, seen: Seen, judged: Judged, verdict: Verdict
+) -> None:
+    """Neighbours and scores through the map, where the owner's rows are as they were."""
+    compared: Judged = [
+        (sight, was)
+        for sight, was in judged
+        if was is not None
+        and sight.sampled.document not in verdict.excluded
+        and not _lost(sight, was)
+        and retrieval_comparison.quiet(was, sight, seen.owners)
+    ]
+    targets = _targets(connection, store, execution_id, compared)
+    changed = 0
+    for sight, was in judged:
+        known = was is not None and was.neighbours is not None and sight.owner in seen.owners
+        changed += known and (sight, was) not in compared and not (was and _lost(sight, was))
+    for sight, was in compared:
+        assert was is not None
+        same = retrieval_comparison.same_neighbours(was, sight, targets)
+        if same is None:
+            continue
+        verdict.compared += 1
+        verdict.same += same
+        if not same:
+            verdict.faults.append(
+                f"{sight.now} has other neighbours or scores than before, though nobody wrote to them"
+            )
+    if changed:
+        verdict.notes.append(f"neighbours of {changed} not compared: their owners' rows changed since")
+
+
+def _targets(connection: Connection, store: Store, execution_id: str, compared: Judged) -> dict[str, str]:
+    """Old id -> new id of every id that stands in the neighbour lists, by the maps of this execution."""
+    documents, chunks = set[str](), set[str]()
+    for sight, was in compared:
+        lists = [*(was.neighbours or ()), *(sight.asked.neighbours if sight.asked else ())] if was else []
+        for document, chunk, _ in lists:
+            documents.add(document)
+            chunks |= {chunk} if chunk else set()
+    maps = sorted({wave.assessment_no for wave in ledger.waves(connection, execution_id)})
+    retrieval = store.spec.retrieval
+    found: dict[str, str] = {}
+    for entity in store.entities:
+        named = retrieval is not None and entity.spec.table == retrieval.chunk_table
+        ids = (documents if entity == store.main else set()) | (chunks if named else set())
+        if ids:
+            found |= _mapped(connection, store, entity.name, sorted(ids), maps)
+    return found
+
+
+def _mapped(connection: Connection, store: Store, name: str, ids: list[str], maps: list[int]) -> dict[str, str]:
+    entity = store.entity(name)
+    statement = sql.compose(
+        """SELECT old_id::text AS old, new_id::text AS new FROM {map}
+           WHERE assessment_no = ANY(%(maps)s) AND old_id = ANY(%(ids)s::{type}[])""",
+        map=ledger.map_table(entity),
+        type=sql.Text(entity.key_type),
+    )
+    return {row.old: row.new for row in sql.rows(connection, statement, {"maps": maps, "ids": ids})}
