@@ -70,12 +70,12 @@ def _of_figures(summary: Summary, wrong: int, share: float, settings: StrategySe
     if advised == "none":
         return ["the store holds no documents"]
     limits = {
-        "full": f"above {settings.full_above:.0%}",
-        "hybrid": f"above {settings.hybrid_above:.0%}, up to {settings.full_above:.0%}",
+        "full": f"above {100 * settings.full_above:g} %",
+        "hybrid": f"above {100 * settings.hybrid_above:g} %, up to {100 * settings.full_above:g} %",
     }
     return [
         f"{wrong} of {summary.documents} documents ({100 * share:.1f} %) are not under the id of their natural key: "
-        f"{limits.get(advised, f'up to {settings.hybrid_above:.0%}')} the advice is {SHOWN[advised]}"
+        f"{limits.get(advised, f'up to {100 * settings.hybrid_above:g} %')} the advice is {SHOWN[advised]}"
     ]
 
 

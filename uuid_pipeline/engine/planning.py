@@ -236,17 +236,22 @@ def require_map_as_approved(connection: Connection, store: Store, plan: Plan) ->
             )
 
 
-def store_of(connection: Connection, store: Store, assessment: int) -> Store:
-    """The store bound by the spec that an assessment was made with: what a rollback must follow, whatever is given now.
-
-    Raises UsageError when the tables or columns of that time are gone.
-    """
+def spec_of(connection: Connection, assessment: int) -> Spec:
+    """The spec that an assessment was made with."""
     found = sql.scalar(
         connection,
         "SELECT profile->'spec' FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
         {"no": assessment},
     )
-    spec = Spec.model_validate(found)
+    return Spec.model_validate(found)
+
+
+def store_of(connection: Connection, store: Store, assessment: int) -> Store:
+    """The store bound by the spec that an assessment was made with: what a rollback must follow, whatever is given now.
+
+    Raises UsageError when the tables or columns of that time are gone.
+    """
+    spec = spec_of(connection, assessment)
     return store if spec.digest == store.spec.digest else bind(spec, read_catalog(connection, spec.schema_name))
 
 

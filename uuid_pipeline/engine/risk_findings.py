@@ -19,7 +19,7 @@ OLD_SECONDS = 60.0
 class Unindexed:
     table: str
     columns: tuple[str, ...]
-    rows: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def of(content: Mapping[str, Any], summary: Summary, profile: Mapping[str, Any])
         with_children=summary.with_children,
         quarantined=summary.quarantined,
         unindexed=tuple(
-            Unindexed(t["table"], tuple(t["unindexed"]), t["rows"]) for t in profile["tables"] if t["unindexed"]
+            Unindexed(t["table"], tuple(t["unindexed"]), t["bytes"]) for t in profile["tables"] if t["unindexed"]
         ),
         witnesses=content["witnesses"],
         tier=content["tier"],

@@ -10,6 +10,7 @@ from uuid_pipeline.engine.risk_findings import Findings, Trigger
 Level = Literal["low", "medium", "high"]
 _WEIGHT: dict[Level, int] = {"low": 1, "medium": 2, "high": 3}
 MANY_ROWS, SOME_ROWS = 100_000, 10_000
+LARGE, SIZEABLE = 100_000_000, 10_000_000  # bytes that each batch would read
 SHOWN = 5
 
 
@@ -35,12 +36,12 @@ ROLL_BACK = "uuid-pipeline rollback --all gives every row its old id again"
 
 def unindexed_reference(found: Findings) -> Iterator[Risk]:
     for table in found.unindexed:
-        impact: Level = "high" if table.rows >= MANY_ROWS else "medium" if table.rows >= SOME_ROWS else "low"
+        impact: Level = "high" if table.bytes >= LARGE else "medium" if table.bytes >= SIZEABLE else "low"
         yield Risk(
             "unindexed_reference",
             f"{table.table}: no index on {', '.join(table.columns)}; every batch scans the table",
             "high", impact,
-            f"CREATE INDEX CONCURRENTLY on {table.table} ({table.columns[0]}) before approving; {table.rows} rows",
+            f"an index on {table.columns[0]}, made CONCURRENTLY, before approving ({table.bytes / 1e6:.1f} MB)",
             "uuid-pipeline pause, make the index, uuid-pipeline resume: batches that are done stay done",
         )  # fmt: skip
 

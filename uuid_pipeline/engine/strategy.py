@@ -221,7 +221,7 @@ def _decisions(plan_id: str, waves: Sequence[StrategyWave], spec: Spec) -> tuple
             "before anything moves", "Is this plan what we want?",
             ("the risks below, heaviest first", "clusters: which row stays", "triggers: which are silent, which fire"),
             (f"uuid-pipeline approve {plan_id}", f"uuid-pipeline migrate --wave {first.name}"),
-            ("change the spec, then: uuid-pipeline plan",),
+            ("change the spec", "uuid-pipeline plan"),
         )
     ]  # fmt: skip
     if len(waves) > 1:
@@ -243,9 +243,10 @@ def _decisions(plan_id: str, waves: Sequence[StrategyWave], spec: Spec) -> tuple
             (ROLL_BACK_ALL,),
         ),
         Decision(
-            f"{spec.aliases.quiet_hours:g} hours after the last use of an old id", "Does nobody need the way back?",
+            f"{spec.aliases.quiet_hours:g} hours after the last use of an old id",
+            "Does nobody need the way back? This is the last moment for it.",
             ("uuid-pipeline status: alias uses", "uuid-pipeline export, for systems that kept old ids"),
             ("uuid-pipeline finalize",),
-            (f"{ROLL_BACK_ALL}: the last moment for it",),
+            (ROLL_BACK_ALL,),
         ),
     )  # fmt: skip
