@@ -69,7 +69,8 @@ def gather(connection: Connection, kind: Kind) -> Facts:
         plan = planning.of_assessment(connection, open_one.assessment_no) if open_one else planning.newest(connection)
         if plan is None:
             raise RefusedError("There is no plan to give notice of. Run: uuid-pipeline plan")
-        timely = not plan.nothing_to_do and (open_one is None or open_one.status in TRUE_IN[kind])
+        begun = [e for e in ledger.executions(connection) if e.assessment_no == plan.assessment_no]
+        timely = not plan.nothing_to_do and all(execution.status in TRUE_IN[kind] for execution in begun)
         known = strategy.of_plan(connection, plan)
         return Facts(kind, plan.plan_id, open_one, known, (plan.assessment_no,), (), (), timely)
     found = ledger.executions(connection)

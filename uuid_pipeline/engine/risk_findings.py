@@ -109,7 +109,7 @@ def of(content: Mapping[str, Any], summary: Summary, profile: Mapping[str, Any])
         ),
         kept_ids=tuple((f"{i['table']}.{i['column']}", i["reason"]) for i in spec.get("ignore_references", [])),
         backup=spec.get("backup", "none"),
-        speed_measured=bool(content["estimate"].get("basis")),
+        speed_measured=measured(content["estimate"]),
         sweep_passes=content["sweep_passes"],
         left=sum(content.get("left", {}).values()),
         covers=content.get("covers", "everything due"),
@@ -117,6 +117,13 @@ def of(content: Mapping[str, Any], summary: Summary, profile: Mapping[str, Any])
     )
 
 
+def measured(estimate: Mapping[str, Any]) -> bool:
+    """Whether an estimate's speed was measured here, as its basis says."""
+    basis = str(estimate.get("basis") or ASSUMED)
+    return not basis.startswith(ASSUMED)
+
+
+ASSUMED = "assumed"
 _LIMITS = ("replication_lag_seconds", "lock_waits", "long_transaction_seconds", "query_milliseconds")
 
 

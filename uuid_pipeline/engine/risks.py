@@ -105,17 +105,24 @@ def archived_without_counterpart(found: Findings) -> Iterator[Risk]:
 def no_backup(found: Findings) -> Iterator[Risk]:
     if found.moves and found.backup == "none":
         yield Risk(
-            "no_backup", "the spec asks for no backup: what goes wrong can be undone by the ledger alone",
+            "no_backup",
+            _stated(found, "the spec asks for no backup: what goes wrong can be undone by the ledger alone"),
             "low", "high",
             "set backup: dump, or attested with your provider's snapshot, and plan again",
             f"{ROLL_BACK}, from the ledger in this same database",
         )  # fmt: skip
 
 
+def _stated(found: Findings, otherwise: str) -> str:
+    """What the plan itself says of its backup: one risk is not to be shown in two wordings."""
+    return next((finding for finding in found.stated if "backup" in finding), otherwise)
+
+
 def attested_backup(found: Findings) -> Iterator[Risk]:
     if found.moves and found.backup == "attested":
         yield Risk(
-            "attested_backup", "the backup is attested, not restored by this tool: that it can be restored is unproven",
+            "attested_backup",
+            _stated(found, "the backup is attested, not restored by this tool: that it can be restored is unproven"),
             "low", "high",
             "restore the provider's snapshot once beside the store before approving, and time it",
             f"{ROLL_BACK}; the snapshot is for what a rollback cannot reach",

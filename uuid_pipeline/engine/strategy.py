@@ -18,7 +18,7 @@ from uuid_pipeline.engine.rollback_triggers import ROLL_BACK_ALL, RollbackTrigge
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec
 
-UNMEASURED = "by a speed that was measured elsewhere; the time of the canary wave, scaled, is a better one"
+UNMEASURED = "assumed: a speed that was measured elsewhere; the time of the canary wave, scaled, is a better one"
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,8 @@ def _counted(found: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 
 
 def _estimate(found: Mapping[str, Any]) -> Estimate:
-    basis = found.get("basis")
-    said = ", ".join(f"{k} {basis[k]}" for k in sorted(basis)) if isinstance(basis, Mapping) else str(basis or "")
-    return Estimate(found["seconds"], said or UNMEASURED, bool(basis), found["ledger_bytes"])
+    basis = str(found.get("basis") or UNMEASURED)
+    return Estimate(found["seconds"], basis, risk_findings.measured(found), found["ledger_bytes"])
 
 
 def _waves(plan: Plan, estimate: Estimate) -> tuple[StrategyWave, ...]:

@@ -85,10 +85,10 @@ def channels_of(store: Store, audience: str) -> list[str]:
     """The URLs of an audience. Raises UsageError for users, whose addresses nobody told us, and for unknown ones."""
     if audience not in notices.AUDIENCES:
         raise UsageError(
-            f"Notices are sent to {' or '.join(notices.AUDIENCES)}, not to {audience}. Addresses of users are not known "
-            "here: users.jsonl is what your own mailer takes."
+            f"Notices are sent to {' or '.join(notices.AUDIENCES)}, not to {audience}. Addresses of users are not "
+            "known here: users.jsonl is what your own mailer takes."
         )
-    variables: dict[str, str] = {**store.spec.notices.send}
+    variables = {str(name): variable for name, variable in store.spec.notices.send.items()}
     return sending.urls(variables.get(audience, sending.URLS_VARIABLE))
 
 

@@ -102,7 +102,8 @@ def write(connection: Connection, store: Store, kind: Kind, home: Path, template
         paths["users"] = concerned.files
     made = Rendered(
         directory, kind, facts.plan_id, facts.execution.execution_id if facts.execution else None, facts.status,
-        facts.timely, known, concerned.without_owner, concerned.totals, paths, tuple(_own_templates(templates)), notices,
+        facts.timely, known, concerned.without_owner, concerned.totals, paths, tuple(_own_templates(templates)),
+        notices,
     )  # fmt: skip
     files.write(directory / MANIFEST, json.dumps(made.as_data(), indent=2, ensure_ascii=False) + "\n")
     return made
