@@ -155,10 +155,13 @@ def test_chunks_that_nothing_replaces_are_foretold_as_the_merge_then_archives_th
     foretold = plan.content["circumstances"]["without_counterpart"]
     cycle.run_all(twins, SPEC)
 
+    (archive,) = [
+        name for name in cycle.rows_of(twins, "uuid_pipeline") if "archive_upload_pipeline_document_chunks" in name
+    ]
     # By the archive itself: what is no longer there, and no row of its place's natural key is either.
     lost = cycle.run_sql(
         twins,
-        f"""SELECT count(*) FROM uuid_pipeline.archive_upload_pipeline_document_chunks_{plan.assessment_no} a
+        f"""SELECT count(*) FROM uuid_pipeline.{archive} a
             JOIN uuid_pipeline.id_map_document_{plan.assessment_no} m ON m.old_id = a.document_id
             WHERE NOT EXISTS (
                 SELECT FROM upload_pipeline.document_chunks c WHERE c.document_id = m.new_id
