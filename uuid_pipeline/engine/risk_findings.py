@@ -153,7 +153,7 @@ def circumstances(connection: Connection, store: Store, assessment: int) -> dict
 # even; of the others the rows whose natural key the kept set lacks are archived and have nothing in their place.
 _WITHOUT_COUNTERPART = """
 WITH clusters AS (
-    SELECT m.old_id::text AS parent, m.new_id AS owner, m.role <> 'merge' AS own FROM {parents} m
+    SELECT m.old_id AS parent, m.new_id AS owner, m.role <> 'merge' AS own FROM {parents} m
     WHERE m.assessment_no = %(no)s AND m.ordinal IN (
         SELECT ordinal FROM {parents} WHERE assessment_no = %(no)s AND role = 'merge')),
 rows AS (
