@@ -18,7 +18,7 @@ from jinja2 import (
     StrictUndefined,
     TemplateError,
 )
-from jinja2.exceptions import TemplateSyntaxError
+from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
@@ -144,5 +144,11 @@ def render(form: Format, name: str, directory: Path | None = None, **values: Any
 
 
 def exists(form: Format, name: str, directory: Path | None = None) -> bool:
-    """Whether there is a template of that name."""
-    return f"{name}{ENDING}" in set(environment(form, directory).list_templates())
+    """Whether there is a template of that name; one that does not parse is there."""
+    try:
+        environment(form, directory).get_template(f"{name}{ENDING}")
+    except TemplateNotFound:
+        return False
+    except TemplateSyntaxError:
+        return True
+    return True

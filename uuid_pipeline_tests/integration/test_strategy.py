@@ -47,12 +47,10 @@ def test_the_same_plan_gives_the_same_bytes_in_any_process_at_any_time(incident:
 
     # Ten days later the store holds no recent document any more; the plan's own figures stay.
     cycle.run_sql(incident, "UPDATE upload_pipeline.documents SET created_at = created_at - interval '10 days'")
-    for seed, zone, language in (("1", "Pacific/Chatham", "de_DE.UTF-8"), ("77", "America/Caracas", "C")):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": language}
-        there = subprocess.run(
-            [sys.executable, "-c", RENDER, incident_url], cwd=ROOT, env=environment, capture_output=True, check=True
-        )
-        assert there.stdout.decode() == here
+    environment = os.environ | {"PYTHONHASHSEED": "77", "TZ": "Pacific/Chatham", "LC_ALL": "de_DE.UTF-8"}
+    command = [sys.executable, "-c", RENDER, incident_url]
+    there = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert there.stdout.decode() == here
 
 
 def test_it_shows_the_incident(incident: Engine) -> None:
