@@ -21,7 +21,7 @@ class NoticesConfig(dg.Config):
     """``kind``: before, during, after, rollback, or empty for what fits now; ``send_to``: support, stakeholders."""
 
     kind: Literal["", "before", "during", "after", "rollback"] = ""
-    send_to: list[str] = Field(default_factory=list)
+    send_to: list[str] = Field(default=[])
 
 
 @dg.op(description="Render the notices of a plan or an execution, and send those that were asked for.")

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from uuid_pipeline_tests import receivers
 from uuid_pipeline_tests.acceptance.conftest import CommandLine
+from uuid_pipeline_tests.integration import cycle
 
 pytestmark = [pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning"), pytest.mark.system]
 
+SPEC = Path(__file__).parents[2] / "uuid_pipeline/specs/upload_pipeline.yaml"
 SECRET = "pl4nted-s3cret"
 
 
@@ -69,3 +72,17 @@ def test_notices_leave_only_when_asked_and_a_failing_channel_is_told_without_its
         assert (refused.code, wanted in refused.err) == (2, True), refused.err
     for said in (sent, failed, untimely):
         assert SECRET not in said.out + said.err
+
+
+def test_an_approach_that_moves_nothing_ends_green_and_says_what_it_left(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    before = cycle.rows_of(incident)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.read_text() + "\nstrategy: {approach: forward-only}\n")
+
+    done = command_line("run", "--approve", "--json", "--spec", str(spec))
+
+    assert (done.code, done.data["nothing_to_do"], done.data["strategy"]["covers"]) == (0, True, "nothing")
+    assert "approach forward-only, by which 38 documents that are due keep their ids" in done.data["message"]
+    assert cycle.rows_of(incident) == before

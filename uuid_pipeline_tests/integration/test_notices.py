@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
@@ -269,6 +270,11 @@ def test_the_kind_that_fits_follows_the_execution(incident: Engine, write: Write
     assert fits() == "rollback"
     cycle.assess_and_plan(incident, SPEC)
     assert fits() == "before"
+
+
+def test_the_job_launches_as_the_launchpad_shows_it() -> None:
+    defaults = dg.validate_run_config(operation.notices_job, {})
+    assert defaults["ops"]["write_notices"]["config"] == {"kind": "", "send_to": []}
 
 
 def test_sent_only_to_whom_was_asked_while_it_is_true_and_recorded(
