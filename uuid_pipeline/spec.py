@@ -17,6 +17,8 @@ from uuid_pipeline.named_parameters import unknown
 
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
+NOT_OF_THE_PLAN = frozenset({"notices"})
+
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 BackupMode = Literal["dump", "attested", "none"]
 SurvivorRule = Literal["complete", "children", "oldest", "newest"]
@@ -227,6 +229,47 @@ class Regeneration(_Part):
         return self
 
 
+class StrategySettings(_Part):
+    """Which approach is advised, by the share of documents whose id is not deterministic; ``approach`` overrides it.
+
+    ``auto`` and ``full`` move every document that is due, ``hybrid`` the waves that come first, the others none.
+    """
+
+    full_above: float = Field(default=0.8, ge=0, le=1)
+    hybrid_above: float = Field(default=0.5, ge=0, le=1)
+    approach: Literal["auto", "full", "hybrid", "forward-only", "regenerate"] = "auto"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "StrategySettings":
+        if self.hybrid_above > self.full_above:
+            raise ValueError("hybrid_above is greater than full_above, so that nothing would be a hybrid")
+        return self
+
+
+class RollbackTriggers(_Part):
+    """Figures from which a migration is to be undone; null: not one of them. Shares are 0 to 1."""
+
+    wave_gate_red: bool = True
+    failed_share: float | None = Field(default=0.05, ge=0, le=1)
+    locked_share: float | None = Field(default=0.05, ge=0, le=1)
+    query_times: float | None = Field(default=3, gt=1)
+    retrieval_drop: float | None = Field(default=0, ge=0, le=1)
+    application_errors: float | None = Field(default=0.05, ge=0, le=1)
+
+
+Audience = Literal["support", "stakeholders"]
+
+
+class Notices(_Part):
+    """What notices say of the application, and through which variables of the environment they leave."""
+
+    templates: str | None = None
+    product: str | None = None
+    contact: str | None = None
+    window: str | None = None
+    send: dict[Audience, Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]] = {}
+
+
 class Spec(_Part):
     """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
 
@@ -246,6 +289,9 @@ class Spec(_Part):
     aliases: Aliases = Aliases()
     throttle: Throttle = Throttle()
     regeneration: Regeneration = Regeneration()
+    strategy: StrategySettings = StrategySettings()
+    rollback_triggers: RollbackTriggers = RollbackTriggers()
+    notices: Notices = Notices()
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)
@@ -279,8 +325,11 @@ class Spec(_Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON: two files that mean the same have the same digest."""
-        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+        """SHA-256 over the canonical JSON: two files that mean the same have the same digest.
+
+        Without what changes nothing in the store: a corrected address in a notice must not stop an execution.
+        """
+        return hashlib.sha256(self.model_dump_json(by_alias=True, exclude=set(NOT_OF_THE_PLAN)).encode()).hexdigest()
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -26,6 +26,7 @@ from uuid_pipeline.engine import (
 from uuid_pipeline.engine.look_alikes import LookAlikes
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
+from uuid_pipeline.reports import strategy
 from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines, retrieval_lines
 
 SHOWN_FINDING = 200
@@ -95,6 +96,12 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         alike = look_alikes.find(connection, session.store)
     show_constraints(answer, assessment.profile["constraint_analysis"])
     show_plan(answer, plan)
+    files = strategy.paths(session.settings.home, plan.plan_id)
+    answer.data["strategy"] = {
+        "approach": plan.content["approach"], "covers": plan.content["covers"],
+        "markdown": str(files.markdown), "html": str(files.html),
+    }  # fmt: skip
+    answer.pairs([("Strategy", str(files.html))])
     show_clusters(session, answer, clusters)
     show_look_alikes(answer, alike)
     answer.data["plan"]["warnings"] = assessment.profile["warnings"]
@@ -117,7 +124,7 @@ def show_plan(answer: Answer, plan: planning.Plan) -> None:
     """A plan for people and programs."""
     shown = (
         "tier", "tier_reason", "approach", "risks", "silenced_triggers", "fired_triggers", "sweep_passes", "backup",
-        "unreadable_signals", "witnesses", "batch_rows", "estimate",
+        "unreadable_signals", "witnesses", "batch_rows", "estimate", "risk_register", "covers", "left",
     )  # fmt: skip
     answer.data["plan_id"] = plan.plan_id
     answer.data["plan"] = {"moves": plan.moves, "merges": plan.merges} | {name: plan.content[name] for name in shown}
@@ -167,13 +174,22 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
     if figures["documents"] == 0:
         message = f"The store is empty: {table} has no rows. Nothing to do."
     else:
-        message = f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic" + (
-            f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else "."
-        )
+        message = _why_nothing(plan, figures)
     answer.data["nothing_to_do"] = True
     answer.data["message"] = message
     answer.say("", message)
     return True
+
+
+def _why_nothing(plan: planning.Plan, figures: dict[str, Any]) -> str:
+    left = sum(plan.content["left"].values())
+    if left:
+        return (
+            f"Nothing to do: the spec sets approach {plan.content['approach']}, by which {left} documents that are due "
+            "keep their ids."
+        )
+    aside = f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else "."
+    return f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic{aside}"
 
 
 def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:

@@ -1,11 +1,12 @@
 """The id map: old id -> target id for every row that must move, with the order in which it will."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import functions, ledger, sql
+from uuid_pipeline.engine.approach import WAVE_KINDS
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
 from uuid_pipeline.engine.locks import ids_in
@@ -14,15 +15,19 @@ from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize, recomputer
 
 
-def build(connection: Connection, store: Store, assessment: int, first: int = 0) -> dict[str, int]:
+def build(
+    connection: Connection, store: Store, assessment: int, first: int = 0, kinds: Sequence[str] = WAVE_KINDS
+) -> dict[str, int]:
     """Write the id map of every entity, with ordinals after ``first``; returns its rows by entity.
 
-    A root that is right but has a descendant that is not takes part with the role ``keep``, so that each
-    descendant belongs to exactly one batch.
+    Only documents of these ``kinds`` of waves are mapped; rows of other roots all belong to the last kind. A root that
+    is right but has a descendant that is not takes part with the role ``keep``, so that each descendant belongs to
+    exactly one batch.
     """
     written = {}
     for root in store.roots:
-        written[root.name] = _build_root(connection, store, root, assessment, first)
+        taken = kinds if root == store.main or WAVE_KINDS[-1] in kinds else ()
+        written[root.name] = _build_root(connection, store, root, assessment, first, taken)
         first += written[root.name]
         for entity in store.entities:
             if entity.parent is not None and _root_of(store, entity) == root:
@@ -60,7 +65,7 @@ numbered AS (SELECT waved.*, %(first)s + row_number() OVER (
 SELECT %(no)s, n.ordinal, n.wave_kind,
        CASE WHEN m.turn > 1 THEN 'merge' WHEN m.id_class = 'deterministic' THEN 'keep' ELSE 'move' END,
        m.natural_key, m.key, m.target_id
-FROM numbered n JOIN due m ON m.target_id = n.target_id ORDER BY n.ordinal
+FROM numbered n JOIN due m ON m.target_id = n.target_id WHERE n.wave_kind = ANY(%(kinds)s) ORDER BY n.ordinal
 """
 
 # How the survivor of a cluster is chosen; what is unknown decides nothing.
@@ -85,7 +90,9 @@ def survivor_order(entity: Entity) -> sql.Composable:
     return sql.join(", ", [sql.Text(_SURVIVOR[rule]) for rule in entity.spec.survivor])
 
 
-def _build_root(connection: Connection, store: Store, root: Entity, assessment: int, first: int) -> int:
+def _build_root(
+    connection: Connection, store: Store, root: Entity, assessment: int, first: int, kinds: Sequence[str]
+) -> int:
     part = ledger.fresh_part(connection, "id_map", root, assessment)
     waves = store.spec.waves
     statement = sql.Text(_ROOT).format(
@@ -105,6 +112,7 @@ def _build_root(connection: Connection, store: Store, root: Entity, assessment: 
             "recent": waves.recent,
             "days": waves.recent_days,
             "complete": complete_statuses(store),
+            "kinds": list(kinds),
         },
     ).rowcount
     _attach(connection, root, assessment)

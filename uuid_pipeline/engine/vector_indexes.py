@@ -227,12 +227,17 @@ def _choose_one(considered: Considered, shares: Mapping[str, float]) -> Choice:
         f"{update_seconds(round(rows * share)):.0f} s to update, {spent:.0f} s to build (estimates, by a speed "
         "measured elsewhere)"
     )
-    risks.append(
-        f"similarity search scans {index.place} while wave {', '.join(dropped)} runs, and until index {index.name} "
-        f"is built again after it (estimate: {rebuild_seconds(rows):.0f} s)"
-    )
+    risks.append(scan_risk(index.name, index.place, dropped, rows))
     rebuilt = {**entry, "waves": dropped, "share": round(share, 4), "reason": reason, "estimated_seconds": spent}
     return Choice([rebuilt], kept, risks, seconds + spent)
+
+
+def scan_risk(name: str, place: str, waves: Sequence[str], rows: int) -> str:
+    """What it means that an index is dropped while these waves run."""
+    return (
+        f"similarity search scans {place} while wave {', '.join(waves)} runs, and until index {name} "
+        f"is built again after it (estimate: {rebuild_seconds(rows):.0f} s)"
+    )
 
 
 def due(connection: Connection, store: Store, spans: Sequence[Span]) -> list[VectorIndex]:

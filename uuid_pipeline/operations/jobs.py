@@ -6,6 +6,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from uuid_pipeline.engine import approval, backup_gate, ledger, planning, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.operations.copies import COPY_JOBS
+from uuid_pipeline.operations.notices import notices_job
 from uuid_pipeline.operations.regeneration import REGENERATION_JOBS
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
@@ -129,6 +130,7 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     certify,
     rollback_job,
     *COPY_JOBS,
+    notices_job,
     *CONTROL_JOBS,
     *REGENERATION_JOBS,
 ]

@@ -82,7 +82,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     passes = content["sweep_passes"]
     lines = [
         ("Plan", plan.plan_id),
-        ("Approach", content["approach"]),
+        ("Approach", _approach(content)),
         ("Ids to change", counts(plan.moves) or "none"),
         ("Rows to merge", counts(plan.merges) or "none"),
         ("Waves", waves),
@@ -99,7 +99,16 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         found = content.get(part, [])  # a plan of an earlier version has neither
         lines += [(label, f"{i['index']} on {i['table']} ({', '.join(i['waves'])}): {i['reason']}") for i in found]
     lines += [("Not readable here", f"{name}: {why}") for name, why in content["unreadable_signals"].items()]
-    return lines + [("Risk", risk) for risk in content["risks"]]
+    register = content.get("risk_register")
+    if register is None:
+        return lines + [("Risk", risk) for risk in content["risks"]]
+    return lines + [("Risk", f"{risk['finding']} ({risk['probability']} / {risk['impact']})") for risk in register]
+
+
+def _approach(content: Mapping[str, Any]) -> str:
+    left = counts(content.get("left", {}))
+    covers = content.get("covers", "everything due")
+    return f"{content['approach']}; the plan covers {covers}" + (f", {left} are left to a later plan" if left else "")
 
 
 def _trigger_lines(label: str, triggers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

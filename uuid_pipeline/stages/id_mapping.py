@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import gates, mapping
+from uuid_pipeline.engine import approach, gates, mapping
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
@@ -21,7 +21,7 @@ def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
         number = require_stages(engine, gates.PLANNING_STAGES[:3], "id_mapping").assessment_no
         with engine.begin() as connection:
-            mapping.build(connection, bound, number)
+            mapping.build(connection, bound, number, kinds=approach.wave_kinds(bound.spec.strategy))
             moves = mapping.moves(connection, bound, number)
             merges = mapping.merges(connection, bound, number)
             shown = mapping.preview(connection, bound, number, SHOWN)

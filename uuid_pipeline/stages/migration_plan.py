@@ -5,7 +5,10 @@ from typing import Any
 import dagster as dg
 
 from uuid_pipeline.engine import gates, inventory, planning, rehearsal
+from uuid_pipeline.engine import strategy as strategies
+from uuid_pipeline.reports import strategy
 from uuid_pipeline.reports.tables import markdown, pairs_markdown, plan_lines
+from uuid_pipeline.settings import read_settings
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.session import StoreResource
 from uuid_pipeline.stages.store_backup import store_backup
@@ -23,10 +26,15 @@ def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
         with engine.begin() as connection:
             summary = inventory.summarize(connection, bound, assessment)
             plan = planning.make(connection, bound, assessment, summary)
+            advised = strategies.of_plan(connection, planning.of_assessment(connection, plan.assessment_no))
+    files = strategy.write(read_settings().home, advised)
     return dg.MaterializeResult(
         metadata={
             "plan_id": plan.plan_id,
             "plan": dg.MetadataValue.md(pairs_markdown(plan_lines(plan))),
+            "strategy": dg.MetadataValue.md(strategy.render_markdown(advised)),
+            "strategy_page": dg.MetadataValue.path(files.html),
+            "risks": dg.MetadataValue.md(markdown(plan.content["risk_register"])),
             "waves": dg.MetadataValue.md(markdown(plan.content["waves"])),
             "silenced_triggers": dg.MetadataValue.md(markdown(_triggers(plan.content["silenced_triggers"]))),
             "fired_triggers": dg.MetadataValue.md(markdown(_triggers(plan.content["fired_triggers"]))),

@@ -11,6 +11,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
+    approach,
     approval,
     backup_gate,
     catalog,
@@ -104,7 +105,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
             f(c, store, number) for f in (duplicates.never_across_users, duplicates.conflicts_resolvable)
         )
         record(c, number, "duplicate_clusters", decided, users, resolvable)
-        mapping.build(c, store, number)
+        mapping.build(c, store, number, kinds=approach.wave_kinds(spec.strategy))
         one = mapping.one_target_per_natural_key(c, store, number)
         free = mapping.no_collision(c, store, number)
         again = mapping.recomputed_independently(c, store, number)

@@ -1,4 +1,4 @@
-"""Planning's pure rules: waves, batches, approach."""
+"""Planning's pure rules: waves, batches."""
 
 from itertools import pairwise
 
@@ -7,21 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uuid_pipeline.engine import batch
-from uuid_pipeline.engine.inventory import Summary, id_class
+from uuid_pipeline.engine.inventory import id_class
 from uuid_pipeline.engine.ledger import TRANSITIONS
 from uuid_pipeline.engine.migration import halve
-from uuid_pipeline.engine.planning import approach, split_waves
+from uuid_pipeline.engine.planning import split_waves
 
 SIZES = st.integers(min_value=0, max_value=60)
-
-
-def counted(documents: int, random: int, stray: int) -> Summary:
-    """A summary of a store whose spec describes nothing."""
-    return Summary(
-        documents=documents, deterministic=documents - random - stray, random=random, stray=stray, quarantined=0,
-        users=None, affected_users=None, high_impact_users=None, bytes=None, recent=None, failed=None,
-        with_children=None, children=None, orphans=0,
-    )  # fmt: skip
 
 
 def spans(canary: int, recent: int, remaining: int) -> list[tuple[str, int, int]]:
@@ -67,25 +58,6 @@ def test_half_a_span_is_smaller_keeps_the_end_that_comes_first_and_never_is_empt
 
 def test_one_document_stays_one_when_halved() -> None:
     assert halve(7, 7, batch.FORWARD) == halve(7, 7, batch.BACK) == (7, 7)
-
-
-@pytest.mark.parametrize(
-    ("random", "stray", "expected"),
-    [
-        (81, 0, "full migration"),
-        (0, 81, "full migration"),
-        (80, 0, "hybrid"),
-        (30, 21, "hybrid"),
-        (50, 0, "forward-only"),
-        (0, 0, "forward-only"),
-    ],
-)
-def test_the_approach_follows_the_reports_thresholds(random: int, stray: int, expected: str) -> None:
-    assert approach(counted(100, random, stray)) == expected
-
-
-def test_an_empty_store_needs_no_approach() -> None:
-    assert approach(counted(0, 0, 0)) == "nothing to migrate"
 
 
 @pytest.mark.parametrize(
