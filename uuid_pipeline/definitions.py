@@ -4,6 +4,7 @@ import dagster as dg
 
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
+    completion_report,
     document_inventory,
     duplicate_clusters,
     id_mapping,
@@ -23,6 +24,7 @@ defs = dg.Definitions(
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
+        completion_report.completion_report,
     ],
     asset_checks=[
         *store_profile.CHECKS,

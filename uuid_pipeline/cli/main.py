@@ -17,6 +17,7 @@ from uuid_pipeline.cli import (
     pause,
     plan,
     profile,
+    report,
     resume,
     rollback,
     run,
@@ -35,7 +36,7 @@ app = typer.Typer(
 for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    drop_ledger.drop_ledger, export.export, status.status, ui.ui,
+    drop_ledger.drop_ledger, export.export, report.report, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

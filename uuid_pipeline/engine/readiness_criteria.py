@@ -127,8 +127,15 @@ def conservation(evidence: Evidence) -> Criterion:
     passed = _of_gates([found])
     return Criterion(
         "conservation", "Data integrity: nothing lost", "every moved table's rows and digest, ids read back by the map",
-        found.finding if found else "not compared yet", _verdict(passed), _validate(evidence, passed),
+        _conserved(found), _verdict(passed), _validate(evidence, passed),
     )  # fmt: skip
+
+
+def _conserved(found: GateResult | None) -> str:
+    if found is None:
+        return "not compared yet"
+    rows, differing = found.figures.get("rows", 0), found.figures.get("differing_tables", 0)
+    return f"{rows:,.0f} rows compared with the state before; {differing:.0f} tables differ without a reason"
 
 
 def _validate(evidence: Evidence, passed: bool | None) -> Action | None:

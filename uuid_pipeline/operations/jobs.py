@@ -45,6 +45,12 @@ validate = dg.define_asset_job(
 )  # fmt: skip
 
 
+report = dg.define_asset_job(
+    "report", _assets("completion_report"), executor_def=IN_ORDER,
+    description="Write the HTML report with production readiness: to the home, or where its config says. Reads only.",
+)  # fmt: skip
+
+
 class ApproveConfig(dg.Config):
     """Which plan to approve; the id stands in the metadata of migration_plan."""
 
@@ -112,6 +118,7 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     approve,
     migrate,
     validate,
+    report,
     rollback_job,
     *CONTROL_JOBS,
 ]
