@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 
-Kind = Literal["inventory", "lookups", "present", "comparison"]
+Kind = Literal["inventory", "lookups"]
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.figures (
     figures_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     assessment_no integer,
     execution_id text,
-    kind text NOT NULL CHECK (kind IN ('inventory', 'lookups', 'present', 'comparison')),
+    kind text NOT NULL CHECK (kind IN ('inventory', 'lookups')),
     figures jsonb NOT NULL,
     taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((assessment_no IS NULL) <> (execution_id IS NULL))

@@ -89,8 +89,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "shown": wording.shown, "breakable": wording.breakable, "before": wording.before_of, "now": wording.now_of, "moment": wording.moment,
-    }  # fmt: skip
+        "shown": wording.shown,
+        "breakable": wording.breakable,
+        "before": wording.before_of,
+        "now": wording.now_of,
+        "moment": wording.moment,
+    }
     made.globals["draw"] = draw
     made.tests["unbroken"] = wording.is_unbroken
     return made

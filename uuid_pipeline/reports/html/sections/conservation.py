@@ -2,11 +2,15 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import figures, fingerprint
+from uuid_pipeline.engine import fingerprint, sql
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Badge, Cell, Section, Table
 from uuid_pipeline.reports.html.subject import Subject
 from uuid_pipeline.reports.html.wording import moment, passed
+
+_NEWEST = """
+SELECT compared, made_at FROM uuid_pipeline.comparisons WHERE execution_id = %(execution)s ORDER BY made_at DESC LIMIT 1
+"""
 
 
 def section(connection: Connection, store: Store, subject: Subject) -> Section | None:
@@ -16,8 +20,8 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
     before = fingerprint.before(connection, execution)
     if not before:
         return None
-    compared = figures.latest(connection, "comparison", execution=execution.execution_id)
-    after = {row["table"]: row for row in compared.figures["tables"]} if compared else {}
+    newest = sql.rows(connection, _NEWEST, {"execution": execution.execution_id})
+    after = {row["table"]: row for row in newest[0].compared} if newest else {}
     rows = list[tuple[Cell, ...]]()
     data = []
     for table, (taken, _) in sorted(before.items()):
@@ -30,7 +34,7 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
         data.append({"table": table, "rows_before": taken.rows, "digest_before": digest, "after": now})
     lead = "Digests are taken before the first batch and again at validation, with every id read back through the map: "
     lead += "equal means that nothing but ids changed."
-    more = f"compared {moment(compared.taken_at)}" if compared else "the comparison is made by: uuid-pipeline validate"
+    more = f"compared {moment(newest[0].made_at)}" if newest else "the comparison is made by: uuid-pipeline validate"
     columns = ("Table", "Rows before", "Digest before", "Rows after", "Archived", "Rows and columns", "Dates")
     whole = subject.evidence.gate("validation_report", "whole_conservation")
     return Section("conservation", "Nothing lost, nothing else changed", lead,

@@ -52,7 +52,9 @@ _PARTS = {"users": "users", "uploads": "upload dates", "statuses": "statuses", "
 def _classes(store: Store, found: dict[str, Any]) -> Table:
     names = ("deterministic", "random", "stray")
     classes = found["id_classes"]
-    rows = tuple((e.name, *[classes[e.name].get(name, 0) for name in names]) for e in store.entities if e.name in classes)
+    rows = tuple(
+        (e.name, *[classes[e.name].get(name, 0) for name in names]) for e in store.entities if e.name in classes
+    )
     return Table("Ids by class: deterministic equals its recomputed target id, random is version 4, stray is the rest",
                  ("Entity", *names), rows)  # fmt: skip
 
