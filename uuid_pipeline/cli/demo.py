@@ -86,7 +86,8 @@ def start_over(settings: Settings) -> None:
         raise UsageError(f"The home {settings.home} belongs to a store of yours. Set UUID_PIPELINE_HOME for the demo.")
     drop_databases(found)
     record.unlink(missing_ok=True)
-    shutil.rmtree(settings.home / "dagster", ignore_errors=True)
+    for made in ("dagster", "reports"):
+        shutil.rmtree(settings.home / made, ignore_errors=True)
 
 
 def demo_identity(found: server.EmbeddedServer) -> str | None:

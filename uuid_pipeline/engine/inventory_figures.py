@@ -144,13 +144,8 @@ def _banded(
 
 def _users(connection: Connection, store: Store, number: int) -> dict[str, Any]:
     high = store.spec.high_impact_documents
-    several = f"2 to {high - 1} documents" if high > 3 else "2 documents"
-    labels = {
-        "high": f"high: {high} documents or more",
-        "several": several,
-        "one": "1 document",
-        "none": "not affected",
-    }
+    several = f"2 to {high - 1}" if high > 3 else "2"
+    labels = {"high": f"{high} or more: high", "several": several, "one": "1", "none": "none"}
     impact = _grouped(connection, store, number, _IMPACT, high=high)
     return {
         "impact": [{**row, "label": labels[row["impact"]]} for row in impact],

@@ -29,6 +29,7 @@ STAGES = (
     "migration_plan",
     "migrated_documents",
     "validation_report",
+    "completion_report",
 )
 
 
@@ -249,8 +250,8 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     assert checks == {stage: set(names) for stage, names in gates.GATES.items()}
     jobs = {name for name in repository.job_names if not name.startswith("__")}
     assert jobs == {
-        "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "rollback", "pause", "resume",
-        "cancel", "finalize",
+        "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "report", "rollback", "pause",
+        "resume", "cancel", "finalize",
     }  # fmt: skip
 
 

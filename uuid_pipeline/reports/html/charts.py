@@ -96,7 +96,7 @@ def environment() -> Environment:
         "moment": wording.moment,
     }
     made.globals["draw"] = draw
-    made.tests["unbroken"] = wording.is_unbroken
+    made.tests |= {"unbroken": wording.is_unbroken, "document_id": wording.is_id}
     return made
 
 

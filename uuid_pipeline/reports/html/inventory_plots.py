@@ -12,11 +12,13 @@ def plots(found: dict[str, Any]) -> tuple[Chart, ...]:
     """A chart for each part that the spec describes."""
     charts = [
         _uploads(found["uploads"]),
-        _chart("Users by impact", found["users"] and found["users"]["impact"], "label", "users", "users"),
+        _chart(
+            "Users by documents to be moved", found["users"] and found["users"]["impact"], "label", "users", "users"
+        ),
         _due_chart("Documents by age", found["recency"], "age"),
         _due_chart("Documents by status", found["statuses"], "status", "no status"),
         _chart("Documents by number of chunks", found["children"], "band", "documents", "documents"),
-        _chart("Documents by size", found["storage"] and found["storage"]["bands"], "band", "documents", "documents"),
+        _chart("Documents by size", (found["storage"] or {}).get("bands"), "band", "documents", "documents"),
         _priorities(found["priorities"]["bands"]),
     ]
     return tuple(chart for chart in charts if chart is not None and chart.bars)

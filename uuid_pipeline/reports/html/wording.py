@@ -38,7 +38,12 @@ def clean(text: str) -> str:
 
 def breakable(text: str) -> Markup:
     """Escaped, with a place to break a line after each underscore, dot and slash of a long name."""
-    return Markup(re.sub(r"(?<=[\w])([_./])(?=\w)", r"\1<wbr>", str(escape(text))))
+    return Markup(re.sub(r"(?<=[A-Za-z])([_./])(?=[A-Za-z])", r"\1<wbr>", str(escape(text))))
+
+
+def is_id(value: object) -> bool:
+    """Whether a cell is a UUID and nothing else: it stays in one line."""
+    return isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value))
 
 
 def is_unbroken(value: object) -> bool:
