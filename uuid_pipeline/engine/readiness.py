@@ -11,6 +11,7 @@ from uuid_pipeline.engine import (
     figures,
     gates,
     inventory_figures,
+    kept_evidence,
     ledger,
     lookups,
     planning,
@@ -20,6 +21,7 @@ from uuid_pipeline.engine import (
 )
 from uuid_pipeline.engine.aliases import AliasUse
 from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.kept_evidence import Kept
 from uuid_pipeline.engine.lookups import Lookups
 from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.present import Present
@@ -68,6 +70,7 @@ class Evidence:
     alias_tables: tuple[str, ...]
     alias_uses: tuple[AliasUse, ...]
     altered: tuple[str, ...]
+    kept: Kept
 
     def gate(self, stage: str, gate: str) -> GateResult | None:
         """The newest result of a gate of the whole execution, or of the plan while there is none."""
@@ -128,6 +131,7 @@ def gather(connection: Connection, store: Store, plan: Plan, execution: ledger.E
         lookups.measure_mapped(connection, store, plan.assessment_no, moved),
         tuple(aliases.installed(connection)), tuple(aliases.uses(connection, store)),
         tuple(f"{row.kind} {row.object}" for row in altered),
+        kept_evidence.gather(connection, plan, execution.execution_id if execution else None),
     )  # fmt: skip
 
 

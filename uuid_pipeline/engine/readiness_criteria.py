@@ -3,25 +3,28 @@
 from uuid_pipeline.engine import gates, lookups
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.lookups import Timing
-from uuid_pipeline.engine.readiness import Action, Criterion, Evidence, Judge, Readiness, Verdict
+from uuid_pipeline.engine.readiness import Action, Criterion, Evidence, Judge, Readiness
+from uuid_pipeline.engine.readiness_safety import (
+    APPLICATION,
+    OPERATOR,
+    backup,
+    monitoring,
+    rehearsal,
+    retrieval,
+    verdict_of,
+)
 
 # The report's own limits.
 MISMATCH_LIMIT = 0.01
 CONSISTENCY_LIMIT = 0.80
 GENERATION_LIMIT = 0.95
 
-OPERATOR = "operator of the migration"
-APPLICATION = "owner of the application"
 DATA = "owner of the data"
 
 
 def evaluate(evidence: Evidence) -> Readiness:
     """Every criterion, in the order of the page."""
     return Readiness(tuple(judge(evidence) for judge in CRITERIA))
-
-
-def _verdict(passed: bool | None) -> Verdict:
-    return "not measured" if passed is None else "ready" if passed else "not ready"
 
 
 def _share(part: int, whole: int) -> str:
@@ -52,7 +55,7 @@ def data_migration(evidence: Evidence) -> Criterion:
     return Criterion(
         "data_migration", "Data migration",
         "batch journal and rows set aside, against the approved plan",
-        "nothing to move" if nothing else figure, _verdict(done),
+        "nothing to move" if nothing else figure, verdict_of(done),
         None if done else Action(OPERATOR, "carry the plan out to its end", command),
     )  # fmt: skip
 
@@ -69,7 +72,7 @@ def id_consistency(evidence: Evidence) -> Criterion:
     return Criterion(
         "id_consistency", "System validation: id consistency",
         "every document's id recomputed from its own row, now",
-        figure if now.documents else "the store holds no documents", _verdict(passed), action,
+        figure if now.documents else "the store holds no documents", verdict_of(passed), action,
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def lookup_by_target(evidence: Evidence) -> Criterion:
     return Criterion(
         "lookup_by_target", "System restoration: look-ups find the documents",
         "a sample of documents looked up by the target id, as workers and retrieval do",
-        f"{before}{after.found_by_target} of {after.sampled} found now{chunks}", _verdict(passed),
+        f"{before}{after.found_by_target} of {after.sampled} found now{chunks}", verdict_of(passed),
         None if passed is not False else Action(OPERATOR, "finish the migration", next_command(evidence)),
     )  # fmt: skip
 
@@ -100,7 +103,7 @@ def user_impact(evidence: Evidence) -> Criterion:
         action = Action(OPERATOR, "bring their documents under their target ids", next_command(evidence))
     return Criterion(
         "user_impact", "User impact", "owners with a document that is not under its target id, now",
-        figure, _verdict(passed), action, binds=now is not None,
+        figure, verdict_of(passed), action, binds=now is not None,
     )  # fmt: skip
 
 
@@ -110,7 +113,7 @@ def references_whole(evidence: Evidence) -> Criterion:
     figure = f"{sum(orphans.values())} orphans in {len(evidence.now.orphans)} references"
     return Criterion(
         "orphans", "Data integrity: no orphans", "each reference joined with its table, now",
-        f"{figure}: {said}" if said else figure, _verdict(not orphans),
+        f"{figure}: {said}" if said else figure, verdict_of(not orphans),
         Action(DATA, "give these rows their document back, or delete them") if orphans else None,
     )  # fmt: skip
 
@@ -127,7 +130,7 @@ def conservation(evidence: Evidence) -> Criterion:
     passed = _of_gates([found])
     return Criterion(
         "conservation", "Data integrity: nothing lost", "every moved table's rows and digest, ids read back by the map",
-        _conserved(found), _verdict(passed), _validate(evidence, passed),
+        _conserved(found), verdict_of(passed), _validate(evidence, passed),
     )  # fmt: skip
 
 
@@ -152,10 +155,16 @@ def determinism(evidence: Evidence) -> Criterion:
     witnessed = evidence.gate("id_mapping", "witnesses_agree")
     passed = _of_gates([planned, ended, witnessed])
     findings = "; ".join(result.finding for result in (witnessed, planned, ended) if result is not None)
+    certificate = evidence.kept.certificate
+    if certificate is not None:
+        passed = passed and bool(certificate["implementations_agree"])
+        rows = sum(one["rows"] for one in certificate["entities"].values())
+        agree = "agree" if certificate["implementations_agree"] else "DO NOT AGREE"
+        findings += f"; certificate {certificate['digest'][:12]}: both implementations {agree} on {rows:,} rows"
     return Criterion(
         "determinism", "Determinism of the ids",
         "each id by two implementations that share no code, against the application's own witnesses",
-        findings or "not recomputed yet", _verdict(passed), _validate(evidence, passed),
+        findings or "not recomputed yet", verdict_of(passed), _validate(evidence, passed),
     )  # fmt: skip
 
 
@@ -167,7 +176,7 @@ def schema_as_before(evidence: Evidence) -> Criterion:
     left = f"not put back: {', '.join(evidence.altered)}" if evidence.altered else ""
     return Criterion(
         "schema", "Schema and dates as before", "definitions, grants and every date column, before and now",
-        "; ".join(filter(None, [findings, left])) or "not compared yet", _verdict(passed),
+        "; ".join(filter(None, [findings, left])) or "not compared yet", verdict_of(passed),
         Action(OPERATOR, "the next run puts it back", "uuid-pipeline run")
         if evidence.altered else _validate(evidence, passed),
     )  # fmt: skip
@@ -178,7 +187,7 @@ def all_gates(evidence: Evidence) -> Criterion:
     return Criterion(
         "gates", "Every gate of every stage", "the ledger's newest result of each gate, of this very attempt",
         "all passed" if not count else f"{count} not passed or not evaluated: {evidence.open_gates[0]}",
-        _verdict(not count),
+        verdict_of(not count),
         Action(OPERATOR, "go on with the stages", next_command(evidence)) if count else None,
     )  # fmt: skip
 
@@ -196,7 +205,7 @@ def new_documents(evidence: Evidence) -> Criterion:
         what = f"mend what makes ids for new documents (limit: {100 * GENERATION_LIMIT:g} % deterministic)"
     return Criterion(
         "new_documents", "Generation of new documents", "ids of the documents created since the approval, recomputed",
-        figure, _verdict(passed), None if passed else Action(APPLICATION, what, "uuid-pipeline report"),
+        figure, verdict_of(passed), None if passed else Action(APPLICATION, what, "uuid-pipeline report"),
         binds=passed is False,
     )  # fmt: skip
 
@@ -216,7 +225,7 @@ def pipeline_consistency(evidence: Evidence) -> Criterion:
                         "process them again, or delete them")  # fmt: skip
     return Criterion(
         "pipeline_consistency", "Pipeline consistency", "documents with at least one chunk, counted now",
-        figure, _verdict(passed), action, binds=False,
+        figure, verdict_of(passed), action, binds=False,
     )  # fmt: skip
 
 
@@ -236,7 +245,7 @@ def performance(evidence: Evidence) -> Criterion:
     return Criterion(
         "performance", "Performance", f"{after.sampled} documents looked up from here, before and now; limit "
         f"{100 * lookups.DEGRADED:g} % slower and more than {lookups.NOISE_MS:g} ms",
-        figure, _verdict(passed),
+        figure, verdict_of(passed),
         Action(OPERATOR, "look at the indexes and statistics of the moved tables") if passed is False else None,
         binds=passed is False,
     )  # fmt: skip
@@ -282,11 +291,12 @@ def way_back(evidence: Evidence) -> Criterion:
     return Criterion(
         "way_back", "Rollback is possible", measured,
         f"{len(moved)} waves can go back: uuid-pipeline rollback --all" if possible else "the aliases are missing",
-        _verdict(possible), None if possible else Action(OPERATOR, "install them again", "uuid-pipeline run"),
+        verdict_of(possible), None if possible else Action(OPERATOR, "install them again", "uuid-pipeline run"),
     )  # fmt: skip
 
 
 CRITERIA: tuple[Judge, ...] = (
-    data_migration, lookup_by_target, user_impact, id_consistency, references_whole, conservation, determinism,
-    schema_as_before, all_gates, performance, pipeline_consistency, new_documents, old_ids, way_back,
+    data_migration, lookup_by_target, retrieval, user_impact, id_consistency, references_whole, conservation,
+    determinism, schema_as_before, all_gates, performance, pipeline_consistency, new_documents, old_ids, way_back,
+    backup, rehearsal, monitoring,
 )  # fmt: skip

@@ -85,6 +85,7 @@ def environment() -> Environment:
         loader=PackageLoader("uuid_pipeline.reports", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=wording.printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )

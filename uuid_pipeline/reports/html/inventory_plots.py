@@ -25,7 +25,7 @@ def plots(found: dict[str, Any]) -> tuple[Chart, ...]:
 
 
 def _said(bars: tuple[Bar, ...], unit: str) -> str:
-    shown = "; ".join(f"{bar.label}: {bar.value:,}" for bar in bars[:20])
+    shown = "; ".join(f"{bar.label[:60]}: {bar.value:,}" for bar in bars[:20])
     return f"{unit.capitalize()} by bar. {shown}" + (f"; and {len(bars) - 20} more" if len(bars) > 20 else "")
 
 

@@ -32,8 +32,16 @@ def shown(value: object) -> str:
 
 
 def clean(text: str) -> str:
+    """Printable, and at most LONGEST characters."""
     text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def printable(value: object) -> object:
+    """What a template is about to print, without control characters; what is markup already stays."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value)
+    return value
 
 
 def breakable(text: str) -> Markup:
