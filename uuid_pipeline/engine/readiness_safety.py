@@ -40,9 +40,9 @@ def backup(evidence: Evidence) -> Criterion:
     found, wanted = evidence.kept.backup, evidence.store.spec.backup
     name, title = "backup", "Backup"
     if wanted == "none":
-        action = Action(OPERATOR, "take one by other means, or set backup: dump")
+        other = Action(OPERATOR, "take one by other means, or set backup: dump")
         figure = "the spec asks for none: a risk that the approval repeats"
-        return Criterion(name, title, "the spec", figure, "not ready", action, binds=False)
+        return Criterion(name, title, "the spec", figure, "not ready", other, binds=False)
     if found is None:
         return Criterion(name, title, "backups recorded in the ledger", "none is recorded", "not measured",
                          Action(OPERATOR, "take a backup, restored and compared", "uuid-pipeline backup"))  # fmt: skip
