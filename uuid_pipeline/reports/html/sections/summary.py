@@ -106,6 +106,11 @@ def figures(subject: Subject) -> tuple[Comparison, ...]:
         Comparison("consistency", "Documents with chunks", was.get("consistency"), now.consistency, "share",
                    _tone(None) if now.consistency is None else "good" if now.consistency >= 0.8 else "open"),
     ]  # fmt: skip
+    asked = evidence.kept.retrieval.get("after")
+    if asked is not None:
+        first = evidence.kept.retrieval.get("before")
+        tiles.append(Comparison("retrievable", "Retrievable, as their owners ask", first["found"] if first else None,
+                                asked["found"], note=f"of {asked['measured']:,} documents asked for"))  # fmt: skip
     return tuple(tiles)
 
 
