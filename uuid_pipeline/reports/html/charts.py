@@ -110,4 +110,5 @@ def data_uri(chart: Chart) -> str:
 
 def markdown_image(chart: Chart) -> str:
     """The chart in markdown, with its title."""
-    return f"**{chart.title}**\n\n![{chart.title}]({data_uri(chart)})"
+    legend = f" (hatched: {chart.part_label})" if chart.part_label else ""
+    return f"**{chart.title}**{legend}\n\n![{chart.title}]({data_uri(chart)})"
