@@ -67,8 +67,10 @@ def id_consistency(evidence: Evidence) -> Criterion:
     figure += f"{_share(now.due, now.documents)} (limit {100 * MISMATCH_LIMIT:g} %), {now.quarantined} quarantined"
     action = None
     if now.due and (passed is False or evidence.completed):
-        what = f"{now.due} documents are not under their target id, {now.quarantined} of them quarantined: mend them"
-        action = Action(DATA if now.quarantined == now.due else OPERATOR, what, "uuid-pipeline plan")
+        what = f"{now.due:,} documents are not under their target id"
+        what += f", {now.quarantined:,} of them quarantined: mend their natural keys" if now.quarantined else ""
+        who = DATA if now.quarantined == now.due else OPERATOR
+        action = Action(who, what, next_command(evidence) or "uuid-pipeline plan")
     return Criterion(
         "id_consistency", "System validation: id consistency",
         "every document's id recomputed from its own row, now",
@@ -221,7 +223,7 @@ def pipeline_consistency(evidence: Evidence) -> Criterion:
         figure += f" (limit {100 * CONSISTENCY_LIMIT:g} %)"
     action = None
     if without and share is not None:
-        action = Action(APPLICATION, f"{without} documents have no chunks; no change of ids makes them retrievable: "
+        action = Action(APPLICATION, f"{without:,} documents have no chunks; no change of ids makes them retrievable: "
                         "process them again, or delete them")  # fmt: skip
     return Criterion(
         "pipeline_consistency", "Pipeline consistency", "documents with at least one chunk, counted now",

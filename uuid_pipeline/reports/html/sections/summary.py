@@ -122,8 +122,9 @@ def _words(subject: Subject) -> str:
     due = was["documents"] - was["deterministic"]
     users = "" if was["affected_users"] is None else f" of {plural(was['affected_users'], 'user')}"
     size = "" if was["bytes"] is None else f" ({in_unit(was['bytes'], 'bytes')})"
-    said = f"Before, {due:,} of {plural(was['documents'], 'document')}{users}{size} stood under an id that workers and "
-    said += "retrieval do not compute, so that neither found them. "
+    before = "Before the migration" if subject.execution else "When the plan was made"
+    said = f"{before}, {due:,} of {plural(was['documents'], 'document')}{users}{size} stood under an id that workers "
+    said += "and retrieval do not compute, so that neither found them. "
     said += f"Now {now.deterministic:,} of {now.documents:,} stand under the id that their own natural key gives, each "
     said += "recomputed from its row for this report. "
     if now.with_children is not None and now.with_children < now.documents:
