@@ -4,6 +4,7 @@ import dagster as dg
 
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
+    completion_report,
     determinism_certificate,
     document_inventory,
     duplicate_clusters,
@@ -29,6 +30,7 @@ defs = dg.Definitions(
         validation_report.validation_report,
         unretrievable_documents.unretrievable_documents,
         determinism_certificate.determinism_certificate,
+        completion_report.completion_report,
     ],
     asset_checks=[
         *store_profile.CHECKS,

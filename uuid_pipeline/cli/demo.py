@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from sqlalchemy import Connection, Engine
 
+from uuid_pipeline.cli import report
 from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
@@ -84,7 +85,8 @@ def start_over(settings: Settings) -> None:
         raise UsageError(f"The home {settings.home} belongs to a store of yours. Set UUID_PIPELINE_HOME for the demo.")
     drop_databases(found)
     record.unlink(missing_ok=True)
-    shutil.rmtree(settings.home / "dagster", ignore_errors=True)
+    for made in ("dagster", "reports"):
+        shutil.rmtree(settings.home / made, ignore_errors=True)
 
 
 def demo_identity(found: server.EmbeddedServer) -> str | None:
@@ -180,6 +182,7 @@ def show_run(session: Session, answer: Answer) -> None:
         done = [e for e in ledger.executions(connection) if e.status == "completed"]
     answer.say(f"Documents before: {count_before}, now: {count_after}.")
     answer.say(f"Orphans now: {sum(left.values())}. Executions completed: {len(done)}.")
+    report.write(session, answer)
     answer.section("Look around")
     answer.pairs(
         [

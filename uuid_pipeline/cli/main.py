@@ -21,6 +21,7 @@ from uuid_pipeline.cli import (
     profile,
     regenerate,
     rehearse,
+    report,
     resume,
     rollback,
     run,
@@ -41,7 +42,7 @@ for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, backup.backup,
     rehearse.rehearse, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    notices.notices, drop_ledger.drop_ledger, export.export, regenerate.regenerate, status.status,
+    notices.notices, report.report, drop_ledger.drop_ledger, export.export, regenerate.regenerate, status.status,
     verify_bundle.verify_bundle, ui.ui,
 ):  # fmt: skip
     app.command()(verb)

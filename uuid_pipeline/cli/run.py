@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from uuid_pipeline.cli import steps
+from uuid_pipeline.cli import report, steps
 from uuid_pipeline.cli.output import Answer, AttestedAtOption, AttestOption, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.engine import ledger, planning
@@ -23,6 +23,7 @@ def run(
     def verb(answer: Answer) -> None:
         with open_session() as session:
             run_all(session, answer, approve, (attest, attested_at))
+            answer.say(f"For the report: uuid-pipeline report (writes {report.place(session)})")
 
     answer_with(verb, as_json, spec)
 

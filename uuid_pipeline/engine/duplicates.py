@@ -6,9 +6,9 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import foreseen, ledger, sql
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.inventory import complete_statuses
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
 from uuid_pipeline.engine.natural_keys import as_stored
+from uuid_pipeline.engine.priorities import complete_statuses
 from uuid_pipeline.engine.profile import missing_merge_rights
 from uuid_pipeline.engine.store import Entity, Store
 

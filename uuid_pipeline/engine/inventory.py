@@ -12,6 +12,7 @@ from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.connection import copy_text
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
+from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import hasher
 
@@ -327,19 +328,6 @@ def documents(connection: Connection, store: Store, assessment: int, limit: int)
     complete = complete_statuses(store)
     found = sql.rows(connection, statement, {"no": assessment, "limit": limit, "complete": complete})
     return [dict(row._mapping) for row in found]
-
-
-# The report's score: recency + status + min(0.3, 0.01 a chunk); an unknown date or status adds least.
-PRIORITY = """(CASE WHEN i.created_at > now() - interval '7 days' THEN 0.4
-      WHEN i.created_at > now() - interval '30 days' THEN 0.3
-      WHEN i.created_at > now() - interval '90 days' THEN 0.2 ELSE 0.1 END
- + CASE WHEN i.status = ANY(%(complete)s) THEN 0.3 WHEN i.status IN ('chunked', 'embedding') THEN 0.2
-        WHEN i.status IN ('parsed', 'chunking') THEN 0.1 ELSE 0 END
- + least(0.3, 0.01 * coalesce(i.children, 0)))::numeric"""
-
-
-def complete_statuses(store: Store) -> list[str]:
-    return [status for status in store.spec.statuses.complete if status is not None]
 
 
 def natural_keys_valid_or_quarantined(connection: Connection, store: Store, assessment: int) -> GateResult:

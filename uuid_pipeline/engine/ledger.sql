@@ -282,5 +282,17 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.certificates (
     made_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- Figures as they were when they were taken: an assessment's inventory is dropped one day, what it said stays.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.figures (
+    figures_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    assessment_no integer,
+    execution_id text,
+    kind text NOT NULL CHECK (kind IN ('inventory', 'lookups')),
+    figures jsonb NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK ((assessment_no IS NULL) <> (execution_id IS NULL))
+);
+CREATE INDEX IF NOT EXISTS figures_by_scope ON uuid_pipeline.figures (kind, assessment_no, execution_id);
+
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
 INSERT INTO uuid_pipeline.ledger (version) VALUES (3) ON CONFLICT DO NOTHING;

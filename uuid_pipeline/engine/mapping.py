@@ -8,9 +8,9 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import functions, ledger, sql
 from uuid_pipeline.engine.approach import WAVE_KINDS
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.inventory import PRIORITY, complete_statuses
 from uuid_pipeline.engine.locks import ids_in
 from uuid_pipeline.engine.natural_keys import as_read
+from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
 from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize, recomputer
 

@@ -52,6 +52,12 @@ certify = dg.define_asset_job(
 )  # fmt: skip
 
 
+report = dg.define_asset_job(
+    "report", _assets("completion_report"), executor_def=IN_ORDER,
+    description="Write the HTML report with production readiness: to the home, or where its config says. Reads only.",
+)  # fmt: skip
+
+
 class ApproveConfig(dg.Config):
     """Which plan to approve; the id stands in the metadata of migration_plan.
 
@@ -128,6 +134,7 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     migrate,
     validate,
     certify,
+    report,
     rollback_job,
     *COPY_JOBS,
     notices_job,

@@ -2,7 +2,10 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import gates, inventory
+from uuid_pipeline.engine import figures, gates, inventory, inventory_figures, lookups
+from uuid_pipeline.reports import inventory_tables as tables
+from uuid_pipeline.reports.html.charts import markdown_image
+from uuid_pipeline.reports.html.inventory_plots import plots
 from uuid_pipeline.reports.tables import inventory_lines, markdown, pairs_markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.session import StoreResource
@@ -29,6 +32,10 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
             documents = inventory.documents(connection, bound, number, SHOWN)
             classes = inventory.id_classes(connection, bound, number)
             aside = inventory.quarantined(connection, bound, number)
+            found = inventory_figures.take(connection, bound, assessment)
+            figures.record(connection, "inventory", found, assessment=number)
+            timed = lookups.measure_inventory(connection, bound, number)
+            figures.record(connection, "lookups", timed.as_record(), assessment=number)
     shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in documents]
     return dg.MaterializeResult(
         metadata={
@@ -36,6 +43,12 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
             f"first_{SHOWN}_by_priority": dg.MetadataValue.md(markdown(shown)),
             "id_classes": dg.MetadataValue.md(markdown([{"entity": e, **c} for e, c in classes.items()])),
             "quarantined": dg.MetadataValue.md(markdown(aside)),
+            "plots": dg.MetadataValue.md("\n\n".join(markdown_image(chart) for chart in plots(found))),
+            "failure_patterns": dg.MetadataValue.md(markdown(tables.patterns(found))),
+            "users_by_impact": dg.MetadataValue.md(markdown(tables.users(found))),
+            "priority_parts": dg.MetadataValue.md(markdown(tables.priorities(found))),
+            "orphans_by_reference": dg.MetadataValue.md(markdown(tables.orphans(found))),
+            "found_by_target_id": timed.found_by_target,
             "documents": summary.documents,
             "random": summary.random,
             "deterministic": summary.deterministic,

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import comparison, exactness, inventory, ledger, retrieval, validation
+from uuid_pipeline.engine import comparison, exactness, figures, inventory, ledger, lookups, retrieval, validation
+from uuid_pipeline.reports.readiness import performance
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import whole_check
 from uuid_pipeline.stages.migrated_documents import migrated_documents
@@ -19,6 +20,9 @@ def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -
     with store.open() as (engine, bound), engine.begin() as connection:
         execution = validation.subject(connection)
         compared = comparison.of_run(connection, bound, execution, context.run.run_id)
+        before = figures.latest(connection, "lookups", assessment=execution.assessment_no)
+        now = lookups.measure_mapped(connection, bound, execution.assessment_no, moved=True)
+        figures.record(connection, "lookups", now.as_record(), execution=execution.execution_id)
         waves = [
             {"wave": wave.wave, "status": wave.status, **validation.accounted(connection, bound, wave)}
             for wave in ledger.waves(connection, execution.execution_id)
@@ -29,6 +33,10 @@ def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -
             "plan_id": execution.plan_id,
             "waves": dg.MetadataValue.md(markdown(waves)),
             "tables": dg.MetadataValue.md(markdown(compared)),
+            "performance": dg.MetadataValue.md(
+                markdown(performance(lookups.from_record(before.figures) if before else None, now))
+            ),
+            "found_by_target_id": now.found_by_target,
         }
     )
 

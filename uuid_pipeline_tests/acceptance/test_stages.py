@@ -30,6 +30,7 @@ STAGES = (
     "migration_plan",
     "migrated_documents",
     "validation_report",
+    "completion_report",
 )
 
 
@@ -253,7 +254,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     repository = defs.get_repository_def()
     graph = repository.asset_graph
     keys = {key.to_user_string() for key in graph.materializable_asset_keys}
-    assert keys == {*STAGES, "unretrievable_documents", "determinism_certificate"}
+    assert keys == {*STAGES, "unretrievable_documents", "determinism_certificate", "completion_report"}
     parents = {stage: {key.to_user_string() for key in graph.get(dg.AssetKey(stage)).parent_keys} for stage in STAGES}
     chain = {stage: {before} for before, stage in pairwise(STAGES)}
     assert parents == {"store_profile": set()} | chain
@@ -284,6 +285,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
         "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "certify", "rollback", "pause",
         "resume", "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
         "notices",
+        "report",
     }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The HTML report: one file that stands by itself, its sections one file each."""

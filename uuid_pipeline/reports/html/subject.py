@@ -1,0 +1,48 @@
+"""What a report is about: an execution, or a plan that was not approved yet, with all that sections look at."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, readiness, readiness_criteria
+from uuid_pipeline.engine.planning import Plan
+from uuid_pipeline.engine.readiness import Evidence, Readiness
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import RefusedError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """``execution`` is None while the plan is not approved."""
+
+    plan: Plan
+    execution: ledger.Execution | None
+    evidence: Evidence
+    readiness: Readiness
+    made_at: datetime
+
+    @property
+    def name(self) -> str:
+        """The execution's id, or the plan's: the report's directory."""
+        return self.execution.execution_id if self.execution else self.plan.plan_id
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """The summary of the plan's inventory; empty when its figures are gone."""
+        summary: dict[str, Any] = (self.evidence.before or {}).get("summary", {})
+        return summary
+
+
+def find(connection: Connection, store: Store) -> Subject:
+    """The newest execution, or the plan made since. Wants an open transaction.
+
+    Raises RefusedError when nothing was planned yet.
+    """
+    found = readiness.subject(connection)
+    if found is None:
+        raise RefusedError("There is nothing to report yet: no plan was made. Run: uuid-pipeline plan")
+    plan, execution = found
+    evidence = readiness.gather(connection, store, plan, execution)
+    return Subject(plan, execution, evidence, readiness_criteria.evaluate(evidence), datetime.now(UTC))

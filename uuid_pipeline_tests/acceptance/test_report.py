@@ -1,0 +1,60 @@
+"""The verb ``report``: where it writes, what its JSON says, when it refuses."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from uuid_pipeline_tests.acceptance.conftest import CommandLine
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+
+
+def test_before_any_plan_it_refuses_and_says_what_to_run(command_line: CommandLine) -> None:
+    said = command_line("report", "--json")
+
+    assert said.code == 1
+    assert "uuid-pipeline plan" in said.data["error"]
+
+
+def test_it_writes_the_plan_then_the_execution_and_its_json_is_that_of_the_file(
+    command_line: CommandLine, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    home = Path(command_line.environment["UUID_PIPELINE_HOME"])
+    plan_id = command_line("plan", "--json").data["plan_id"]
+    planned = command_line("report", "--json").data["report"]
+    assert planned["path"] == str(home / "reports" / plan_id / "report.html")
+    assert planned["verdict"] == "not ready"
+    assert f"uuid-pipeline approve {plan_id}" in {item["command"] for item in planned["open"]}
+
+    ran = command_line("run", "--approve", "--json")
+    execution = ran.data["execution_id"]
+    out = tmp_path / "steering" / "page.html"
+    said = command_line("report", "--out", str(out), "--json").data["report"]
+
+    kept = json.loads(out.with_suffix(".json").read_text())
+    assert (said["path"], said["figures"]) == (str(out), str(out.with_suffix(".json")))
+    assert said["verdict"] == kept["verdict"] != "not ready"
+    assert said["sections"] == list(kept["sections"])
+    assert kept["execution_id"] == execution
+    summary = kept["sections"]["summary"]["figures"]
+    assert summary["deterministic"] == {"before": 0, "now": 38, "unit": "count"}
+    assert summary["found_by_target"] == {"before": 0, "now": 38, "unit": "count"}
+    assert kept["sections"]["readiness"]["figures"]["lookups"]["before"]["by_key"]["median"] > 0
+    assert [t["after"]["differs"] for t in kept["sections"]["conservation"]["figures"]["tables"]] == [False] * 4
+    [record] = instance.get_latest_materialization_events([dg.AssetKey("completion_report")]).values()
+    assert record is not None
+    assert record.asset_materialization is not None
+    assert record.asset_materialization.metadata["report"].value == str(out)
+    assert "Data migration" in str(record.asset_materialization.metadata["readiness"].value)
+
+
+def test_a_file_that_cannot_be_written_is_a_usage_error(command_line: CommandLine, tmp_path: Path) -> None:
+    command_line("plan")
+    (tmp_path / "taken").write_text("")
+
+    said = command_line("report", "--out", str(tmp_path / "taken" / "r.html"), "--json")
+
+    assert said.code == 2
+    assert "taken/r.html" in said.data["error"]

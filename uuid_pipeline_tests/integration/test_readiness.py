@@ -1,0 +1,210 @@
+"""Production readiness: each criterion follows the store, and the verdict follows the criteria."""
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import figures, ledger, lookups, planning, present, readiness, readiness_criteria
+from uuid_pipeline.engine.lookups import Timing
+from uuid_pipeline.engine.readiness import Criterion, Readiness
+from uuid_pipeline.spec import Describe, load_spec, parse_spec
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+
+
+def judged(engine: Engine, spec: Any = SPEC) -> dict[str, Criterion]:
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
+        found = readiness.subject(connection)
+        assert found is not None
+        evidence = readiness.gather(connection, cycle.bound(connection, spec), *found)
+        return {criterion.name: criterion for criterion in readiness_criteria.evaluate(evidence).criteria}
+
+
+def overall(found: dict[str, Criterion]) -> str:
+    return Readiness(tuple(found.values())).verdict
+
+
+def new_document(engine: Engine, key: str, user: str, sha: str) -> None:
+    cycle.run_sql(
+        engine,
+        """INSERT INTO upload_pipeline.documents
+               (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+           VALUES (%(id)s, %(user)s, 'new.pdf', 'application/pdf', 1, %(sha)s, 'storage://new')""",
+        id=key, user=user, sha=sha,
+    )  # fmt: skip
+
+
+def test_a_plan_that_nobody_approved_is_not_ready_and_says_the_command(incident: Engine) -> None:
+    plan = cycle.assess_and_plan(incident, SPEC)
+
+    found = judged(incident)
+
+    assert overall(found) == "not ready"
+    assert found["data_migration"].action is not None
+    assert found["data_migration"].action.command == f"uuid-pipeline approve {plan.plan_id}"
+    assert found["id_consistency"].verdict == found["user_impact"].verdict == "not ready"
+    assert found["lookup_by_target"].figure.startswith("0 of 38 found now")
+    assert found["conservation"].verdict == "not measured"
+
+
+def test_after_the_migration_everything_that_was_measured_is_ready(incident: Engine) -> None:
+    assessed = cycle.assess(incident, SPEC)
+    with incident.begin() as connection:
+        timed = lookups.measure_inventory(connection, assessed.store, assessed.number)
+        figures.record(connection, "lookups", timed.as_record(), assessment=assessed.number)
+    execution = cycle.approve(incident, SPEC, cycle.plan(incident, assessed).plan_id)
+    cycle.migrate_all(incident, SPEC, execution)
+    cycle.assert_green(cycle.validate(incident, SPEC))
+
+    found = judged(incident)
+
+    assert (timed.sampled, timed.found_by_target, timed.with_children_by_target) == (38, 0, 0)
+    assert found["lookup_by_target"].figure == "0 of 38 before; 38 of 38 found now, 29 of them with chunks"
+    assert found["user_impact"].figure == "27 users affected before, 0 now"
+    assert found["pipeline_consistency"].figure.startswith("29 of 38 documents have chunks: 76.3 %")
+    assert {name for name, criterion in found.items() if criterion.verdict == "not ready"} == {"pipeline_consistency"}
+    assert not found["pipeline_consistency"].binds
+    assert found["new_documents"].verdict == found["backup"].verdict == "not measured"
+
+
+def test_after_a_rollback_it_is_not_ready_again(incident: Engine) -> None:
+    cycle.run_all(incident, SPEC)
+    cycle.roll_back(incident, SPEC)
+
+    found = judged(incident)
+
+    assert overall(found) == "not ready"
+    assert found["data_migration"].figure == "0 of 38 planned documents moved or merged (0.0 %); execution rolled back"
+    assert found["user_impact"].figure == "27 users affected before, 27 now"
+    assert found["lookup_by_target"].verdict == "not ready"
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(True, "ready"), (False, "not ready")])
+def test_new_documents_are_recomputed_and_a_wrong_one_stands_in_the_way(
+    incident: Engine, right: bool, verdict: str
+) -> None:
+    cycle.run_all(incident, SPEC)
+    assert judged(incident)["new_documents"].verdict == "not measured"
+    user, sha = str(uuid.uuid4()), "ab" * 32
+    key = uuid.uuid5(cycle.NAMESPACE, f"{user}:{sha}") if right else uuid.uuid4()
+
+    new_document(incident, str(key), user, sha)
+
+    found = judged(incident)
+    assert found["new_documents"].verdict == verdict
+    assert found["new_documents"].binds is not right
+    assert (overall(found) == "not ready") is not right
+
+
+def test_an_orphan_and_a_red_gate_stand_in_the_way_by_name(incident: Engine) -> None:
+    execution = cycle.run_all(incident, SPEC)
+    with incident.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(
+            "DELETE FROM upload_pipeline.documents WHERE document_id = "
+            "(SELECT document_id FROM upload_pipeline.document_chunks LIMIT 1)"
+        )
+        connection.exec_driver_sql(
+            "UPDATE uuid_pipeline.gates SET passed = false, finding = 'seen red' "
+            "WHERE execution_id = %(id)s AND gate = 'timestamps_untouched'",
+            {"id": execution.execution_id},
+        )
+
+    found = judged(incident)
+
+    assert found["orphans"].verdict == found["schema"].verdict == found["gates"].verdict == "not ready"
+    assert "document_chunks.document_id 3" in found["orphans"].figure
+    assert "seen red" in found["schema"].figure
+
+
+def test_the_present_is_counted_from_the_rows(incident: Engine) -> None:
+    cycle.run_all(incident, SPEC)
+    [(one, user)] = cycle.run_sql(
+        incident,
+        """SELECT document_id::text, user_id::text FROM upload_pipeline.documents d
+           WHERE NOT EXISTS (SELECT FROM upload_pipeline.document_chunks c WHERE c.document_id = d.document_id)
+           ORDER BY user_id LIMIT 1""",
+    )
+    with incident.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        for table in ("documents", "upload_jobs", "events"):
+            connection.exec_driver_sql(
+                f"UPDATE upload_pipeline.{table} SET document_id = gen_random_uuid() WHERE document_id = %(id)s",  # noqa: S608
+                {"id": one},
+            )
+        connection.exec_driver_sql("UPDATE upload_pipeline.events SET document_id = gen_random_uuid() WHERE false")
+    since = datetime.now(UTC) - timedelta(days=3)
+
+    with incident.begin() as connection:
+        now = present.count(connection, cycle.bound(connection, SPEC), since)
+
+    [(recent,)] = cycle.run_sql(
+        incident, "SELECT count(*) FROM upload_pipeline.documents WHERE created_at > %(since)s", since=since
+    )
+    assert (now.documents, now.deterministic, now.random, now.due) == (38, 37, 1, 1)
+    assert (now.users, now.affected_users, now.with_children, now.new) == (27, 1, 29, recent)
+    assert user
+
+
+def test_the_present_of_a_spec_that_describes_nothing_is_counted_all_the_same(incident: Engine) -> None:
+    document = SPEC.entities["document"].model_copy(update={"describe": Describe()})
+    spec = cycle.spec_with(entities={**SPEC.entities, "document": document})
+
+    with incident.begin() as connection:
+        now = present.count(connection, cycle.bound(connection, spec), datetime.now(UTC))
+
+    assert (now.documents, now.random, now.users, now.affected_users, now.new) == (38, 38, None, None, None)
+
+
+def test_an_empty_store_is_measured_as_empty(empty_store: Engine) -> None:
+    spec = parse_spec(
+        f'namespace: {cycle.NAMESPACE}\nschema: s\nentities: {{e: {{table: t, key: id, identity: "{{a}}"}}}}',
+        "test",
+    )
+    cycle.run_sql(empty_store, "CREATE SCHEMA s")
+    cycle.run_sql(empty_store, "CREATE TABLE s.t (id uuid PRIMARY KEY, a text)")
+    plan = cycle.assess_and_plan(empty_store, spec)
+
+    found = judged(empty_store, spec)
+
+    assert plan.nothing_to_do
+    assert found["data_migration"].figure == "nothing to move"
+    assert found["id_consistency"].verdict == found["lookup_by_target"].verdict == "not measured"
+    assert found["user_impact"].binds is False
+
+
+def test_a_plan_made_after_an_execution_is_the_subject_only_where_it_has_something_to_move(incident: Engine) -> None:
+    execution = cycle.run_all(incident, SPEC)
+    cycle.assess_and_plan(incident, SPEC)
+    with incident.begin() as connection:
+        assert readiness.subject(connection) == (
+            planning.of_assessment(connection, execution.assessment_no),
+            ledger.execution(connection, execution.execution_id),
+        )  # fmt: skip
+    new_document(incident, str(uuid.uuid4()), str(uuid.uuid4()), "cd" * 32)
+    newer = cycle.assess_and_plan(incident, SPEC)
+
+    with incident.begin() as connection:
+        assert readiness.subject(connection) == (newer, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(1.0, 1.4, False), (1.0, 1.9, False), (3.0, 4.4, False), (3.0, 4.6, True), (10.0, 16.0, True), (10.0, 9.0, False)],
+)
+def test_slower_means_half_as_slow_again_and_more_than_noise(before: float, after: float, expected: bool) -> None:
+    assert lookups.degraded(Timing(before, before), Timing(after, after)) is expected
+
+
+def test_the_verdict_follows_the_criteria_that_bind() -> None:
+    ready = Criterion("a", "A", "", "", "ready")
+    unmeasured, red = replace(ready, verdict="not measured"), replace(ready, verdict="not ready")
+
+    assert Readiness((ready, replace(red, binds=False), replace(unmeasured, binds=False))).verdict == "ready"
+    assert Readiness((ready, unmeasured)).verdict == "not measured"
+    assert Readiness((ready, unmeasured, red)).verdict == "not ready"
