@@ -1,0 +1,45 @@
+"""What a tick gives to those who measure: the connection, the store, since when, and how much it may cost."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.health.identified import Identified
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import RefusedError
+
+
+@dataclass(frozen=True)
+class Look:
+    """``whole``: this tick may read whole tables. ``since``: the start of the tick before, in UTC.
+
+    ``sample``: documents of the rotating sample with their target ids. ``deadline``: for the whole scan, by
+    time.monotonic().
+    """
+
+    connection: Connection
+    store: Store
+    since: datetime
+    whole: bool
+    sample: tuple[Identified, ...]
+    deadline: float
+
+    def in_time(self) -> None:
+        """Raise RefusedError when the whole scan has taken longer than the spec allows."""
+        if time.monotonic() > self.deadline:
+            limit = self.store.spec.health.full_scan_seconds
+            raise RefusedError(f"the scan took longer than health.full_scan_seconds ({limit:g})")
+
+
+def limit_statements(connection: Connection, seconds: float) -> None:
+    """Let the server cancel each statement of this transaction that takes longer."""
+    milliseconds = {"milliseconds": str(max(1, round(1000 * seconds)))}
+    sql.execute(connection, "SELECT set_config('statement_timeout', %(milliseconds)s, true)", milliseconds)
+
+
+def row_estimate(store: Store) -> int:
+    """Rows of all tables that hold ids, by the statistics; a table without any counts by its size."""
+    return sum(moved.table.estimated_rows or moved.table.bytes // 100 for moved in store.tables)
