@@ -2,14 +2,17 @@
 
 import dagster as dg
 
+from uuid_pipeline.operations import schedules
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
+    alias_review,
     document_inventory,
     duplicate_clusters,
     id_mapping,
     migrated_documents,
     migration_plan,
     store_profile,
+    uuid_health,
     validation_report,
 )
 from uuid_pipeline.stages.session import StoreResource
@@ -23,6 +26,8 @@ defs = dg.Definitions(
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
+        uuid_health.uuid_health,
+        alias_review.alias_review,
     ],
     asset_checks=[
         *store_profile.CHECKS,
@@ -34,5 +39,6 @@ defs = dg.Definitions(
         *validation_report.CHECKS,
     ],
     jobs=JOBS,
+    schedules=schedules.configured(),
     resources={"store": StoreResource()},
 )

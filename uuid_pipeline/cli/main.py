@@ -11,6 +11,8 @@ from uuid_pipeline.cli import (
     drop_ledger,
     export,
     finalize,
+    guard,
+    health,
     init,
     inventory,
     migrate,
@@ -35,9 +37,10 @@ app = typer.Typer(
 for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    drop_ledger.drop_ledger, export.export, status.status, ui.ui,
+    drop_ledger.drop_ledger, health.health, export.export, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
+app.add_typer(guard.app)
 
 
 def main() -> None:

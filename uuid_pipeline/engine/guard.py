@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast, get_args
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -42,6 +42,14 @@ class Guarded:
     caught: int
     unjudged: int
     last_caught: datetime | None
+
+
+def mode_of(text: str) -> Mode:
+    """The mode of this name. Raises UsageError for any other."""
+    for mode in get_args(Mode):
+        if text == mode:
+            return cast(Mode, mode)
+    raise UsageError(f"The guard has no mode {text!r}; it has {', '.join(get_args(Mode))}.")
 
 
 def install(engine: Engine, store: Store, mode: Mode, names: Sequence[str], run_id: str) -> list[str]:
@@ -285,6 +293,13 @@ WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'S'
 """
 
 
+def consequences(connection: Connection) -> list[str]:
+    """What a removal makes impossible, a sentence each."""
+    if GUARD not in ledger.assessments_in_force(connection):
+        return []
+    return ["ids that the guard rewrote no longer resolve: a writer that still uses one gets an error, or an orphan"]
+
+
 def installed(connection: Connection) -> list[str]:
     """The entities that the ledger says are guarded."""
     if not sql.scalar(connection, "SELECT to_regclass('uuid_pipeline.guards') IS NOT NULL"):
@@ -340,6 +355,12 @@ def _current(connection: Connection, store: Store, entity: Entity, mode: Mode, h
     return all(functions.stands(connection, one) for one in wanted) and _fires_on(connection, entity, wanted[0]) == [
         entity.key
     ]
+
+
+def counts(connection: Connection) -> list[tuple[str, str, int, int]]:
+    """Of each guard that stands: entity, mode, rows caught, rows without a target id."""
+    found = sql.rows(connection, "SELECT entity, mode FROM uuid_pipeline.guards WHERE removed_at IS NULL ORDER BY 1")
+    return [(row.entity, row.mode, *_counts(connection, row.entity)[:2]) for row in found]
 
 
 def samples(connection: Connection, limit: int = 20) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from uuid_pipeline.engine import approval, ledger, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
+from uuid_pipeline.operations.guard import GUARD_JOBS
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
@@ -42,6 +43,16 @@ migrate = dg.define_asset_job(
 validate = dg.define_asset_job(
     "validate", _assets("validation_report"), executor_def=IN_ORDER,
     description="The whole store against the state before; completes the execution when all is green.",
+)  # fmt: skip
+
+
+health = dg.define_asset_job(
+    "health", _assets("uuid_health"), executor_def=IN_ORDER,
+    description="One look at the store's health: figures, checks, history.",
+)  # fmt: skip
+review_aliases = dg.define_asset_job(
+    "alias_review", _assets("alias_review"), executor_def=IN_ORDER,
+    description="Whether old ids are still in use, and what the guard has caught.",
 )  # fmt: skip
 
 
@@ -113,5 +124,8 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     migrate,
     validate,
     rollback_job,
+    health,
+    review_aliases,
     *CONTROL_JOBS,
+    *GUARD_JOBS,
 ]

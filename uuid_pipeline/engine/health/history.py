@@ -107,6 +107,7 @@ def write(
         )
     )
     dated = [figure if figure.as_of else replace(figure, as_of=begun.at) for figure in figures]
+    dated.sort(key=lambda figure: figure.name)
     for figure in dated:
         sql.execute(connection, _FIGURE, {**vars(figure), "tick": number})
     for check in checks:

@@ -31,9 +31,6 @@ from uuid_pipeline.errors import RefusedError
 Measure = Callable[[Look], list[Figure]]
 Found = TypeVar("Found")
 
-# What the first tick takes for "since the tick before".
-FIRST_LOOK_BACK = timedelta(days=1)
-
 
 def take(engine: Engine, store: Store, run_id: str, full: bool = False, new_baseline: bool = False) -> Tick | None:
     """Look at the store once; None when another tick is at it.
@@ -74,7 +71,7 @@ def _look(connection: Connection, store: Store, at: datetime, before: Tick | Non
     return Look(
         connection,
         store,
-        before.at if before else at - FIRST_LOOK_BACK,
+        before.at if before else at - generation.FIRST_LOOK_BACK,
         full or due or row_estimate(store) <= limits.small_rows,
         tuple(rows) if isinstance(rows, list) else (),
         time.monotonic() + limits.full_scan_seconds,
@@ -102,8 +99,8 @@ def _measured(look: Look) -> list[Figure]:
     limit_statements(look.connection, limits.full_scan_seconds)
     for names, measure in whole:
         figures += _guarded(look, names, measure) if look.whole else [_not_now(look, name) for name in names]
-    # A figure of whole scans, or of documents when there were none: its last value stands until there is a newer one.
-    lasting = {generation.NAME, *(name for names, _ in whole for name in names)}
+    # A figure of whole scans: its last value stands until there is a newer one.
+    lasting = {name for names, _ in whole for name in names}
     return [history.carried(look.connection, one) if one.name in lasting else one for one in figures]
 
 
