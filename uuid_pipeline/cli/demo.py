@@ -186,6 +186,7 @@ def show_run(session: Session, answer: Answer) -> None:
         [
             ("Dagster UI", "uuid-pipeline ui     (http://127.0.0.1:3000)"),
             ("State", "uuid-pipeline status"),
+            ("Health", "uuid-pipeline health"),
             ("Undo it all", "uuid-pipeline rollback --all"),
             ("Stop the server", "uuid-pipeline demo --stop"),
         ]

@@ -249,10 +249,11 @@ def remove(engine: Engine, store: Store, run_id: str) -> list[str]:
             leases.hold(connection, lease)
             _close(connection, names)
             in_force = ledger.assessments_in_force(connection)
-        if rewrote:
+        if rewrote and in_force:
+            # Replaced where they stand: ids of before a migration resolve all the while.
+            aliases.install(engine, store, in_force)
+        elif rewrote:
             aliases.remove(engine)
-            if in_force:
-                aliases.install(engine, store, in_force)
     return names
 
 

@@ -194,6 +194,24 @@ def test_progress_counts_what_the_journal_says(command_line: CommandLine, incide
     assert moved[wave.wave] == wave.documents == run.documents
 
 
+@pytest.mark.system
+def test_a_waves_progress_and_waits_are_numbers_that_the_ui_plots(
+    command_line: CommandLine, instance: dg.DagsterInstance
+) -> None:
+    assert command_line("run", "--approve").code == 0
+    seen = instance.fetch_observations(dg.AssetKey("migrated_documents"), limit=50).records
+    last = {str(record.partition_key): record for record in reversed(seen)}
+    assert len(last) >= 3
+    for record in last.values():
+        assert record.asset_observation is not None
+        metadata = record.asset_observation.metadata
+        assert metadata["documents"].value == metadata["documents_of"].value
+        assert metadata["documents_per_second"].value > 0
+    done = instance.fetch_materializations(dg.AssetKey("migrated_documents"), limit=1).records[0]
+    assert done.asset_materialization is not None
+    assert done.asset_materialization.metadata["waited_seconds"].value == 0.0
+
+
 def by_name(made: list[dg.ScheduleDefinition]) -> dict[str, dg.ScheduleDefinition]:
     return {schedule.name: schedule for schedule in made}
 
@@ -215,7 +233,7 @@ def test_schedules_take_their_times_from_the_spec_and_are_off_but_for_the_demo(m
 def evaluated(instance: dg.DagsterInstance, name: str) -> Any:
     from uuid_pipeline.definitions import defs
 
-    schedule = defs.get_schedule_def(name)
+    schedule = defs.get_repository_def().get_schedule_def(name)
     return schedule.evaluate_tick(dg.build_schedule_context(instance=instance, scheduled_execution_time=None))
 
 
