@@ -133,9 +133,13 @@ def _reads(connection: Connection, pattern: str) -> bool:
 
 
 def _require_rights(connection: Connection, store: Store, chosen: Sequence[Entity], mode: Mode) -> None:
-    lacking = aliases.missing_trigger_rights(connection, store)
-    tables = {f"{entity.table.schema}.{entity.table.name}" for entity in chosen}
-    missing = lacking if mode == "rewrite" else [table for table in lacking if table in tables]
+    # A rewrite also needs the aliases, on every table that holds ids.
+    tables = [moved.table for moved in store.tables] if mode == "rewrite" else [entity.table for entity in chosen]
+    missing = [
+        sql.shown(sql.table(table.schema, table.name))
+        for table in tables
+        if not sql.scalar(connection, "SELECT has_table_privilege(%(oid)s, 'TRIGGER')", {"oid": table.oid})
+    ]
     if missing:
         role = sql.scalar(connection, "SELECT quote_ident(current_user)")
         raise RefusedError(

@@ -21,7 +21,7 @@ from uuid_pipeline.engine.guard import Guarded
 from uuid_pipeline.engine.guard_functions import Mode
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import Aliases, Spec
-from uuid_pipeline_tests.conftest import NewRole
+from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_second_schema import NAMESPACE as LIBRARY_NAMESPACE
 from uuid_pipeline_tests.integration.test_second_schema import build_library, library_spec
@@ -391,6 +391,20 @@ def test_what_the_server_cannot_judge_as_the_inventory_does_is_refused(store: En
     with pytest.raises(UsageError, match=r"no entity page; it has chunk, document"):
         install(store, "warn", "page")
     assert report(store) == {}
+
+
+def test_a_role_without_the_right_to_make_triggers_is_told_which_it_lacks(
+    store: Engine, incident_url: str, new_role: NewRole
+) -> None:
+    role = new_role("BYPASSRLS")
+    cycle.run_sql(store, f"GRANT USAGE ON SCHEMA upload_pipeline TO {role}")
+    limited = open_store(as_role(incident_url, role))
+    bound = cycle.bound_store(store, SPEC)
+    with pytest.raises(RefusedError, match=r'GRANT TRIGGER ON \S*"documents", \S*"document_chunks" TO'):
+        guard.install(limited, bound, "warn", [], cycle.RUN)
+    with pytest.raises(RefusedError, match=r"upload_jobs"):
+        guard.install(limited, bound, "rewrite", [], cycle.RUN)
+    limited.dispose()
 
 
 def test_the_ledger_is_not_dropped_under_a_guard_and_finalize_leaves_it_its_aliases(store: Engine) -> None:

@@ -24,7 +24,7 @@ from uuid_pipeline.engine.health import (
 )
 from uuid_pipeline.engine.health.figure import Figure, unknown
 from uuid_pipeline.engine.health.history import Tick
-from uuid_pipeline.engine.health.look import Look, limit_statements, row_estimate
+from uuid_pipeline.engine.health.look import Look, is_small, limit_statements
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 
@@ -72,7 +72,7 @@ def _look(connection: Connection, store: Store, at: datetime, before: Tick | Non
         connection,
         store,
         before.at if before else at - generation.FIRST_LOOK_BACK,
-        full or due or row_estimate(store) <= limits.small_rows,
+        full or due or _tried(connection, lambda: [is_small(connection, store)]) == [True],
         tuple(rows) if isinstance(rows, list) else (),
         time.monotonic() + limits.full_scan_seconds,
     )
