@@ -2,8 +2,10 @@
 
 import dagster as dg
 
+from uuid_pipeline.operations import schedules
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
+    alias_review,
     completion_report,
     determinism_certificate,
     document_inventory,
@@ -14,6 +16,7 @@ from uuid_pipeline.stages import (
     store_backup,
     store_profile,
     unretrievable_documents,
+    uuid_health,
     validation_report,
 )
 from uuid_pipeline.stages.session import StoreResource
@@ -31,6 +34,8 @@ defs = dg.Definitions(
         unretrievable_documents.unretrievable_documents,
         determinism_certificate.determinism_certificate,
         completion_report.completion_report,
+        uuid_health.uuid_health,
+        alias_review.alias_review,
     ],
     asset_checks=[
         *store_profile.CHECKS,
@@ -44,5 +49,6 @@ defs = dg.Definitions(
         *determinism_certificate.CHECKS,
     ],
     jobs=JOBS,
+    schedules=schedules.configured(),
     resources={"store": StoreResource()},
 )

@@ -7,9 +7,10 @@ from collections.abc import Hashable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.identity import Normalization, Template, parse_template
@@ -17,7 +18,8 @@ from uuid_pipeline.named_parameters import unknown
 
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
-NOT_OF_THE_PLAN = frozenset({"notices"})
+# A corrected address, another threshold: what changes nothing in the store must not make a plan stale.
+NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules"})
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 BackupMode = Literal["dump", "attested", "none"]
@@ -270,6 +272,72 @@ class Notices(_Part):
     send: dict[Audience, Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]] = {}
 
 
+class HealthThresholds(_Part):
+    """Where a figure becomes a failed check; shares from 0 to 1. None: not checked."""
+
+    generation_failure: float | None = Field(default=0.05, ge=0, le=1)
+    mismatch: float | None = Field(default=0.01, ge=0, le=1)
+    retrieval_failure: float | None = Field(default=0.10, ge=0, le=1)
+    migration_failure: float | None = Field(default=0.05, ge=0, le=1)
+    consistency: float | None = Field(default=0.80, ge=0, le=1)
+    degradation: float | None = Field(default=0.50, ge=0)
+
+
+class Health(_Part):
+    """How often the store's health is looked at, and how much that may cost.
+
+    A store of up to ``small_rows`` rows is read whole at every tick, a larger one every ``full_scan_hours``.
+    """
+
+    full_scan_hours: float = Field(default=24, gt=0)
+    small_rows: int = Field(default=20_000, ge=0)
+    sample: int = Field(default=200, ge=1, le=10_000)
+    statement_seconds: float = Field(default=5, gt=0)
+    full_scan_seconds: float = Field(default=600, gt=0)
+    keep_days: float = Field(default=90, gt=0)
+    latency_floor_milliseconds: float = Field(default=1, ge=0)
+    thresholds: HealthThresholds = HealthThresholds()
+
+
+_CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+
+
+def _require_cron(text: str) -> str:
+    """Five fields of numbers, as cron has them: ``*``, ``7``, ``1-5``, ``*/5``, and lists of these."""
+    fields = text.split()
+    if len(fields) != len(_CRON_FIELDS):
+        raise ValueError(f"schedules: {text!r} is no cron expression: minute, hour, day, month, weekday")
+    for field, (name, least, most) in zip(fields, _CRON_FIELDS, strict=True):
+        for item in field.split(","):
+            found = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", item)
+            numbers = [int(number) for number in found.groups()[:2] if number] if found else []
+            if found is None or found[3] == "0" or any(not least <= number <= most for number in numbers):
+                raise ValueError(f"schedules: {text!r}: the {name} {item!r} is none from {least} to {most}")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_require_cron)]
+
+
+class Schedules(_Part):
+    """When what runs by itself, as cron expressions in a time zone; ``null`` leaves a schedule out."""
+
+    timezone: str = "UTC"
+    health: Cron | None = "*/5 * * * *"
+    assessment: Cron | None = "30 2 * * *"
+    validation: Cron | None = "0 4 * * 0"
+    alias_review: Cron | None = "30 4 * * 0"
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"schedules: no time zone {name!r} is known here; UTC, Europe/Berlin, …") from error
+        return name
+
+
 class Spec(_Part):
     """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
 
@@ -292,6 +360,8 @@ class Spec(_Part):
     strategy: StrategySettings = StrategySettings()
     rollback_triggers: RollbackTriggers = RollbackTriggers()
     notices: Notices = Notices()
+    health: Health = Health()
+    schedules: Schedules = Schedules()
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)

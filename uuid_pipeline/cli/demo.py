@@ -189,6 +189,7 @@ def show_run(session: Session, answer: Answer) -> None:
             ("Dagster UI", "uuid-pipeline ui     (http://127.0.0.1:3000)"),
             ("State", "uuid-pipeline status"),
             ("Notices to review", "uuid-pipeline notices"),
+            ("Health", "uuid-pipeline health"),
             ("Undo it all", "uuid-pipeline rollback --all"),
             ("Stop the server", "uuid-pipeline demo --stop"),
         ]

@@ -12,6 +12,8 @@ from uuid_pipeline.cli import (
     drop_ledger,
     export,
     finalize,
+    guard,
+    health,
     init,
     inventory,
     migrate,
@@ -42,10 +44,11 @@ for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, backup.backup,
     rehearse.rehearse, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    notices.notices, report.report, drop_ledger.drop_ledger, export.export, regenerate.regenerate, status.status,
-    verify_bundle.verify_bundle, ui.ui,
+    notices.notices, report.report, drop_ledger.drop_ledger, health.health, export.export, regenerate.regenerate,
+    status.status, verify_bundle.verify_bundle, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
+app.add_typer(guard.app)
 
 
 def main() -> None:

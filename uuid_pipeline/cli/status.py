@@ -1,23 +1,35 @@
 """``uuid-pipeline status``"""
 
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Annotated, Any
 
+import typer
 from sqlalchemy import Connection
 
+from uuid_pipeline.cli import watching
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_configured_store
 from uuid_pipeline.engine import aliases, aside, lease, ledger, planning
-from uuid_pipeline.reports import state
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.reports import progress, state
 from uuid_pipeline.reports.tables import counts
 from uuid_pipeline.settings import read_settings
 
 SHOWN_EXECUTIONS = 3
 
 
-def status(as_json: JsonOption = False, spec: SpecOption = None) -> None:
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the wave at work until nothing runs.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 2.0,
+    as_json: JsonOption = False,
+    spec: SpecOption = None,
+) -> None:
     """Show plans, executions, waves, what waits or was merged, aliases, and who is writing. Reads only."""
 
     def verb(answer: Answer) -> None:
+        if watch and as_json:
+            raise UsageError("--watch is for people; for a program: uuid-pipeline status --json, again and again.")
         engine = open_configured_store(read_settings())
         try:
             with engine.begin() as connection:
@@ -26,7 +38,11 @@ def status(as_json: JsonOption = False, spec: SpecOption = None) -> None:
                     answer.data["next"] = "uuid-pipeline plan"
                     answer.say("This store has no ledger: nothing was ever assessed. Run: uuid-pipeline plan")
                     return
-                describe(connection, answer)
+                if not watch:
+                    describe(connection, answer)
+            if watch:
+                with suppress(KeyboardInterrupt):
+                    answer.say(watching.watch(engine, interval))
         finally:
             engine.dispose()
 
@@ -56,9 +72,15 @@ def describe(connection: Connection, answer: Answer) -> None:
         "alias_uses": state.alias_uses(connection),
         "altered": state.altered(connection),
         "waits": state.waits(connection),
+        "progress": _progress(connection),
         "next": next_step(connection, executions, wanted, plan, holder is not None and holder.alive),
     }  # fmt: skip
     show(answer, holder)
+
+
+def _progress(connection: Connection) -> dict[str, Any] | None:
+    found = progress.at_work(connection)
+    return asdict(found) if found else None
 
 
 def show(answer: Answer, holder: lease.Holder | None) -> None:

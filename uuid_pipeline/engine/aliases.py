@@ -55,7 +55,7 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
         for entity in entities:
             _open_to_readers(connection, entity)
 
-    _patiently(engine, views, in_ledger)
+    patiently(engine, views, in_ledger)
     for moved in store.tables:
         _install_on(engine, store, moved, entities)
         reach("aliasing")
@@ -132,7 +132,7 @@ def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Seque
         if _fires_on(connection, moved, wanted) != sorted(columns):
             sql.execute(connection, _trigger(moved, wanted, columns))
 
-    _patiently(engine, [sql.shown(sql.table(moved.table.schema, moved.table.name))], in_table)
+    patiently(engine, [sql.shown(sql.table(moved.table.schema, moved.table.name))], in_table)
 
 
 def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[str]) -> sql.Composable:
@@ -147,8 +147,8 @@ def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[
     )
 
 
-# 23: BEFORE, FOR EACH ROW, on INSERT and UPDATE.
-_FIRES_ON = """
+# The columns that a trigger of ours stands for. 23: BEFORE, FOR EACH ROW, on INSERT and UPDATE.
+FIRES_ON = """
 SELECT array(SELECT a.attname::text FROM unnest(g.tgattr::int2[]) k (n)
              JOIN pg_attribute a ON a.attrelid = g.tgrelid AND a.attnum = k.n) AS columns
 FROM pg_trigger g WHERE g.tgrelid = %(oid)s AND g.tgname = %(trigger)s AND g.tgfoid = to_regprocedure(%(function)s)
@@ -159,7 +159,7 @@ FROM pg_trigger g WHERE g.tgrelid = %(oid)s AND g.tgname = %(trigger)s AND g.tgf
 def _fires_on(connection: Connection, moved: MovedTable, wanted: functions.Definition) -> list[str]:
     """The columns that the table's trigger stands for; none when it is missing or another one."""
     asked = {"oid": moved.table.oid, "trigger": TRIGGER, "function": sql.shown(wanted.signature)}
-    return sorted(sql.scalar(connection, _FIRES_ON, asked) or [])
+    return sorted(sql.scalar(connection, FIRES_ON, asked) or [])
 
 
 _INSTALLED = r"""
@@ -206,11 +206,11 @@ def remove(engine: Engine) -> None:
     for row in on_tables:
         # Dropping our own function drops its trigger, which asks for no right on the table.
         drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
-        _patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop))
+        patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop))
         reach("removing")
     with engine.begin() as connection:
         rest = [row.name for row in sql.rows(connection, _REST) if row.kind != "FUNCTION"]
-    _patiently(engine, rest, _drop_rest)
+    patiently(engine, rest, _drop_rest)
 
 
 _REST = r"""
@@ -241,8 +241,11 @@ def _drop_rest(connection: Connection) -> None:
         sql.execute(connection, sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=name))
 
 
-def _patiently(engine: Engine, relations: Sequence[str], work: Callable[[Connection], object]) -> None:
-    """One short transaction, tried again while locks are not to be had."""
+def patiently(engine: Engine, relations: Sequence[str], work: Callable[[Connection], object]) -> None:
+    """One short transaction that makes or drops triggers of ours, tried again while locks are not to be had.
+
+    Raises RefusedError when patience runs out, naming who holds the relations.
+    """
 
     def once() -> None:
         with engine.begin() as connection:
@@ -283,7 +286,7 @@ def _who_holds(engine: Engine, relations: Sequence[str]) -> str:
     ]
     where = ", ".join(row.name for row in named) or "the ledger"
     return (
-        f"The aliases need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
+        f"Our triggers need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
         f"Held by: {', '.join(holders) or 'transactions that have just ended'}. "
         "End these transactions (SELECT pg_terminate_backend(PID)), or wait until they end, and run again."
     )

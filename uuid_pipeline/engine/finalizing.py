@@ -4,9 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import aliases, ledger, sql
+from uuid_pipeline.engine import aliases, guard, ledger, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.aliases import AliasUse
+from uuid_pipeline.engine.resolving import GUARD
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
@@ -15,7 +16,8 @@ from uuid_pipeline.errors import RefusedError
 def consequences(connection: Connection) -> list[str]:
     """What finalizing makes impossible, a sentence each; empty when there is nothing to finalize."""
     ending = _ending(connection)
-    if not ending and not aliases.installed(connection):
+    of_guard = GUARD in ledger.assessments_in_force(connection)
+    if not ending and (of_guard or not aliases.installed(connection)):
         return []
     said = [
         f"execution {e.execution_id} ({e.status}) can then no longer be rolled back"
@@ -61,8 +63,12 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
             # Closed first: after a crash between the two, nobody rolls back what has lost its aliases.
             for execution_id in ending:
                 ledger.change_status(connection, execution_id, "finalized")
+            in_force = ledger.assessments_in_force(connection)
         reach("finalized")
         aliases.remove(engine)
+        if in_force:
+            # A guard that rewrites ids needs them to resolve for as long as it stands.
+            aliases.install(engine, store, in_force)
     return ending
 
 
@@ -87,6 +93,9 @@ def drop_ledger(engine: Engine, run_id: str) -> None:
 
 
 def _require_done(connection: Connection) -> None:
+    guarded = guard.installed(connection)
+    if guarded:
+        raise RefusedError(f"Refused: a guard stands on {', '.join(guarded)}. First: uuid-pipeline guard remove")
     installed = aliases.installed(connection)
     if installed or ledger.unfinished(connection) or ledger.rolling_back(connection) or _ending(connection):
         raise RefusedError(

@@ -58,7 +58,7 @@ def function(
 
 def put(connection: Connection, wanted: Definition) -> None:
     """Make or replace what is defined, unless it stands; nobody but its owner is granted anything."""
-    if _stands(connection, wanted):
+    if stands(connection, wanted):
         return
     sql.execute(connection, wanted.statement)
     kind = sql.Text("FUNCTION" if wanted.arguments is not None else "TABLE")
@@ -73,7 +73,8 @@ def put(connection: Connection, wanted: Definition) -> None:
     sql.execute(connection, comment)
 
 
-def _stands(connection: Connection, wanted: Definition) -> bool:
+def stands(connection: Connection, wanted: Definition) -> bool:
+    """Whether this very definition is there."""
     found = (
         "SELECT obj_description(to_regclass(%(name)s), 'pg_class')"
         if wanted.arguments is None

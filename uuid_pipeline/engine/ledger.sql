@@ -294,5 +294,76 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.figures (
 );
 CREATE INDEX IF NOT EXISTS figures_by_scope ON uuid_pipeline.figures (kind, assessment_no, execution_id);
 
+
+-- Triggers that keep new random ids out, one an entity; counts are kept here once the guard and its sequences are gone.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.guards (
+    entity text PRIMARY KEY,
+    mode text NOT NULL CHECK (mode IN ('warn', 'rewrite', 'reject')),
+    hashing text NOT NULL,
+    -- Whether ids were rewritten since it was installed: they resolve for as long as it stands.
+    rewrites boolean NOT NULL,
+    installed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    removed_at timestamptz,
+    caught bigint,
+    unjudged bigint
+);
+
+-- Some of what a guard caught. A row that was rejected leaves none: its transaction is rolled back, samples and all.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.guard_samples (
+    sample_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    entity text NOT NULL,
+    mode text NOT NULL,
+    given_id text NOT NULL,
+    target_id text NOT NULL,
+    role text NOT NULL DEFAULT session_user,
+    application text NOT NULL DEFAULT current_setting('application_name')
+);
+
+-- One look at the store's health; transactions that look at once would measure each other, so there is one at a time.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.health_ticks (
+    tick_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    run_id text NOT NULL,
+    whole boolean NOT NULL,
+    seconds double precision NOT NULL,
+    -- The last key of this tick's sample, where the next one goes on.
+    sampled_to text
+);
+CREATE INDEX IF NOT EXISTS health_ticks_by_time ON uuid_pipeline.health_ticks (at);
+
+-- A figure that is not known has no value, and says why. as_of: when it was measured, by this tick or an earlier one.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.health_figures (
+    tick_no bigint NOT NULL REFERENCES uuid_pipeline.health_ticks ON DELETE CASCADE,
+    figure text NOT NULL,
+    value double precision,
+    part bigint,
+    whole bigint,
+    as_of timestamptz NOT NULL,
+    finding text NOT NULL,
+    PRIMARY KEY (tick_no, figure)
+);
+CREATE INDEX IF NOT EXISTS health_figures_known ON uuid_pipeline.health_figures (figure, tick_no)
+    WHERE value IS NOT NULL;
+
+CREATE TABLE IF NOT EXISTS uuid_pipeline.health_checks (
+    tick_no bigint NOT NULL REFERENCES uuid_pipeline.health_ticks ON DELETE CASCADE,
+    check_name text NOT NULL,
+    severity text NOT NULL CHECK (severity IN ('critical', 'error', 'warning')),
+    passed boolean NOT NULL,
+    value double precision,
+    threshold double precision,
+    -- Since when it fails without a break; NULL while it passes.
+    failing_since timestamptz,
+    finding text NOT NULL,
+    PRIMARY KEY (tick_no, check_name)
+);
+
+CREATE TABLE IF NOT EXISTS uuid_pipeline.health_baselines (
+    figure text PRIMARY KEY,
+    value double precision NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
 INSERT INTO uuid_pipeline.ledger (version) VALUES (3) ON CONFLICT DO NOTHING;

@@ -22,8 +22,14 @@ _RESOLVE = f"plpgsql STABLE STRICT SECURITY DEFINER {PINNED}"
 _TRIGGER = f"plpgsql VOLATILE SECURITY DEFINER {PINNED}"
 
 
+# The number of no assessment: the ids that the guard rewrote, which resolve as those that a plan moved.
+GUARD, GUARDED = 0, "guarded_"
+
+
 def map_part(entity: Entity, assessment: int) -> str:
     """The name of one assessment's id map, which stands by itself when other partitions are detached or dropped."""
+    if assessment == GUARD:
+        return GUARDED + entity.name
     return f"id_map_{entity.name}_{assessment}"
 
 

@@ -6,6 +6,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from uuid_pipeline.engine import approval, backup_gate, ledger, planning, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.operations.copies import COPY_JOBS
+from uuid_pipeline.operations.guard import GUARD_JOBS
 from uuid_pipeline.operations.notices import notices_job
 from uuid_pipeline.operations.regeneration import REGENERATION_JOBS
 from uuid_pipeline.reports.tables import markdown
@@ -55,6 +56,16 @@ certify = dg.define_asset_job(
 report = dg.define_asset_job(
     "report", _assets("completion_report"), executor_def=IN_ORDER,
     description="Write the HTML report with production readiness: to the home, or where its config says. Reads only.",
+)  # fmt: skip
+
+
+health = dg.define_asset_job(
+    "health", _assets("uuid_health"), executor_def=IN_ORDER,
+    description="One look at the store's health: figures, checks, history.",
+)  # fmt: skip
+review_aliases = dg.define_asset_job(
+    "alias_review", _assets("alias_review"), executor_def=IN_ORDER,
+    description="Whether old ids are still in use, and what the guard has caught.",
 )  # fmt: skip
 
 
@@ -138,6 +149,9 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     rollback_job,
     *COPY_JOBS,
     notices_job,
+    health,
+    review_aliases,
     *CONTROL_JOBS,
     *REGENERATION_JOBS,
+    *GUARD_JOBS,
 ]

@@ -32,6 +32,7 @@ STAGES = (
     "validation_report",
     "completion_report",
 )
+WATCHED = ("uuid_health", "alias_review")
 
 
 class Stages:
@@ -254,14 +255,20 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     repository = defs.get_repository_def()
     graph = repository.asset_graph
     keys = {key.to_user_string() for key in graph.materializable_asset_keys}
-    assert keys == {*STAGES, "unretrievable_documents", "determinism_certificate", "completion_report"}
+    assert keys == {*STAGES, *WATCHED, "unretrievable_documents", "determinism_certificate", "completion_report"}
     parents = {stage: {key.to_user_string() for key in graph.get(dg.AssetKey(stage)).parent_keys} for stage in STAGES}
     chain = {stage: {before} for before, stage in pairwise(STAGES)}
     assert parents == {"store_profile": set()} | chain
     checks: dict[str, set[str]] = {}
     for key in graph.asset_check_keys:
         checks.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
-        assert graph.get(key).blocking, key
+        # What watches alarms, and stops nothing.
+        assert graph.get(key).blocking is (key.asset_key.to_user_string() in STAGES), key
+    watched = checks.pop("uuid_health")
+    assert watched == {
+        "generation_success", "mismatch_rate", "retrieval_success", "migration_failures", "pipeline_consistency",
+        "lookup_latency",
+    }  # fmt: skip
     assert checks == {
         "store_profile": {"every_row_visible", "references_known", "nothing_unsupported"},
         "document_inventory": {"natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"},
@@ -286,6 +293,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
         "resume", "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
         "notices",
         "report",
+        "health", "alias_review", "guard_install", "guard_remove",
     }  # fmt: skip
 
 

@@ -1,0 +1,74 @@
+"""Generation success: of the documents created since the tick before, those whose id is their target id."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.health import identified
+from uuid_pipeline.engine.health.figure import Figure, share, unknown
+from uuid_pipeline.engine.health.identified import Identified
+from uuid_pipeline.engine.health.look import Look
+from uuid_pipeline.engine.natural_keys import cast_type
+
+NAME = "generation_new"
+# The newest of them, when there are more.
+MOST = 10_000
+# A row bears the time at which its transaction began, and is seen when it has ended.
+OVERLAP = timedelta(minutes=1)
+# What the first tick takes for "since the tick before".
+FIRST_LOOK_BACK = timedelta(days=1)
+
+
+def measure(look: Look) -> list[Figure]:
+    """By describe.created_at, through an index that begins with it; without one only when whole tables may be read."""
+    main = look.store.main
+    column = main.spec.describe.created_at
+    if column is None:
+        return [unknown(NAME, "share", f"the spec does not say which column of {main.table.name} is created_at")]
+    if column not in main.table.indexed_first and not look.whole:
+        why = f"no index of {main.table.name} begins with {column}, so new rows are found by whole scans only"
+        return [unknown(NAME, "share", why)]
+    found = _created_since(look, column, look.since)
+    if not found:
+        # Nobody uploaded anything: what those who did so last got stands, as it is now.
+        last = _last_window(look)
+        found = _created_since(look, column, last) if last is not None else []
+        figure = _share(found, last or look.since)
+        return [replace(figure, finding=f"{figure.finding} [from before]") if figure.value is not None else figure]
+    return [_share(found, look.since)]
+
+
+def _share(found: list[Identified], since: datetime) -> Figure:
+    good = sum(row.key == row.target for row in found)
+    return share(NAME, good, len(found), f"documents created since {since:%Y-%m-%d %H:%M} UTC")
+
+
+_LAST_WINDOW = """
+SELECT coalesce((SELECT max(b.at) FROM uuid_pipeline.health_ticks b WHERE b.tick_no < t.tick_no),
+                t.at - %(back)s) AS since
+FROM uuid_pipeline.health_ticks t JOIN uuid_pipeline.health_figures f USING (tick_no)
+WHERE f.figure = 'generation_new' AND f.value IS NOT NULL AND f.finding NOT LIKE '%%[from before]'
+ORDER BY t.tick_no DESC LIMIT 1
+"""
+
+
+def _last_window(look: Look) -> datetime | None:
+    """Where the window of the last tick began that saw new documents; None when none has."""
+    found: datetime | None = sql.scalar(look.connection, _LAST_WINDOW, {"back": FIRST_LOOK_BACK})
+    return found
+
+
+def _created_since(look: Look, column: str, since: datetime) -> list[Identified]:
+    main = look.store.main
+    newest = sql.compose(
+        "WHERE t.{column} > %(since)s::timestamptz::{type} ORDER BY t.{column} DESC LIMIT %(most)s",
+        column=sql.name(column),
+        type=cast_type(main.table.columns[column].type),
+    )
+    values = {"since": since - OVERLAP, "most": MOST}
+    return [
+        row
+        for rows in identified.stream(look.connection, look.store, main, newest, values)
+        for row in rows
+        if row.target is not None
+    ]
