@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from uuid_pipeline.operations.alerts.sensors import ALERTS, SENSORS, alerts_delivered
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
     document_inventory,
@@ -23,6 +24,7 @@ defs = dg.Definitions(
         migration_plan.migration_plan,
         migrated_documents.migrated_documents,
         validation_report.validation_report,
+        ALERTS,
     ],
     asset_checks=[
         *store_profile.CHECKS,
@@ -32,7 +34,9 @@ defs = dg.Definitions(
         *migration_plan.CHECKS,
         *migrated_documents.CHECKS,
         *validation_report.CHECKS,
+        alerts_delivered,
     ],
     jobs=JOBS,
+    sensors=SENSORS,
     resources={"store": StoreResource()},
 )
