@@ -3,6 +3,7 @@
 import dagster as dg
 
 from uuid_pipeline.operations import schedules
+from uuid_pipeline.operations.alerts.sensors import ALERTS, SENSORS, alerts_delivered
 from uuid_pipeline.operations.jobs import JOBS
 from uuid_pipeline.stages import (
     alias_review,
@@ -36,6 +37,7 @@ defs = dg.Definitions(
         completion_report.completion_report,
         uuid_health.uuid_health,
         alias_review.alias_review,
+        ALERTS,
     ],
     asset_checks=[
         *store_profile.CHECKS,
@@ -47,8 +49,10 @@ defs = dg.Definitions(
         *migrated_documents.CHECKS,
         *validation_report.CHECKS,
         *determinism_certificate.CHECKS,
+        alerts_delivered,
     ],
     jobs=JOBS,
     schedules=schedules.configured(),
+    sensors=SENSORS,
     resources={"store": StoreResource()},
 )

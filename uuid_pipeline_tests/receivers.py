@@ -12,9 +12,10 @@ from typing import Any
 
 @dataclass
 class Received:
-    """Where it listens, and what came; ``paths`` of the webhook's calls."""
+    """Where it listens, what it answers, and what came; ``paths`` of the webhook's calls."""
 
     port: int
+    status: int = 200
     bodies: list[Any] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -27,14 +28,14 @@ def webhook(status: int = 200) -> Iterator[Received]:
         def do_POST(self) -> None:
             received.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             received.paths.append(self.path)
-            self.send_response(status)
+            self.send_response(received.status)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    received = Received(server.server_address[1])
+    received = Received(server.server_address[1], status)
     with _serving(server):
         yield received
 
