@@ -14,7 +14,7 @@ from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.demo import incident, server, sized, twins
-from uuid_pipeline.engine import inventory, ledger
+from uuid_pipeline.engine import backup, backup_gate, inventory, ledger
 from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import Settings, read_settings
@@ -180,8 +180,11 @@ def show_run(session: Session, answer: Answer) -> None:
     with session.engine.begin() as connection:
         left = inventory.orphans(connection, session.store)
         done = [e for e in ledger.executions(connection) if e.status == "completed"]
+        kept = backup.newest(connection, "dump")
     answer.say(f"Documents before: {count_before}, now: {count_after}.")
     answer.say(f"Orphans now: {sum(left.values())}. Executions completed: {len(done)}.")
+    if kept is not None:
+        answer.say(backup_gate.described(kept).capitalize() + ".")
     report.write(session, answer)
     answer.section("Look around")
     answer.pairs(

@@ -90,7 +90,7 @@ SELECT n.nspname, c.relname, c.oid, c.relkind::text,
        has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
            AND NOT (c.relrowsecurity AND row_security_active(c.oid)) AS readable
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname = ANY(%(schemas)s)
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname = ANY(%(schemas)s)
   AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass AND x.objid = c.oid
                   AND x.deptype = 'e')
 ORDER BY 1, 2
@@ -130,18 +130,22 @@ def choose(connection: Connection, store: Store) -> Scope:
     relations = [Relation(*row) for row in sql.rows(connection, _RELATIONS, values)]
     excluded = [r for r in relations if not _defined(r, store, touched)]
     kept = [r for r in relations if r not in excluded]
+    unread = [r for r in kept if r.kind == "S" and not r.readable]
     with_rows = [r for r in kept if r.kind in ("r", "p") and (r.needed or r.oid in touched)]
     names = {r.oid: r.shown for r in relations}
     return Scope(
         schemas=schemas,
         touched=tuple(names[oid] for oid in touched if oid in names),
         recipes=portable.recipes(connection, [r.oid for r in with_rows]),
-        without_rows=tuple(r for r in kept if r.kind in ("r", "p", "m") and r not in with_rows),
+        without_rows=tuple(r for r in kept if r in unread or (r.kind in ("r", "p", "m") and r not in with_rows)),
         excluded=tuple(excluded),
         extensions=extensions.of_tables(connection, touched),
         roles=tuple(row.role for row in sql.rows(connection, _ROLES, {"schemas": list(schemas)})),
         our_triggers=tuple(row[0] for row in sql.rows(connection, _OUR_TRIGGERS)),
-        left_out=tuple(_left_out(connection, with_rows)),
+        left_out=(
+            *_left_out(connection, with_rows),
+            *[f"how far the sequence {r.shown} has come: this role may not read it" for r in unread],
+        ),
     )
 
 
@@ -149,7 +153,10 @@ def _defined(relation: Relation, store: Store, touched: Sequence[int]) -> bool:
     """Whether the dump has this relation at all: pg_dump locks what it dumps, and may not lock what we may not read."""
     if relation.oid in touched:
         return True
-    return relation.readable and (relation.needed or relation.schema == store.spec.schema_name)
+    # A sequence is read, not locked.
+    return (relation.readable or relation.kind == "S") and (
+        relation.needed or relation.schema == store.spec.schema_name
+    )
 
 
 def _left_out(connection: Connection, with_rows: Sequence[Relation]) -> list[str]:

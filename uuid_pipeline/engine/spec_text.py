@@ -176,7 +176,11 @@ def _listed(title: str, lines: Iterable[str]) -> list[str]:
 
 
 def _rest(made: Draft) -> list[str]:
-    lines = ["# backup: dump   # dump | attested | none"]
+    lines = [
+        "# backup: dump   # dump | attested | none",
+        "# backup_max_age_hours: 24",
+        "# rehearsal: {required: false, users: null}",
+    ]
     if made.statuses:
         seen = ", ".join("null" if status is None else scalar(status) for status in made.statuses)
         lines.append(f"# statuses: {{complete: [], failed: []}}   # seen: {' '.join(seen.split())}")

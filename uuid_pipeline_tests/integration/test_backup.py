@@ -236,7 +236,9 @@ def test_an_unreadable_table_that_a_foreign_key_leads_to_is_left_out_and_said(
     with psycopg.connect(url, autocommit=True) as c:
         c.execute(
             """CREATE SCHEMA s; CREATE TABLE s.secret (n int PRIMARY KEY); INSERT INTO s.secret VALUES (1);
-               CREATE TABLE s.things (id uuid PRIMARY KEY, code text, n int REFERENCES s.secret);
+               CREATE SEQUENCE s.numbers;
+               CREATE TABLE s.things (id uuid PRIMARY KEY, code text, n int REFERENCES s.secret,
+                                      k bigint DEFAULT nextval('s.numbers'), i int GENERATED ALWAYS AS IDENTITY);
                INSERT INTO s.things SELECT gen_random_uuid(), 'a' || i, 1 FROM generate_series(1, 3) i"""
         )
         c.execute(f"GRANT USAGE ON SCHEMA s TO {role}; GRANT ALL ON s.things TO {role}")
@@ -253,8 +255,7 @@ def test_an_unreadable_table_that_a_foreign_key_leads_to_is_left_out_and_said(
     made = backup.take(engine, bound(engine, spec), workshop)
     engine.dispose()
     assert made.equal, made.differences
-    assert len(made.left_out) == 1
-    assert "s.secret" in made.left_out[0]
+    assert ["s.secret" in said or "sequence s." in said for said in made.left_out] == [True, True, True]
 
 
 def copy_of(server: EmbeddedServer) -> str:
