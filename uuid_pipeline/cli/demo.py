@@ -184,7 +184,7 @@ def show_run(session: Session, answer: Answer) -> None:
     answer.say(f"Documents before: {count_before}, now: {count_after}.")
     answer.say(f"Orphans now: {sum(left.values())}. Executions completed: {len(done)}.")
     if kept is not None:
-        answer.say(backup_gate.described(kept).capitalize() + ".")
+        answer.say(f"Kept: {backup_gate.described(kept)}.")
     report.write(session, answer)
     answer.section("Look around")
     answer.pairs(
