@@ -3,16 +3,16 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from uuid_pipeline.engine import approval, ledger, rollback
+from uuid_pipeline.engine import approval, lease, ledger, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
+from uuid_pipeline.operations.executor import stage_executor
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
 
 ASSESSED = ("store_profile", "document_inventory", "duplicate_clusters")
 PLANNED = (*ASSESSED, "id_mapping", "migration_plan")
-# One step after the other in one process: stages pass through one ledger, and a wave has one writer anyway.
-IN_ORDER = dg.in_process_executor
+STAGES = stage_executor()
 
 
 def _assets(*names: str) -> dg.AssetSelection:
@@ -20,27 +20,27 @@ def _assets(*names: str) -> dg.AssetSelection:
 
 
 assess = dg.define_asset_job(
-    "assess", _assets(*ASSESSED), executor_def=IN_ORDER,
+    "assess", _assets(*ASSESSED), executor_def=STAGES,
     description="Look at the store: profile, inventory, duplicates. Writes to the ledger only.",
 )  # fmt: skip
 profile_store = dg.define_asset_job(
-    "profile", _assets("store_profile"), executor_def=IN_ORDER,
+    "profile", _assets("store_profile"), executor_def=STAGES,
     description="Only the first stage of assess: the store's catalogs.",
 )  # fmt: skip
 take_inventory = dg.define_asset_job(
-    "inventory", _assets("store_profile", "document_inventory"), executor_def=IN_ORDER,
+    "inventory", _assets("store_profile", "document_inventory"), executor_def=STAGES,
     description="The first two stages of assess: catalogs and documents.",
 )  # fmt: skip
 plan = dg.define_asset_job(
-    "plan", _assets(*PLANNED), executor_def=IN_ORDER,
+    "plan", _assets(*PLANNED), executor_def=STAGES,
     description="Assess, map and plan: ends with a plan id for a person to approve.",
 )  # fmt: skip
 migrate = dg.define_asset_job(
-    "migrate", _assets("migrated_documents"), executor_def=IN_ORDER,
+    "migrate", _assets("migrated_documents"), executor_def=STAGES,
     description="Carry out one wave of the approved plan; waves go in their order.",
 )  # fmt: skip
 validate = dg.define_asset_job(
-    "validate", _assets("validation_report"), executor_def=IN_ORDER,
+    "validate", _assets("validation_report"), executor_def=STAGES,
     description="The whole store against the state before; completes the execution when all is green.",
 )  # fmt: skip
 
@@ -60,7 +60,7 @@ def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: S
     context.log.info(f"Execution {execution.execution_id}: waves {', '.join(waves)}")
 
 
-@dg.job(executor_def=IN_ORDER, description="Approve a plan by its id.")
+@dg.job(executor_def=dg.in_process_executor, description="Approve a plan by its id.")
 def approve() -> None:
     approve_plan()
 
@@ -75,6 +75,7 @@ class RollbackConfig(dg.Config):
 @dg.op(pool=WRITER_POOL, description="Give moved rows their old ids again, last wave first.")
 def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
     with store.open() as (engine, bound):
+        lease.await_earlier_attempt(engine, context.run.run_id)
         with engine.begin() as connection:
             waves = (
                 rollback.interrupted(connection)
@@ -83,7 +84,7 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
             )
         runs = rollback.roll_back(engine, bound, waves, context.run.run_id, progress_log(context.log))
     for run in runs:
-        report_dead_run(context.instance, run.dead_run)
+        report_dead_run(context, run.dead_run)
         context.log_event(
             dg.AssetObservation(
                 "migrated_documents",
@@ -99,7 +100,7 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
         )
 
 
-@dg.job(name="rollback", executor_def=IN_ORDER, description="Undo one wave, or all of them.")
+@dg.job(name="rollback", executor_def=STAGES, description="Undo one wave, or all of them.")
 def rollback_job() -> None:
     roll_back_waves()
 
