@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Hashable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,8 @@ from uuid_pipeline.identity import Normalization, Template, parse_template
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+Personal = Literal["owner", "title", "natural_key"]
+PERSONAL: tuple[Personal, ...] = get_args(Personal)
 SurvivorRule = Literal["complete", "children", "oldest", "newest"]
 
 
@@ -174,6 +176,22 @@ class Throttle(_Part):
         return self
 
 
+class Privacy(_Part):
+    """What people are not to see of a document, in tables, messages and reports; the ledger keeps what it needs."""
+
+    redact: list[Personal] = []
+
+
+class Retention(_Part):
+    """How long what we keep is kept, in days since its execution ended; None: until somebody removes it."""
+
+    dumps_days: int | None = Field(default=None, ge=0)
+    archives_days: int | None = Field(default=None, ge=0)
+    maps_days: int | None = Field(default=None, ge=0)
+    reports_days: int | None = Field(default=None, ge=0)
+    history_days: int | None = Field(default=None, ge=0)
+
+
 class Spec(_Part):
     """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
 
@@ -190,6 +208,8 @@ class Spec(_Part):
     sweep: Sweep = Sweep()
     aliases: Aliases = Aliases()
     throttle: Throttle = Throttle()
+    privacy: Privacy = Privacy()
+    retention: Retention = Retention()
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)
@@ -223,8 +243,12 @@ class Spec(_Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON: two files that mean the same have the same digest."""
-        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+        """SHA-256 over the canonical JSON: two files that mean the same have the same digest.
+
+        What changes no plan is left out: who may see what, and how long it is kept.
+        """
+        canonical = self.model_dump_json(by_alias=True, exclude={"privacy", "retention"})
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from typing import Any
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_session
-from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine import ledger, redaction
 
 
 def profile(as_json: JsonOption = False, spec: SpecOption = None) -> None:
@@ -16,6 +16,9 @@ def profile(as_json: JsonOption = False, spec: SpecOption = None) -> None:
             steps.assess(session, answer, "profile")
             with session.engine.begin() as connection:
                 found = ledger.newest_assessment(connection).profile
+            if "natural_key" in redaction.hidden(session.store.spec):
+                for entity in found["spec"]["entities"].values():
+                    entity["witnesses"] = [redaction.mark(witness) for witness in entity["witnesses"]]
         answer.data["profile"] = found
         server = f"PostgreSQL {found['server_version']}, role {found['role']}"
         answer.say("", f"{server}, tier {found['tier']}: {found['tier_reason']}")

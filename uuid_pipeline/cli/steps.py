@@ -6,7 +6,18 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
+from uuid_pipeline.engine import (
+    control,
+    duplicates,
+    inventory,
+    lease,
+    ledger,
+    mapping,
+    migration,
+    planning,
+    redaction,
+    rollback,
+)
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports.tables import inventory_lines, plan_lines
@@ -71,8 +82,9 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         assessment = ledger.newest_assessment(connection)
         number = assessment.assessment_no
         plan = planning.of_assessment(connection, number)
-        answer.data["map_preview"] = mapping.preview(connection, session.store, number, 5)
-        clusters = duplicates.clusters(connection, session.store, number)
+        preview = mapping.preview(connection, session.store, number, 5)
+        clusters = redaction.records(session.store.spec, duplicates.clusters(connection, session.store, number))
+    answer.data["map_preview"] = redaction.records(session.store.spec, preview)
     show_plan(answer, plan)
     show_clusters(session, answer, clusters)
     answer.data["plan"]["warnings"] = assessment.profile["warnings"]

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import gates, inventory
+from uuid_pipeline.engine import gates, inventory, redaction
 from uuid_pipeline.reports.tables import inventory_lines, markdown, pairs_markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.session import StoreResource
@@ -29,7 +29,8 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
             documents = inventory.documents(connection, bound, number, SHOWN)
             classes = inventory.id_classes(connection, bound, number)
             aside = inventory.quarantined(connection, bound, number)
-    shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in documents]
+    visible = redaction.records(bound.spec, documents)
+    shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in visible]
     return dg.MaterializeResult(
         metadata={
             "summary": dg.MetadataValue.md(pairs_markdown(inventory_lines(summary))),

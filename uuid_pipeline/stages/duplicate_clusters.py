@@ -4,7 +4,7 @@ from collections import Counter
 
 import dagster as dg
 
-from uuid_pipeline.engine import duplicates, gates
+from uuid_pipeline.engine import duplicates, gates, redaction
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.document_inventory import document_inventory
@@ -25,7 +25,8 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
         with engine.begin() as connection:
             found = duplicates.clusters(connection, bound, assessment.assessment_no)
     kinds = Counter((cluster["entity"], cluster["kind"]) for cluster in found)
-    shown = [{**cluster, "ids": ", ".join(cluster["ids"])} for cluster in found[:SHOWN]]
+    visible = redaction.records(bound.spec, found[:SHOWN])
+    shown = [{**cluster, "ids": ", ".join(cluster["ids"])} for cluster in visible]
     rules = [
         {"entity": entity.name, "on_duplicate": entity.spec.on_duplicate,
          "survivor": ", ".join(entity.spec.survivor) if entity.parent is None else "decided when documents are merged",

