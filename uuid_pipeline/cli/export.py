@@ -43,7 +43,9 @@ def export(
         if plan and execution is not None:
             raise UsageError("Say what to export: either --plan, or --execution ID.")
         if natural_keys and "natural_key" in redaction.hidden(load_spec(read_settings().spec)):
-            raise UsageError("Natural keys are hidden here (privacy.redact, UUID_PIPELINE_REDACT): export without them.")
+            raise UsageError(
+                "Natural keys are hidden here (privacy.redact, UUID_PIPELINE_REDACT): export without them."
+            )
         columns = exports.WITH_NATURAL_KEYS if natural_keys else exports.COLUMNS
         engine = open_configured_store(read_settings())
         try:

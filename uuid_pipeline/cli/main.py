@@ -9,6 +9,7 @@ from uuid_pipeline.cli import (
     cancel,
     demo,
     drop_ledger,
+    erase,
     export,
     finalize,
     init,
@@ -18,6 +19,7 @@ from uuid_pipeline.cli import (
     plan,
     profile,
     resume,
+    retention,
     rollback,
     run,
     status,
@@ -35,7 +37,7 @@ app = typer.Typer(
 for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    drop_ledger.drop_ledger, export.export, status.status, ui.ui,
+    drop_ledger.drop_ledger, erase.erase, retention.retention, export.export, status.status, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 

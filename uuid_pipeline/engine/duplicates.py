@@ -62,7 +62,8 @@ def _found(connection: Connection, store: Store, entity: Entity, assessment: int
 
 def _shown(store: Store, found: list[dict[str, Any]]) -> str:
     shown = "; ".join(
-        f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})" for c in redaction.records(store.spec, found[:5])
+        f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})"
+        for c in redaction.records(store.spec, found[:5])
     )
     return f"{len(found)} clusters: {shown}" + ("; …" if len(found) > 5 else "")
 
@@ -73,7 +74,9 @@ def each_cluster_decided(connection: Connection, store: Store, assessment: int) 
     found = [c for c in clusters(connection, store, assessment) if c["entity"] in roots]
     blocking = [c for c in found if store.entity(c["entity"]).spec.on_duplicate == "block"]
     said = (
-        f"each will be merged into its survivor: {_shown(store, found)}" if found else "every natural key belongs to one row"
+        f"each will be merged into its survivor: {_shown(store, found)}"
+        if found
+        else "every natural key belongs to one row"
     )
     return GateResult.of(
         "each_cluster_decided",
@@ -128,7 +131,9 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         faults += [f"the unique index {row.name} is partial or over an expression that uses an id" for row in odd]
     if found:
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
-    said = "no two children share a natural key" if not below else f"to be merged below documents: {_shown(store, below)}"
+    said = (
+        "no two children share a natural key" if not below else f"to be merged below documents: {_shown(store, below)}"
+    )
     return GateResult.of(
         "conflicts_resolvable",
         not faults,

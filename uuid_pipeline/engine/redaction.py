@@ -41,9 +41,7 @@ def shown(spec: Spec, kind: str, value: Any) -> Any:
 def records(spec: Spec, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a table for people, with what is hidden as marks; a column's name tells what it holds."""
     kinds = hidden(spec)
-    return [
-        {name: mark(value) if _FIELDS.get(name) in kinds else value for name, value in row.items()} for row in rows
-    ]
+    return [{name: mark(value) if _FIELDS.get(name) in kinds else value for name, value in row.items()} for row in rows]
 
 
 def mark(value: Any) -> Any:

@@ -51,7 +51,9 @@ def _find_the_instance(**_: object) -> None:
 
 
 def _make() -> Celery:
-    made: Celery = make_app({"broker": broker_url(), "backend": os.environ.get(BACKEND, "").strip() or broker_url()})
+    made: Celery = make_app(  # type: ignore[no-untyped-call]
+        {"broker": broker_url(), "backend": os.environ.get(BACKEND, "").strip() or broker_url()}
+    )
     made.conf.update(
         broker_transport_options=TRANSPORT,
         broker_connection_retry_on_startup=True,
@@ -71,4 +73,4 @@ def _make() -> Celery:
 
 
 app = _make()
-execute_plan = create_task(app)
+execute_plan = create_task(app)  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from uuid_pipeline.engine import approval, lease, ledger, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.operations.executor import stage_executor
+from uuid_pipeline.operations.keeping import retention_job
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
@@ -114,5 +115,6 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     migrate,
     validate,
     rollback_job,
+    retention_job,
     *CONTROL_JOBS,
 ]

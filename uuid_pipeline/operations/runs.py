@@ -77,7 +77,9 @@ def _run_on_workers(
     )
 
 
-def _error(result: dg.ExecuteInProcessResult | dg.JobExecutionResult, checks: tuple[CheckOutcome, ...]) -> PipelineError:
+def _error(
+    result: dg.ExecuteInProcessResult | dg.JobExecutionResult, checks: tuple[CheckOutcome, ...]
+) -> PipelineError:
     """The first failure in words: ours if an engine error, else the red gates, else Dagster's own message."""
     for event in result.all_events:
         if event.event_type != dg.DagsterEventType.STEP_FAILURE:

@@ -40,7 +40,9 @@ def everything_said(command_line: CommandLine) -> str:
 def personal(url: str) -> dict[str, set[str]]:
     """Users, titles and hashes of the store's own rows."""
     rows = ask(url, "SELECT user_id::text, filename, lower(file_sha256) FROM upload_pipeline.documents")
-    return dict(zip(("owner", "title", "natural_key"), (set(column) for column in zip(*rows, strict=True)), strict=True))
+    return dict(
+        zip(("owner", "title", "natural_key"), (set(column) for column in zip(*rows, strict=True)), strict=True)
+    )
 
 
 def found(text: str, values: set[str]) -> set[str]:
