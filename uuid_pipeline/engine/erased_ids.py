@@ -1,4 +1,4 @@
-"""Which ids are one user's: of documents and of all below them, old and new, in the store, the maps and the archives."""
+"""Which ids are one user's: of documents and of all below them, old and new, in store, maps and archives."""
 
 from sqlalchemy import Connection
 

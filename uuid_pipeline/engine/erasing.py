@@ -1,4 +1,4 @@
-"""Erasure: everything that the ledger holds of one user's documents, found by their ids wherever they stand, and removed.
+"""Erasure: all that the ledger holds of one user's documents, found by their ids wherever they stand, and removed.
 
 Which tables there are is read from the catalogs, not known here: what another part of the ledger comes to keep is
 covered from its first day.
@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
@@ -161,7 +160,8 @@ class _Table:
 _TABLES = """
 SELECT c.relname AS name,
        EXISTS (SELECT FROM pg_constraint k WHERE k.confrelid = c.oid AND k.contype = 'f') AS referenced,
-       json_agg(json_build_array(a.attname, format_type(a.atttypid, NULL), NOT a.attnotnull) ORDER BY a.attnum) AS columns
+       json_agg(json_build_array(a.attname, format_type(a.atttypid, NULL), NOT a.attnotnull) ORDER BY a.attnum)
+           AS columns
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind = 'r' AND a.attgenerated = ''
 GROUP BY c.oid ORDER BY 1

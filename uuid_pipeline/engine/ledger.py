@@ -78,7 +78,7 @@ def exists(connection: Connection) -> bool:
 
 
 def create(connection: Connection, store: Store) -> None:
-    """Make what is missing of the ledger, which only its owner can. Raises RefusedError when a newer version made it."""
+    """Make what is missing of the ledger, as its owner. Raises RefusedError when a newer version made it."""
     # Two first runs at once would collide on CREATE SCHEMA; this lock ends with the transaction.
     sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.ledger', 0))")
     ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()

@@ -105,6 +105,11 @@ def _tables(connection: Connection, kind: Kind, before: datetime) -> Iterator[Du
 
 
 # Journal and findings of what is over; that it was, who approved it and who ended it stays.
+_OF_PLANS: LiteralString = """
+t.assessment_no IS NOT NULL AND t.evaluated_at < %(before)s
+AND t.assessment_no <> (SELECT max(assessment_no) FROM uuid_pipeline.assessments)
+AND NOT EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = t.assessment_no
+                AND e.status <> 'finalized')"""
 _OF_ENDED: LiteralString = """
 EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.execution_id = t.execution_id AND e.status = 'finalized'
         AND e.finished_at < %(before)s)"""
@@ -114,11 +119,7 @@ _HISTORY: dict[str, LiteralString] = {
     "fingerprints": _OF_ENDED,
     "repointed": _OF_ENDED,
     "unmoved": _OF_ENDED,
-    "gates": _OF_ENDED + """
-        OR (t.assessment_no IS NOT NULL AND t.evaluated_at < %(before)s
-            AND t.assessment_no <> (SELECT max(assessment_no) FROM uuid_pipeline.assessments)
-            AND NOT EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = t.assessment_no
-                            AND e.status <> 'finalized'))""",
+    "gates": f"({_OF_ENDED}) OR ({_OF_PLANS})",
     "health_ticks": "t.at < %(before)s",
     "guard_samples": "t.at < %(before)s",
 }  # fmt: skip

@@ -198,6 +198,8 @@ def test_a_worker_lost_mid_wave_loses_nothing_and_the_other_one_finishes_the_wav
     repeated = """SELECT first_ordinal FROM uuid_pipeline.batches WHERE direction = 'forward'
                   GROUP BY execution_id, wave, first_ordinal HAVING count(*) > 1"""
     assert ask(store_url, repeated) == []
+    printed = [out, err, *(worker.log.read_text() for worker in workers)]
+    assert not any(PASSWORD in text for text in printed)
     taken = steps_by_worker(on_workers)
     assert "migrated_documents" in taken[lost.name] & taken[other.name]
 

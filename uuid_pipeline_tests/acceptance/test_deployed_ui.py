@@ -1,4 +1,4 @@
-"""The UI as deploy/ sets it up: the webserver on an external PostgreSQL, nginx before it, which lets nobody in unasked."""
+"""The UI as deploy/ sets it up: the webserver on an external PostgreSQL, and nginx, which lets nobody in unasked."""
 
 import base64
 import os
@@ -54,7 +54,8 @@ def webserver(command_line_for: CommandLineFor, incident_url: str, tmp_path: Pat
     try:
         deadline = time.monotonic() + 90
         while answer(f"http://127.0.0.1:{port}/server_info") != 200:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "webserver.log").read_text()
+            assert process.poll() is None, (tmp_path / "webserver.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "webserver.log").read_text()
             time.sleep(0.5)
         yield port
     finally:

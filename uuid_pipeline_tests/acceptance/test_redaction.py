@@ -49,6 +49,7 @@ def found(text: str, values: set[str]) -> set[str]:
     return {value for value in values if value and value in text.lower()} | {v for v in values if v and v in text}
 
 
+@pytest.mark.system
 def test_without_it_they_are_shown_and_with_it_nowhere(command_line_for: CommandLineFor, store_url: str) -> None:
     values = personal(store_url)
     open_text = everything_said(command_line_for(store_url))
@@ -62,6 +63,7 @@ def test_without_it_they_are_shown_and_with_it_nowhere(command_line_for: Command
     assert len(set(re.findall(r"hidden-[0-9a-f]{12}", hidden_text))) > 10
 
 
+@pytest.mark.system
 def test_the_spec_hides_what_it_names_and_no_plan_goes_stale_by_it(
     command_line_for: CommandLineFor, store_url: str, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """One user's traces leave the ledger, all of them and nobody else's; the rest can still be rolled back."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +67,8 @@ def ids_of(rows: cycle.Rows, user: str) -> set[str]:
 def merged_user(engine: Engine) -> str:
     """A user with something in the archives."""
     [(name,)] = cycle.run_sql(engine, "SELECT relname FROM pg_class WHERE relname LIKE 'archive_%%_documents_%%'")
-    return str(cycle.run_sql(engine, f"SELECT user_id FROM uuid_pipeline.{name} ORDER BY 1 LIMIT 1")[0][0])
+    archived = f"SELECT user_id FROM uuid_pipeline.{name} ORDER BY 1 LIMIT 1"  # noqa: S608
+    return str(cycle.run_sql(engine, archived)[0][0])
 
 
 def erase(engine: Engine, user: str) -> Erasure:
@@ -82,8 +84,10 @@ def test_nothing_of_the_user_is_left_in_any_table_and_everybody_elses_rows_are(t
     kinds = {name.split("_")[0] for name in where(twins, wanted)}
     assert {"id", "inventory", "archive", "repointed"} <= kinds
     # What gates say may name a document, and notes of people may name a user.
-    cycle.run_sql(twins, f"UPDATE uuid_pipeline.gates SET finding = 'document {sorted(wanted)[0]}: asked {user}.'")
-    cycle.run_sql(twins, f"""UPDATE uuid_pipeline.gates SET figures = '{{"{user}": 1, "n": 2}}' WHERE gate_no = 1""")
+    finding = f"document {sorted(wanted)[0]}: asked {user}."
+    cycle.run_sql(twins, "UPDATE uuid_pipeline.gates SET finding = %(text)s", text=finding)
+    figures = json.dumps({user: 1, "n": 2})
+    cycle.run_sql(twins, "UPDATE uuid_pipeline.gates SET figures = %(text)s::jsonb WHERE gate_no = 1", text=figures)
     others = {str(row["user_id"]) for row in before["documents"]} - {user}
     kept = {one: where(twins, ids_of(before, one)) for one in others}
     application = cycle.rows_of(twins)

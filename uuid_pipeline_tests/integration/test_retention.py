@@ -117,8 +117,11 @@ def test_of_two_executions_the_open_ones_map_stays(incident: Engine, tmp_path: P
     cycle.run_all(incident, SPEC)
     finalize(incident)
     first = tables(incident)
-    cycle.run_sql(incident, "UPDATE upload_pipeline.documents SET file_sha256 = repeat('a', 64) "
-                            "WHERE document_id = (SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)")  # fmt: skip
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.documents SET file_sha256 = repeat('a', 64)
+           WHERE document_id = (SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)""",
+    )
     cycle.run_all(incident, SPEC)
     age(incident, 1000)
 
