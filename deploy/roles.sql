@@ -10,7 +10,8 @@
 -- file: set them with \password ROLE, or let the server authenticate otherwise.
 --
 -- Variables: schema, the application's; tier_o, the owner of its tables: then the migrator becomes a member of that
--- owner instead of being allowed session_replication_role, and carries out rollbacks too.
+-- owner instead of being allowed session_replication_role, and carries out rollbacks too; app_role, the role that the
+-- application's users have: then retrieval is measured under their own policies (retrieval.role in the spec).
 \set ON_ERROR_STOP on
 \if :{?schema}
 \else
@@ -38,6 +39,8 @@ ALTER ROLE uuid_pipeline_rollback BYPASSRLS;
 GRANT USAGE ON SCHEMA :"schema" TO uuid_pipeline_migrator, uuid_pipeline_rollback;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRIGGER ON ALL TABLES IN SCHEMA :"schema" TO uuid_pipeline_migrator;
 GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA :"schema" TO uuid_pipeline_rollback;
+-- A dump takes the sequences with the tables.
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA :"schema" TO uuid_pipeline_migrator;
 
 -- How triggers are kept silent in our own batches: by a setting (tier R, PostgreSQL 15 and newer), or by a condition
 -- in each of them, which only their owner may write (tier O).
@@ -48,6 +51,10 @@ SELECT current_setting('server_version_num')::int >= 150000 AS grantable \gset
 \if :grantable
 GRANT SET ON PARAMETER session_replication_role TO uuid_pipeline_migrator, uuid_pipeline_rollback;
 \endif
+\endif
+
+\if :{?app_role}
+GRANT :"app_role" TO uuid_pipeline_migrator;
 \endif
 
 -- Whether the holder of the lease lives, and who holds a lock, is told by other sessions' statistics.

@@ -200,6 +200,20 @@ def test_the_script_can_be_run_again_at_any_time_and_changes_nothing(store: Engi
     cycle.roll_back(roles["rollback"], SPEC)
 
 
+def test_the_migrator_becomes_a_user_of_the_applications_only_where_that_was_granted(
+    store: Engine, roles: dict[str, Engine]
+) -> None:
+    become = "SET LOCAL ROLE authenticated"
+    refused(roles["migrator"], become)
+
+    grant(store.url.render_as_string(hide_password=False), app_role="authenticated")
+
+    with roles["migrator"].begin() as connection:
+        connection.exec_driver_sql(become)
+        assert connection.exec_driver_sql("SELECT current_user::text").scalar() == "authenticated"
+    refused(roles["rollback"], become)
+
+
 def granted(engine: Engine) -> list[tuple[Any, ...]]:
     return cycle.run_sql(
         engine,
