@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Hashable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -19,10 +19,12 @@ from uuid_pipeline.named_parameters import unknown
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
 # A corrected address, another threshold: what changes nothing in the store must not make a plan stale.
-NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules"})
+NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules", "privacy", "retention"})
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 BackupMode = Literal["dump", "attested", "none"]
+Personal = Literal["owner", "title", "natural_key"]
+PERSONAL: tuple[Personal, ...] = get_args(Personal)
 SurvivorRule = Literal["complete", "children", "oldest", "newest"]
 
 
@@ -338,6 +340,22 @@ class Schedules(_Part):
         return name
 
 
+class Privacy(_Part):
+    """What people are not to see of a document, in tables, messages and reports; the ledger keeps what it needs."""
+
+    redact: list[Personal] = []
+
+
+class Retention(_Part):
+    """How long what we keep is kept, in days since its execution ended; None: until somebody removes it."""
+
+    dumps_days: int | None = Field(default=None, ge=0)
+    archives_days: int | None = Field(default=None, ge=0)
+    maps_days: int | None = Field(default=None, ge=0)
+    reports_days: int | None = Field(default=None, ge=0)
+    history_days: int | None = Field(default=None, ge=0)
+
+
 class Spec(_Part):
     """The whole specification; only namespace, schema and each entity's table, key, identity are required."""
 
@@ -362,6 +380,8 @@ class Spec(_Part):
     notices: Notices = Notices()
     health: Health = Health()
     schedules: Schedules = Schedules()
+    privacy: Privacy = Privacy()
+    retention: Retention = Retention()
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)

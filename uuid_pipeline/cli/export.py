@@ -10,8 +10,10 @@ from sqlalchemy import Connection
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import open_configured_store
 from uuid_pipeline.engine import export as exports
+from uuid_pipeline.engine import redaction
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import read_settings
+from uuid_pipeline.spec import load_spec
 
 
 class Form(StrEnum):
@@ -40,6 +42,10 @@ def export(
     def verb(answer: Answer) -> None:
         if plan and execution is not None:
             raise UsageError("Say what to export: either --plan, or --execution ID.")
+        if natural_keys and "natural_key" in redaction.hidden(load_spec(read_settings().spec)):
+            raise UsageError(
+                "Natural keys are hidden here (privacy.redact, UUID_PIPELINE_REDACT): export without them."
+            )
         columns = exports.WITH_NATURAL_KEYS if natural_keys else exports.COLUMNS
         engine = open_configured_store(read_settings())
         try:

@@ -10,6 +10,7 @@ from uuid_pipeline.cli import (
     cancel,
     demo,
     drop_ledger,
+    erase,
     export,
     finalize,
     guard,
@@ -25,6 +26,7 @@ from uuid_pipeline.cli import (
     rehearse,
     report,
     resume,
+    retention,
     rollback,
     run,
     status,
@@ -44,8 +46,8 @@ for verb in (
     demo.demo, init.init, profile.profile, inventory.inventory, plan.plan, approve.approve, backup.backup,
     rehearse.rehearse, run.run, migrate.migrate,
     pause.pause, resume.resume, cancel.cancel, validate.validate, rollback.rollback, finalize.finalize,
-    notices.notices, report.report, drop_ledger.drop_ledger, health.health, export.export, regenerate.regenerate,
-    status.status, verify_bundle.verify_bundle, ui.ui,
+    notices.notices, report.report, drop_ledger.drop_ledger, health.health, erase.erase, retention.retention,
+    export.export, regenerate.regenerate, status.status, verify_bundle.verify_bundle, ui.ui,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(guard.app)

@@ -7,7 +7,7 @@ import typer
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_session
-from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine import ledger, redaction
 from uuid_pipeline.reports.constraints import entry_records
 
 TryOnStoreOption = Annotated[
@@ -28,6 +28,9 @@ def profile(try_on_store: TryOnStoreOption = False, as_json: JsonOption = False,
             steps.assess(session, answer, "profile", store_profile={"try_on_store": try_on_store})
             with session.engine.begin() as connection:
                 found = ledger.newest_assessment(connection).profile
+            if "natural_key" in redaction.hidden(session.store.spec):
+                for entity in found["spec"]["entities"].values():
+                    entity["witnesses"] = [redaction.mark(witness) for witness in entity["witnesses"]]
         answer.data["profile"] = found
         server = f"PostgreSQL {found['server_version']}, role {found['role']}"
         answer.say("", f"{server}, tier {found['tier']}: {found['tier_reason']}")

@@ -19,6 +19,7 @@ from uuid_pipeline.engine import (
     mapping,
     migration,
     planning,
+    redaction,
     rehearsal,
     retrieval,
     rollback,
@@ -89,11 +90,14 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         assessment = ledger.newest_assessment(connection)
         number = assessment.assessment_no
         plan = planning.of_assessment(connection, number)
-        answer.data["map_preview"] = mapping.preview(connection, session.store, number, 5)
+        preview = mapping.preview(connection, session.store, number, 5)
         clusters = duplicates.with_consequences(
             connection, session.store, number, duplicates.clusters(connection, session.store, number)
         )
         alike = look_alikes.find(connection, session.store)
+    spec = session.store.spec
+    answer.data["map_preview"] = redaction.records(spec, preview)
+    clusters = redaction.records(spec, clusters)
     show_constraints(answer, assessment.profile["constraint_analysis"])
     show_plan(answer, plan)
     files = strategy.paths(session.settings.home, plan.plan_id)

@@ -77,6 +77,9 @@ def _parts(connection: Connection, entity: Entity, assessments: Sequence[int]) -
 def _create_sequences(connection: Connection, entity: Entity) -> None:
     for prefix in (resolving.USES, resolving.LAST_USE):
         sequence = sql.table(SCHEMA, prefix + entity.name)
+        # Asked first: who only rolls back may not create, and need not.
+        if sql.scalar(connection, "SELECT to_regclass(%(name)s)", {"name": sql.shown(sequence)}):
+            continue
         sql.execute(connection, sql.compose("CREATE SEQUENCE IF NOT EXISTS {sequence}", sequence=sequence))
 
 
@@ -86,6 +89,8 @@ SELECT DISTINCT pg_get_userbyid(acl.grantee) AS role
 FROM pg_class c CROSS JOIN aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) acl
 WHERE c.oid = %(oid)s AND acl.privilege_type = 'SELECT' AND acl.grantee <> 0
   AND pg_get_userbyid(acl.grantee) <> current_user
+  -- Who was granted what a rollback writes in the ledger is to keep it (deploy/roles.sql).
+  AND NOT has_table_privilege(acl.grantee, 'uuid_pipeline.repointed', 'DELETE')
 ORDER BY 1
 """
 

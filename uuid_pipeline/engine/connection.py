@@ -34,6 +34,12 @@ _PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', 
 # The one limit that acts between transactions. A pooler looks after its own sessions, which others use too.
 _NEVER_IDLE = "SELECT set_config('idle_session_timeout', '0', false)"
 
+# A machine that is gone says no goodbye; the server is to notice within half a minute, since the lease lives that long.
+_NOTICED = """
+SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
+       set_config('tcp_keepalives_count', '3', false)
+"""
+
 
 def store_url(text: str) -> URL:
     """A SQLAlchemy URL with our driver. Raises UsageError when ``text`` is no PostgreSQL URL."""
@@ -96,6 +102,7 @@ def _outlast_pauses(driver: psycopg.Connection[Any], _: object) -> None:
     driver.autocommit = True
     if not is_pooled(driver):
         driver.execute(_NEVER_IDLE)
+        driver.execute(_NOTICED)
     driver.autocommit = False
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import batch, sql
+from uuid_pipeline.engine import batch, redaction, sql
 from uuid_pipeline.engine.locks import BatchPlan, Direction, Held, held_tables
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import BatchError
@@ -56,15 +56,24 @@ def _differences(connection: Connection, store: Store, plan: BatchPlan, directio
     expected = [(held, _rows(connection, held)) for held in tables]
     sql.execute(connection, batch.move_statement(store))
     for held, rows in expected:
+        ids = {column for column, _ in held.moved.columns}
         for row in rows[:SHOWN_ROWS]:
             found = _row_now(connection, held, row)
-            label = ", ".join(f"{column} {row[column]}" for column in held.moved.table.primary_key)
+            label = ", ".join(
+                f"{column} {_shown(store, column in ids, row[column])}" for column in held.moved.table.primary_key
+            )
             if found is None:
                 yield f"{held.moved.table.name} ({label}): the row is gone"
                 continue
             for column, value in row.items():
                 if found[column] != value:
-                    yield f"{held.moved.table.name} ({label}): {column} should be {value!r} and is {found[column]!r}"
+                    should, now = (_shown(store, column in ids, text) for text in (value, found[column]))
+                    yield f"{held.moved.table.name} ({label}): {column} should be {should!r} and is {now!r}"
+
+
+def _shown(store: Store, is_id: bool, value: str | None) -> str | None:
+    """Any other column than an id may hold what is personal: where something is hidden, all of them are."""
+    return value if is_id or not redaction.hidden(store.spec) else redaction.mark(value)
 
 
 def _rows(connection: Connection, held: Held) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import foreseen, ledger, sql
+from uuid_pipeline.engine import foreseen, ledger, redaction, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
 from uuid_pipeline.engine.natural_keys import as_stored
@@ -103,9 +103,10 @@ def _told(entity: Entity) -> sql.Composable:
     return sql.compose("ARRAY[{looked}]", looked=sql.join(", ", looked))
 
 
-def _shown(found: list[dict[str, Any]]) -> str:
+def _shown(store: Store, found: list[dict[str, Any]]) -> str:
     shown = "; ".join(
-        f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})" for c in found[:5]
+        f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})"
+        for c in redaction.records(store.spec, found[:5])
     )
     return f"{len(found)} clusters: {shown}" + ("; …" if len(found) > 5 else "")
 
@@ -116,12 +117,14 @@ def each_cluster_decided(connection: Connection, store: Store, assessment: int) 
     found = [c for c in clusters(connection, store, assessment) if c["entity"] in roots]
     blocking = [c for c in found if store.entity(c["entity"]).spec.on_duplicate == "block"]
     said = (
-        f"each will be merged into its survivor: {_shown(found)}" if found else "every natural key belongs to one row"
+        f"each will be merged into its survivor: {_shown(store, found)}"
+        if found
+        else "every natural key belongs to one row"
     )
     return GateResult.of(
         "each_cluster_decided",
         not blocking,
-        said if not blocking else f"the spec says on_duplicate: block, and there are {_shown(blocking)}",
+        said if not blocking else f"the spec says on_duplicate: block, and there are {_shown(store, blocking)}",
         "remove or re-own the surplus rows in the application, or set on_duplicate: merge; then plan again",
         figures={"clusters": len(found)},
     )
@@ -136,7 +139,7 @@ def never_across_users(connection: Connection, store: Store, assessment: int) ->
         not found,
         ("no cluster spans two owners" if known else "the spec names no owner, so this is not known")
         if not found
-        else _shown(found),
+        else _shown(store, found),
         "put the owner into the identity; rows of different users must never get one id",
         figures={"clusters": len(found)},
     )
@@ -157,7 +160,7 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
     found = clusters(connection, store, assessment)
     below = [c for c in found if store.entity(c["entity"]).parent is not None]
     faults = [
-        f"the spec says on_duplicate: block for {name}, and there are {_shown(of_entity)}"
+        f"the spec says on_duplicate: block for {name}, and there are {_shown(store, of_entity)}"
         for name in {c["entity"] for c in below}
         if store.entity(name).spec.on_duplicate == "block"
         for of_entity in [[c for c in below if c["entity"] == name]]
@@ -171,7 +174,9 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         faults += [f"the unique index {row.name} is partial or over an expression that uses an id" for row in odd]
     if found:
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
-    said = "no two children share a natural key" if not below else f"to be merged below documents: {_shown(below)}"
+    said = (
+        "no two children share a natural key" if not below else f"to be merged below documents: {_shown(store, below)}"
+    )
     return GateResult.of(
         "conflicts_resolvable",
         not faults,

@@ -22,6 +22,7 @@ LEASE_SECONDS = 60
 BEAT_SECONDS = 5.0
 # How long the last statement of a process that is gone may keep its backend, and so the lease.
 ORPHAN_SECONDS = 60.0
+EARLIER_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,20 @@ def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
                 "Wait for it, or end that process; nothing was changed."
             )
         time.sleep(0.2)
+
+
+def await_earlier_attempt(engine: Engine, run_id: str) -> None:
+    """Wait while an earlier attempt of this very run holds the lease.
+
+    A step whose worker was lost is given to another one. What of the lost one still lives, or seems to until the
+    server notices that its machine is gone, is the same work: it is waited for, not refused.
+    """
+    while True:
+        with engine.begin() as transaction:
+            found = holder(transaction)
+        if found is None or not found.alive or found.run_id != run_id:
+            return
+        time.sleep(EARLIER_POLL_SECONDS)
 
 
 def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Holder:

@@ -78,7 +78,7 @@ def exists(connection: Connection) -> bool:
 
 
 def create(connection: Connection, store: Store) -> None:
-    """Make what is missing of the ledger. Raises RefusedError when a newer version made it."""
+    """Make what is missing of the ledger, as its owner. Raises RefusedError when a newer version made it."""
     # Two first runs at once would collide on CREATE SCHEMA; this lock ends with the transaction.
     sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.ledger', 0))")
     ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()
@@ -91,8 +91,15 @@ def create(connection: Connection, store: Store) -> None:
             f"The ledger in this store has version {version}; this program writes {VERSION}. "
             + ("Upgrade it." if newer else "Finish with the version that made it, drop the ledger, and plan anew.")
         )
-    for entity in store.entities:
-        _create_typed(connection, store, entity)
+    if is_owner(connection):
+        for entity in store.entities:
+            _create_typed(connection, store, entity)
+
+
+def is_owner(connection: Connection) -> bool:
+    """Whether this role owns the ledger: only such a one assesses, plans, approves and migrates."""
+    owns = "SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'uuid_pipeline'"
+    return bool(sql.scalar(connection, owns))
 
 
 def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:

@@ -1,5 +1,6 @@
 -- The ledger: everything that uuid-pipeline keeps, in a schema of its own inside the store.
-CREATE SCHEMA IF NOT EXISTS uuid_pipeline;
+-- Asked first: CREATE SCHEMA wants a right on the database even where there is nothing to create (deploy/roles.sql).
+DO $$ BEGIN IF to_regnamespace('uuid_pipeline') IS NULL THEN CREATE SCHEMA uuid_pipeline; END IF; END $$;
 REVOKE ALL ON SCHEMA uuid_pipeline FROM PUBLIC;
 COMMENT ON SCHEMA uuid_pipeline IS 'Ledger of uuid-pipeline: id maps, executions, gates, batch journal, audit.';
 

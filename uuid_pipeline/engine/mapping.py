@@ -5,7 +5,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import functions, ledger, sql
+from uuid_pipeline.engine import functions, ledger, redaction, sql
 from uuid_pipeline.engine.approach import WAVE_KINDS
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.locks import ids_in
@@ -235,7 +235,7 @@ def witnesses_agree(store: Store) -> GateResult:
 def one_target_per_natural_key(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: no two natural keys have one target id; rows that share both are a cluster, not a conflict."""
     shared = [
-        f"{entity.name} {row.target_id}: {', '.join(row.keys)}"
+        f"{entity.name} {row.target_id}: {', '.join(_shown(store, key) for key in row.keys)}"
         for entity in store.entities
         for row in sql.rows(
             connection,
@@ -260,6 +260,10 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
         "every target id has one natural key" if not shared else f"shared target ids: {'; '.join(shared)}",
         "put a separator between the identity's fields, or the column that tells these rows apart",
     )
+
+
+def _shown(store: Store, natural_key: str) -> str:
+    return str(redaction.shown(store.spec, "natural_key", natural_key))
 
 
 def no_collision(connection: Connection, store: Store, assessment: int) -> GateResult:

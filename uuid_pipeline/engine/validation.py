@@ -180,6 +180,8 @@ def _validated_at_once(connection: Connection, execution: ledger.Execution) -> b
 
 def settle(connection: Connection, execution: ledger.Execution) -> bool:
     """Complete a running execution when every wave is moved and every gate green; returns whether it is complete."""
+    # The last two gates may be recorded at once, on two workers: the later one looks when the earlier has committed.
+    sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
     now = ledger.execution(connection, execution.execution_id)
     if now.status != "running":
         return now.status == "completed"

@@ -3,10 +3,12 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from uuid_pipeline.engine import approval, backup_gate, ledger, planning, rollback
+from uuid_pipeline.engine import approval, backup_gate, lease, ledger, planning, rollback
 from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.operations.copies import COPY_JOBS
+from uuid_pipeline.operations.executor import stage_executor
 from uuid_pipeline.operations.guard import GUARD_JOBS
+from uuid_pipeline.operations.keeping import retention_job
 from uuid_pipeline.operations.notices import notices_job
 from uuid_pipeline.operations.regeneration import REGENERATION_JOBS
 from uuid_pipeline.reports.tables import markdown
@@ -15,8 +17,7 @@ from uuid_pipeline.stages.session import StoreResource
 
 ASSESSED = ("store_profile", "document_inventory", "duplicate_clusters")
 PLANNED = (*ASSESSED, "id_mapping", "store_backup", "migration_plan")
-# One step after the other in one process: stages pass through one ledger, and a wave has one writer anyway.
-IN_ORDER = dg.in_process_executor
+STAGES = stage_executor()
 
 
 def _assets(*names: str) -> dg.AssetSelection:
@@ -24,47 +25,47 @@ def _assets(*names: str) -> dg.AssetSelection:
 
 
 assess = dg.define_asset_job(
-    "assess", _assets(*ASSESSED), executor_def=IN_ORDER,
+    "assess", _assets(*ASSESSED), executor_def=STAGES,
     description="Look at the store: profile, inventory, duplicates. Writes to the ledger only.",
 )  # fmt: skip
 profile_store = dg.define_asset_job(
-    "profile", _assets("store_profile"), executor_def=IN_ORDER,
+    "profile", _assets("store_profile"), executor_def=STAGES,
     description="Only the first stage of assess: the store's catalogs.",
 )  # fmt: skip
 take_inventory = dg.define_asset_job(
-    "inventory", _assets("store_profile", "document_inventory"), executor_def=IN_ORDER,
+    "inventory", _assets("store_profile", "document_inventory"), executor_def=STAGES,
     description="The first two stages of assess: catalogs and documents.",
 )  # fmt: skip
 plan = dg.define_asset_job(
-    "plan", _assets(*PLANNED), executor_def=IN_ORDER,
+    "plan", _assets(*PLANNED), executor_def=STAGES,
     description="Assess, map and plan: ends with a plan id for a person to approve.",
 )  # fmt: skip
 migrate = dg.define_asset_job(
-    "migrate", _assets("migrated_documents"), executor_def=IN_ORDER,
+    "migrate", _assets("migrated_documents"), executor_def=STAGES,
     description="Carry out one wave of the approved plan; waves go in their order.",
 )  # fmt: skip
 validate = dg.define_asset_job(
-    "validate", _assets("validation_report"), executor_def=IN_ORDER,
+    "validate", _assets("validation_report"), executor_def=STAGES,
     description="The whole store against the state before; completes the execution when all is green.",
 )  # fmt: skip
 certify = dg.define_asset_job(
-    "certify", _assets("determinism_certificate"), executor_def=IN_ORDER,
+    "certify", _assets("determinism_certificate"), executor_def=dg.in_process_executor,
     description="The determinism certificate: every id made again by two implementations that share no code.",
 )  # fmt: skip
 
 
 report = dg.define_asset_job(
-    "report", _assets("completion_report"), executor_def=IN_ORDER,
+    "report", _assets("completion_report"), executor_def=dg.in_process_executor,
     description="Write the HTML report with production readiness: to the home, or where its config says. Reads only.",
 )  # fmt: skip
 
 
 health = dg.define_asset_job(
-    "health", _assets("uuid_health"), executor_def=IN_ORDER,
+    "health", _assets("uuid_health"), executor_def=dg.in_process_executor,
     description="One look at the store's health: figures, checks, history.",
 )  # fmt: skip
 review_aliases = dg.define_asset_job(
-    "alias_review", _assets("alias_review"), executor_def=IN_ORDER,
+    "alias_review", _assets("alias_review"), executor_def=dg.in_process_executor,
     description="Whether old ids are still in use, and what the guard has caught.",
 )  # fmt: skip
 
@@ -92,7 +93,7 @@ def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: S
     context.log.info(f"Execution {execution.execution_id}: waves {', '.join(waves)}")
 
 
-@dg.job(executor_def=IN_ORDER, description="Approve a plan by its id.")
+@dg.job(executor_def=dg.in_process_executor, description="Approve a plan by its id.")
 def approve() -> None:
     approve_plan()
 
@@ -107,6 +108,7 @@ class RollbackConfig(dg.Config):
 @dg.op(pool=WRITER_POOL, description="Give moved rows their old ids again, last wave first.")
 def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
     with store.open() as (engine, bound):
+        lease.await_earlier_attempt(engine, context.run.run_id)
         with engine.begin() as connection:
             waves = (
                 rollback.interrupted(connection)
@@ -115,7 +117,7 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
             )
         runs = rollback.roll_back(engine, bound, waves, context.run.run_id, progress_log(context.log))
     for run in runs:
-        report_dead_run(context.instance, run.dead_run)
+        report_dead_run(context, run.dead_run)
         context.log_event(
             dg.AssetObservation(
                 "migrated_documents",
@@ -131,7 +133,7 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
         )
 
 
-@dg.job(name="rollback", executor_def=IN_ORDER, description="Undo one wave, or all of them.")
+@dg.job(name="rollback", executor_def=STAGES, description="Undo one wave, or all of them.")
 def rollback_job() -> None:
     roll_back_waves()
 
@@ -151,6 +153,7 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     notices_job,
     health,
     review_aliases,
+    retention_job,
     *CONTROL_JOBS,
     *REGENERATION_JOBS,
     *GUARD_JOBS,

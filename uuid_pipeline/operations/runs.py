@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 
 from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
+from uuid_pipeline.operations.executor import on_workers
 
 MACHINE_TAG = "uuid_pipeline/machine"
 PROCESS_TAG = "uuid_pipeline/process"
+PARTITION_TAG = "dagster/partition"
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,14 @@ def run_job(
     run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     if ops:
         run_config["ops"] = {name: {"config": dict(config)} for name, config in ops.items()}
-    result = defs.resolve_job_def(job).execute_in_process(
-        instance=instance,
-        run_config=run_config,
-        partition_key=partition,
-        tags={MACHINE_TAG: _machine(), PROCESS_TAG: _process(os.getpid())},
-        raise_on_error=False,
-    )
+    tags = {MACHINE_TAG: _machine(), PROCESS_TAG: _process(os.getpid())}
+    result: dg.ExecuteInProcessResult | dg.JobExecutionResult
+    if on_workers():
+        result = _run_on_workers(instance, job, run_config, tags | ({PARTITION_TAG: partition} if partition else {}))
+    else:
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=instance, run_config=run_config, partition_key=partition, tags=tags, raise_on_error=False
+        )
     checks = tuple(
         CheckOutcome(
             evaluation.asset_key.to_user_string(),
@@ -63,7 +67,19 @@ def run_job(
     return Outcome(result.run_id, result.success, checks, None if result.success else _error(result, checks))
 
 
-def _error(result: dg.ExecuteInProcessResult, checks: tuple[CheckOutcome, ...]) -> PipelineError:
+def _run_on_workers(
+    instance: dg.DagsterInstance, job: str, run_config: dict[str, Any], tags: Mapping[str, str]
+) -> dg.JobExecutionResult:
+    """Run a job by its own executor: this process hands its steps out and waits for them."""
+    where = ReconstructableRepository.for_module("uuid_pipeline.definitions", "defs")
+    return dg.execute_job(
+        ReconstructableJob(repository=where, job_name=job), instance=instance, run_config=run_config, tags=tags
+    )
+
+
+def _error(
+    result: dg.ExecuteInProcessResult | dg.JobExecutionResult, checks: tuple[CheckOutcome, ...]
+) -> PipelineError:
     """The first failure in words: ours if an engine error, else the red gates, else Dagster's own message."""
     for event in result.all_events:
         if event.event_type != dg.DagsterEventType.STEP_FAILURE:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import figures, gates, inventory, inventory_figures, lookups
+from uuid_pipeline.engine import figures, gates, inventory, inventory_figures, lookups, redaction
 from uuid_pipeline.reports import inventory_tables as tables
 from uuid_pipeline.reports.html.charts import markdown_image
 from uuid_pipeline.reports.html.inventory_plots import plots
@@ -36,7 +36,8 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
             figures.record(connection, "inventory", found, assessment=number)
             timed = lookups.measure_inventory(connection, bound, number)
             figures.record(connection, "lookups", timed.as_record(), assessment=number)
-    shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in documents]
+    visible = redaction.records(bound.spec, documents)
+    shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in visible]
     return dg.MaterializeResult(
         metadata={
             "summary": dg.MetadataValue.md(pairs_markdown(inventory_lines(summary))),

@@ -27,6 +27,7 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
             number = assessment.assessment_no
             clusters = duplicates.clusters(connection, bound, number)
             found = duplicates.with_consequences(connection, bound, number, clusters)
+            visible = redaction.records(bound.spec, found[:SHOWN])
             alike = look_alikes.find(connection, bound)
     kinds = Counter((cluster["entity"], cluster["kind"]) for cluster in found)
     rules = [
@@ -42,7 +43,7 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
                 markdown([{"entity": entity, "kind": kind, "clusters": n} for (entity, kind), n in kinds.items()])
             ),
             "rules": dg.MetadataValue.md(markdown(rules)),
-            f"first_{SHOWN}": dg.MetadataValue.md(markdown(cluster_records(found[:SHOWN]))),
+            f"first_{SHOWN}": dg.MetadataValue.md(markdown(cluster_records(visible))),
             "look_alikes": dg.MetadataValue.md(markdown(look_alike_records(alike))),
         }
     )

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import approach, gates, mapping
+from uuid_pipeline.engine import approach, gates, mapping, redaction
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
@@ -24,7 +24,7 @@ def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
             mapping.build(connection, bound, number, kinds=approach.wave_kinds(bound.spec.strategy))
             moves = mapping.moves(connection, bound, number)
             merges = mapping.merges(connection, bound, number)
-            shown = mapping.preview(connection, bound, number, SHOWN)
+            shown = redaction.records(bound.spec, mapping.preview(connection, bound, number, SHOWN))
     return dg.MaterializeResult(
         metadata={
             **{f"{name}_ids_to_change": count for name, count in moves.items()},

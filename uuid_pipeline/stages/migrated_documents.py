@@ -5,7 +5,7 @@ import time
 
 import dagster as dg
 
-from uuid_pipeline.engine import exactness, ledger, migration, retrieval, validation
+from uuid_pipeline.engine import exactness, lease, ledger, migration, retrieval, validation
 from uuid_pipeline.engine.migration import Progress
 from uuid_pipeline.reports.progress import waited
 from uuid_pipeline.reports.tables import markdown
@@ -84,11 +84,14 @@ def describe(progress: Progress) -> str:
     )
 
 
-def report_dead_run(instance: dg.DagsterInstance, run_id: str | None) -> None:
-    """A run whose process died stays "started" for ever; the one that takes its lease over says that it failed."""
-    run = instance.get_run_by_id(run_id) if run_id else None
+def report_dead_run(context: dg.AssetExecutionContext | dg.OpExecutionContext, run_id: str | None) -> None:
+    """A run whose process died stays "started" for ever; the one that takes its lease over says that it failed.
+
+    Unless it is the same run: its step died with a worker, and was given to this one.
+    """
+    run = context.instance.get_run_by_id(run_id) if run_id and run_id != context.run.run_id else None
     if run is not None and not run.is_finished:
-        instance.report_run_failed(run, message="The process of this run died; its lease was taken over.")
+        context.instance.report_run_failed(run, message="The process of this run died; its lease was taken over.")
 
 
 @dg.asset(
@@ -101,10 +104,11 @@ def report_dead_run(instance: dg.DagsterInstance, run_id: str | None) -> None:
 )
 def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
+        lease.await_earlier_attempt(engine, context.run.run_id)
         run = migration.run_wave(engine, bound, context.partition_key, context.run.run_id, progress_events(context))
         with engine.begin() as connection:
             waits = waited(connection, context.partition_key)
-    report_dead_run(context.instance, run.dead_run)
+    report_dead_run(context, run.dead_run)
     return dg.MaterializeResult(
         metadata={
             "documents": run.documents,
