@@ -7,7 +7,7 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.engine import sql, unretrievable
+from uuid_pipeline.engine import redaction, sql, unretrievable
 from uuid_pipeline.engine.unretrievable import Listed
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import unretrievable as shown
@@ -78,16 +78,18 @@ def _show(session: Session, answer: Answer) -> None:
     snapshot = session.engine.connect().execution_options(isolation_level="REPEATABLE READ")
     with snapshot as connection, connection.begin():
         found = unretrievable.listed(connection, session.store)
+    listed = redaction.records(session.store.spec, [asdict(document) for document in found.documents])
     answer.data |= {
         "list_id": found.list_id, "waiting": found.waiting, "queued": found.queued, "reasons": found.by_reason,
-        "unknown": list(found.unknown), "documents": [asdict(document) for document in found.documents],
+        "unknown": list(found.unknown), "documents": listed,
     }  # fmt: skip
     total = found.waiting + found.queued
     answer.section(f"{total} documents that no re-keying can make retrievable")
     if total:
         answer.say(*show_table("", shown.reasons(found)))
         more = f" (the first {SHOWN})" if total > SHOWN else ""
-        answer.say("", *show_table(f"documents{more}", shown.records(found)[:SHOWN]))
+        documents = redaction.records(session.store.spec, shown.records(found)[:SHOWN])
+        answer.say("", *show_table(f"documents{more}", documents))
     answer.say(*[f"Unknown: {line}" for line in found.unknown])
     _say_next(session, answer, found)
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
@@ -197,6 +198,26 @@ def _delete_rows(connection: Connection, table: _Table) -> int:
     return int(sql.execute(connection, statement).rowcount)
 
 
+def _pruned(text: str, ids: frozenset[str]) -> str:
+    """JSON without the records of lists that name one of the ids: what else they say is of the same user."""
+    if not any(one in text for one in ids):
+        return text
+
+    def prune(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: prune(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [prune(part) for part in value if not (isinstance(part, dict) and names(part))]
+        return value
+
+    def names(record: dict[str, Any]) -> bool:
+        return any(isinstance(part, str) and part in ids for part in record.values())
+
+    found = json.loads(text)
+    pruned = prune(found)
+    return text if pruned == found else json.dumps(pruned, ensure_ascii=False)
+
+
 def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) -> int:
     """Ids inside text and JSON of rows that stay; counts the values that changed."""
     changed = 0
@@ -211,7 +232,7 @@ def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) 
         )  # fmt: skip
         found = [
             (at, new) for rows in sql.stream(connection, read, {}) for at, old in rows
-            if (new := scrubbed(old, ids)) != old
+            if (new := scrubbed(_pruned(old, ids) if kind in ("json", "jsonb") else old, ids)) != old
         ]  # fmt: skip
         for at, new in found:
             value = None if nullable and new == ERASED else new

@@ -44,6 +44,18 @@ def records(spec: Spec, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     return [{name: mark(value) if _FIELDS.get(name) in kinds else value for name, value in row.items()} for row in rows]
 
 
+def nested(spec: Spec, value: Any) -> Any:
+    """The same at any depth of figures as JSON has them; a title is personal where the record has an id."""
+    if isinstance(value, Mapping):
+        kept = {name: nested(spec, part) for name, part in value.items()}
+        named = {name for name in kept if name in _FIELDS and not isinstance(kept[name], (dict, list))}
+        personal = named if "id" in kept else named - {"title"}
+        return kept | records(spec, [{name: kept[name] for name in personal}])[0]
+    if isinstance(value, list):
+        return [nested(spec, part) for part in value]
+    return value
+
+
 def mark(value: Any) -> Any:
     """The mark of a value; None stays None."""
     if value is None:

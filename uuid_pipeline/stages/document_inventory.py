@@ -46,7 +46,7 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
             "quarantined": dg.MetadataValue.md(markdown(aside)),
             "plots": dg.MetadataValue.md("\n\n".join(markdown_image(chart) for chart in plots(found))),
             "failure_patterns": dg.MetadataValue.md(markdown(tables.patterns(found))),
-            "users_by_impact": dg.MetadataValue.md(markdown(tables.users(found))),
+            "users_by_impact": dg.MetadataValue.md(markdown(redaction.records(bound.spec, tables.users(found)))),
             "priority_parts": dg.MetadataValue.md(markdown(tables.priorities(found))),
             "orphans_by_reference": dg.MetadataValue.md(markdown(tables.orphans(found))),
             "found_by_target_id": timed.found_by_target,

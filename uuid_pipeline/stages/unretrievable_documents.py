@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import unretrievable
+from uuid_pipeline.engine import redaction, unretrievable
 from uuid_pipeline.reports import unretrievable as shown
 from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.session import StoreResource
@@ -26,7 +26,7 @@ def unretrievable_documents(store: StoreResource) -> dg.MaterializeResult[None]:
             "waiting": found.waiting,
             "queued": found.queued,
             "reasons": dg.MetadataValue.md(markdown(shown.reasons(found))),
-            f"first_{SHOWN}": dg.MetadataValue.md(markdown(shown.records(found))),
+            f"first_{SHOWN}": dg.MetadataValue.md(markdown(redaction.records(bound.spec, shown.records(found)))),
             "unknown": dg.MetadataValue.md("\n".join(f"- {line}" for line in found.unknown) or "_nothing_"),
             "queue_with": f"job regenerate, config list_id: {found.list_id}; "
             f"or: uuid-pipeline regenerate --queue --approve {found.list_id}",

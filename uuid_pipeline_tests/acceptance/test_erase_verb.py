@@ -28,7 +28,7 @@ def test_a_user_is_erased_after_looking_and_approving_and_nothing_of_ours_names_
     home = Path(command_line.environment["UUID_PIPELINE_HOME"])
     dump, report = home / "backups/app.dump", home / "reports/x/report.html"
     for place in (dump, report):
-        place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
     dump.write_bytes(b"\0PGDMP")
     report.write_text(f"<p>{user}</p>")
 

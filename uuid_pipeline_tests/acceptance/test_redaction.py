@@ -28,13 +28,17 @@ def store_url(new_database: NewDatabase) -> str:
 
 
 def everything_said(command_line: CommandLine) -> str:
-    """What a plan says on the command line, and all that Dagster keeps of it."""
-    said = [command_line("profile", "--json"), command_line("plan", "--json"), command_line("plan")]
-    assert [one.code for one in said] == [0, 0, 0], [one.err for one in said]
+    """What a plan and its report say on the command line and in files, and all that Dagster keeps of it."""
+    verbs = (("profile", "--json"), ("plan", "--json"), ("plan",), ("report", "--json"), ("regenerate", "--json"))
+    said = [command_line(*verb) for verb in verbs]
+    assert [one.code for one in said] == [0] * len(verbs), [one.err for one in said]
+    home = Path(command_line.environment["UUID_PIPELINE_HOME"])
+    files = [path.read_text(encoding="utf-8") for kind in ("*.html", "*.md") for path in home.rglob(kind)]
+    assert len(files) >= 3
     with psycopg.connect(command_line.environment["UUID_PIPELINE_DAGSTER_URL"]) as connection:
         events = connection.execute("SELECT event FROM event_logs").fetchall()
         assets = connection.execute("SELECT row_to_json(a)::text FROM asset_keys a").fetchall()
-    return "\n".join([*(one.out + one.err for one in said), *(str(row[0]) for row in [*events, *assets])])
+    return "\n".join([*files, *(one.out + one.err for one in said), *(str(row[0]) for row in [*events, *assets])])
 
 
 def personal(url: str) -> dict[str, set[str]]:

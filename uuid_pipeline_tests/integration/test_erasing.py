@@ -168,3 +168,19 @@ def test_short_ids_are_not_searched_for_in_sentences() -> None:
     ids: Any = frozenset({"7", "ann.smith@example.org", "30fcb08c-cac3-58fd-b162-52e5a9478104"})
     text = "7 rows of 30fcb08c-cac3-58fd-b162-52e5a9478104.title by ann.smith@example.org."
     assert erasing.scrubbed(text, ids) == "7 rows of [erased].title by [erased]."
+
+
+def test_a_list_of_figures_loses_the_users_record_and_keeps_the_others(incident: Engine) -> None:
+    cycle.run_all(incident, SPEC)
+    user = str(cycle.rows_of(incident)["documents"][0]["user_id"])
+    figures = {"top": [{"owner": user, "title": "My own diary.pdf"}, {"owner": "another", "title": "b.pdf"}]}
+    cycle.run_sql(
+        incident,
+        "UPDATE uuid_pipeline.gates SET figures = %(text)s::jsonb WHERE gate_no = 1",
+        text=json.dumps(figures),
+    )
+
+    erase(incident, user)
+
+    [(left,)] = cycle.run_sql(incident, "SELECT figures FROM uuid_pipeline.gates WHERE gate_no = 1")
+    assert left == {"top": [{"owner": "another", "title": "b.pdf"}]}

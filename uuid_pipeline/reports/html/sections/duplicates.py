@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, redaction, sql
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports import state
 from uuid_pipeline.reports.html.blocks import Block, Section, Table
@@ -31,7 +31,10 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section:
         data[root.name] = found[0].clusters if found else 0
         if not found:
             continue
-        rows = tuple((row.natural_key, row.members, row.survivor, row.merged) for row in found)
+        rows = tuple(
+            (redaction.shown(store.spec, "natural_key", row.natural_key), row.members, row.survivor, row.merged)
+            for row in found
+        )
         more = f"the first {SHOWN} of {found[0].clusters}" if found[0].clusters > SHOWN else ""
         blocks.append(
             Table(f"Clusters of {root.name}", ("Natural key", "Rows", "Survivor", "Merged into it"), rows, more)

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from uuid_pipeline.engine import redaction
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Block, Comparison, Grid, Section, Table, Text, Tiles
 from uuid_pipeline.reports.html.inventory_plots import plots
@@ -18,6 +19,7 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section:
     title = "Inventory before the migration"
     if found is None:
         return Section("inventory", title, "This inventory's figures are no longer in the ledger.", ())
+    found = redaction.nested(store.spec, found)
     summary = found["summary"]
     tiles = Tiles(
         (

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import redaction, sql
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Section, Table, Text
 from uuid_pipeline.reports.html.subject import Subject
@@ -55,7 +55,9 @@ def _without(connection: Connection, store: Store) -> tuple[tuple[Cell, ...], ..
     )
     found = sql.rows(connection, statement, {"limit": SHOWN})
     no_status = "no status" if known.status else None
-    return tuple((key, title, status or no_status) for key, title, status in found)
+    return tuple(
+        (key, redaction.shown(store.spec, "title", title), status or no_status) for key, title, status in found
+    )
 
 
 def _described(column: str | None) -> sql.Composable:
