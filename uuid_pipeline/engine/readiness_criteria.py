@@ -35,7 +35,7 @@ def next_command(evidence: Evidence) -> str:
     """What brings the migration on from where it is."""
     execution = evidence.execution
     if execution is None:
-        return "" if evidence.plan.nothing_to_do else f"uuid-pipeline approve {evidence.plan.plan_id}"
+        return "" if evidence.plan.nothing_to_do else evidence.plan.approve_command
     if execution.status in ("approved", "running", "rolling_back"):
         return "uuid-pipeline run"
     return "" if evidence.completed else "uuid-pipeline plan"
