@@ -224,7 +224,7 @@ def pipeline_consistency(evidence: Evidence) -> Criterion:
     action = None
     if without and share is not None:
         action = Action(APPLICATION, f"{without:,} documents have no chunks; no change of ids makes them retrievable: "
-                        "process them again, or delete them")  # fmt: skip
+                        "process them again, or delete them", "uuid-pipeline regenerate")  # fmt: skip
     return Criterion(
         "pipeline_consistency", "Pipeline consistency", "documents with at least one chunk, counted now",
         figure, verdict_of(passed), action, binds=False,

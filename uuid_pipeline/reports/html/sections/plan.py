@@ -54,25 +54,25 @@ def _blocks(strategy: Strategy, readings: Readings) -> list[Block]:
     )  # fmt: skip
     return [
         Table("Why this approach", ("Reason",), tuple((reason,) for reason in strategy.approach.reasons)),
-        Text(f"The waves are estimated at {seconds(estimate.seconds)} ({estimate.basis})."),
+        Text(f"The waves take {seconds(estimate.seconds)} by the estimate, without their gates ({estimate.basis})."),
         Table("Timeline, counted from the first wave", ("Step", "Begins", "Takes", "Note"), time,
               empty="the plan moves nothing"),
-        Table("Rollback triggers", ("Undo it when", "Limit", "Now", "Measured by", "Command"),
+        Table("Rollback triggers", ("Trigger", "Undo it when", "Now", "Measured by", "Command"),
               tuple(_trigger(*pair) for pair in readings), empty="the spec sets none"),
-        Table("Decision points", ("When", "Question", "Look at", "Yes", "No"),
+        Table("Decision points", ("Decision", "Look at", "Yes", "No"),
               tuple(_decision(decision) for decision in strategy.decisions), empty="nothing is to be decided"),
     ]  # fmt: skip
 
 
 def _trigger(trigger: rollback_triggers.RollbackTrigger, reading: rollback_triggers.Reading | None) -> tuple[Cell, ...]:
-    limit = rollback_triggers.shown(trigger.limit, trigger.unit)
-    return trigger.when, limit, _now(trigger, reading), _source(trigger, reading), Code(trigger.command)
+    name = trigger.name.replace("_", " ")
+    return name, trigger.when, _now(trigger, reading), _source(trigger, reading), Code(trigger.command)
 
 
 def _now(trigger: rollback_triggers.RollbackTrigger, reading: rollback_triggers.Reading | None) -> Cell:
     if reading is None or reading.figure is None:
         return UNKNOWN
-    figure = rollback_triggers.shown(round(reading.figure, 4), trigger.unit)
+    figure = rollback_triggers.shown(round(reading.figure, 4 if trigger.unit == "share" else 2), trigger.unit)
     return Badge("bad" if reading.pulled else "good", f"{figure}, {'pulled' if reading.pulled else 'not pulled'}")
 
 
@@ -82,7 +82,7 @@ def _source(trigger: rollback_triggers.RollbackTrigger, reading: rollback_trigge
 
 def _decision(decision: Decision) -> tuple[Cell, ...]:
     said = ["; ".join(decision.look_at), ", then ".join(decision.go), ", then ".join(decision.back)]
-    return decision.when, decision.question, *said
+    return f"{decision.when}: {decision.question}", *said
 
 
 def _as_data(readings: Readings) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
 def _documents(store: Store, found: Listed, count: int) -> Table:
     no_status = "no status" if store.main.spec.describe.status else None
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (d.id, redaction.shown(store.spec, "title", _title(d.title)), d.status or no_status,
+        (d.id, redaction.shown(store.spec, "title", _cut(d.title)), _cut(d.status) or no_status,
          "; ".join(WORDS[reason] for reason in d.reasons), d.queued_at or "no")
         for d in found.documents
     )  # fmt: skip
@@ -55,5 +55,5 @@ def _documents(store: Store, found: Listed, count: int) -> Table:
     )  # fmt: skip
 
 
-def _title(title: str | None) -> str | None:
-    return title if title is None or len(title) <= 120 else f"{title[:120]} …"
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= 120 else f"{text[:120]} …"
