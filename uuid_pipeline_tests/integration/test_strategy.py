@@ -175,9 +175,11 @@ def test_retrieval_and_query_time_are_read_from_what_was_measured_and_unknown_be
 
 
 def test_a_plan_with_an_attested_backup_is_approved_by_the_command_that_names_the_snapshot(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, cycle.spec_with(backup="attested"))
+    made = cycle.assess_and_plan(incident, SPEC)
+    plan = replace(made, content=made.content | {"backup": "attested"})
 
-    found = of(incident, plan)
+    with incident.begin() as connection:
+        found = strategy.of_plan(connection, plan)
 
     command = f"uuid-pipeline approve {plan.plan_id} --attest NAME --attested-at TIME"
     assert plan.approve_command == found.approve == command
