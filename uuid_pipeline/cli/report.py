@@ -15,6 +15,10 @@ from uuid_pipeline.reports.html import report as reports
 
 def report(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where; default: below the home.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="PATH", help="Write the evidence too: into a directory, or to a name.zip."),
+    ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
     as_json: JsonOption = False,
     spec: SpecOption = None,
@@ -23,17 +27,18 @@ def report(
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
-            page = write(session, answer, out)
+            page = write(session, answer, out, bundle)
         if open_it:
             typer.launch(page.as_uri())
 
     answer_with(verb, as_json, spec)
 
 
-def write(session: Session, answer: Answer, out: Path | None = None) -> Path:
+def write(session: Session, answer: Answer, out: Path | None = None, bundle: Path | None = None) -> Path:
     """Run the job ``report`` and say where the page is and what it says."""
     page = (out or place(session)).absolute()
-    outcome = session.run("report", completion_report={"out": str(page)})
+    wanted = str(bundle.absolute()) if bundle else ""
+    outcome = session.run("report", completion_report={"out": str(page), "bundle": wanted})
     if outcome.error is not None:
         raise outcome.error
     figures: dict[str, Any] = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
@@ -41,9 +46,13 @@ def write(session: Session, answer: Answer, out: Path | None = None) -> Path:
     answer.data["report"] = {
         "path": str(page), "figures": str(page.with_suffix(".json")), "verdict": figures["verdict"],
         "sections": list(figures["sections"]), "open": opened,
+        "bundle": figures["bundle"],
     }  # fmt: skip
     answer.say("", f"Report: {page}")
     answer.pairs([("Production", figures["verdict"]), ("Still open", f"{len(opened)} items, in the report")])
+    if figures["bundle"]:
+        answer.pairs([("Evidence", figures["bundle"]["path"]), ("Digest", figures["bundle"]["digest"])])
+        answer.say("  Note the digest elsewhere; check the file with: uuid-pipeline verify-bundle PATH --digest DIGEST")
     return page
 
 

@@ -165,7 +165,7 @@ def next_step(
 def _begin(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:
     # A plan made before rows moved, or went back, is about another state of the store.
     if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
-        return f"uuid-pipeline approve {plan.plan_id}"
+        return plan.approve_command
     if aliases.installed(connection):
         return "uuid-pipeline plan, for what is new; once no old id is used any more: uuid-pipeline finalize"
     if executions and all(e.status == "finalized" for e in executions):

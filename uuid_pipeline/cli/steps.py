@@ -198,8 +198,7 @@ def _why_nothing(plan: planning.Plan, figures: dict[str, Any]) -> str:
 
 def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
     """End at the plan, with the command that approves it."""
-    attest = f" {backup_gate.ATTEST}" if plan.content["backup"] == "attested" else ""
-    command = f"uuid-pipeline approve {plan.plan_id}{attest}"
+    command = plan.approve_command
     answer.data["approve_with"] = command
     answer.exit_code = WAITS_FOR_APPROVAL
     answer.say("", f"Nothing has moved. To approve this plan: {command}", "and then: uuid-pipeline run")
@@ -239,7 +238,7 @@ def require_open(session: Session) -> ledger.Execution:
         execution = ledger.unfinished(connection)
         newest = planning.newest(connection) if execution is None else None
     if execution is None:
-        remedy = f"uuid-pipeline approve {newest.plan_id}" if newest else "uuid-pipeline plan"
+        remedy = newest.approve_command if newest else "uuid-pipeline plan"
         raise RefusedError(f"Refused: no plan is approved. Run: {remedy}")
     return execution
 

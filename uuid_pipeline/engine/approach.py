@@ -82,7 +82,8 @@ def _of_figures(summary: Summary, wrong: int, share: float, settings: StrategySe
 _RESTRICTED = {
     "hybrid": "the plan moves the first waves (canary and recent); the rest waits for a later plan",
     "forward-only": "the plan moves nothing: documents that exist keep their ids, and only new ones are to be right",
-    "regenerate": "the plan moves nothing: documents are to be made anew by the application, under their own ids",
+    "regenerate": "the plan moves nothing: documents are to be made anew by the application, "
+    "under their own ids: uuid-pipeline regenerate lists them, and queues them on approval",
 }
 
 

@@ -52,6 +52,11 @@ def attestation(name: str | None, at: str | None) -> Attestation | None:
     return Attestation(name, moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
+def approve_command(plan_id: str, mode: str) -> str:
+    """What a person types to approve a plan; ``mode`` is the plan's own kind of backup."""
+    return f"uuid-pipeline approve {plan_id}" + (f" {ATTEST}" if mode == "attested" else "")
+
+
 def risks(store: Store) -> tuple[str, ...]:
     """What the plan, and approval again, must say of this spec's backup."""
     return RISKS[store.spec.backup]

@@ -9,10 +9,11 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import failure_patterns, figures, inventory, ledger, priorities, sql
+from uuid_pipeline.engine import duplicates, failure_patterns, figures, inventory, ledger, priorities, sql
 from uuid_pipeline.engine.store import Store
 
 TOP = 10
+CLUSTERS_KEPT = 50
 STATUSES_SHOWN = 20
 
 Records = list[dict[str, Any]]
@@ -105,6 +106,7 @@ def take(connection: Connection, store: Store, assessment: ledger.Assessment) ->
         "patterns": [
             failure_patterns.as_record(pattern) for pattern in failure_patterns.find(connection, store, number)
         ],
+        "clusters": _clusters(connection, store, number),
         "quarantined": _quarantined(connection, store, number),
         "priorities": {
             "bands": priorities.bands(connection, store, number),
@@ -117,6 +119,17 @@ def take(connection: Connection, store: Store, assessment: ledger.Assessment) ->
         "children": _banded(connection, store, number, _CHILDREN, _CHILD_BANDS) if has_children else None,
         "storage": _storage(connection, store, number) if known.size else None,
     }
+
+
+def _clusters(connection: Connection, store: Store, number: int) -> Records:
+    """The first clusters of documents: which row stays by which rule, and what merging archives, as foreseen now.
+
+    After the merge nobody could tell any more. Without natural keys, which are in the id map.
+    """
+    roots = {root.name for root in store.roots}
+    found = [c for c in duplicates.clusters(connection, store, number, CLUSTERS_KEPT) if c["entity"] in roots]
+    seen = duplicates.with_consequences(connection, store, number, found)
+    return [{name: value for name, value in cluster.items() if name != "natural_key"} for cluster in seen]
 
 
 def of(connection: Connection, store: Store, assessment: ledger.Assessment) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ _REHEARSAL = """
 SELECT rehearsal_no AS number, users, documents, rows, ids, seconds, rollback_seconds, rehearsed_on, passed,
        differences, rehearsed_at
 FROM uuid_pipeline.rehearsals WHERE spec_digest = %(spec)s AND catalog_digest = %(catalog)s
-ORDER BY rehearsal_no DESC LIMIT 1
+ORDER BY (documents > 0 OR NOT passed) DESC, rehearsal_no DESC LIMIT 1
 """
 _HEALTH = """
 SELECT c.check_name AS check, c.severity, c.passed, c.value, c.threshold, c.failing_since, c.finding, t.at
@@ -72,7 +72,7 @@ def backup(connection: Connection, execution: str | None) -> Record | None:
 
 
 def rehearsal(connection: Connection, plan: Plan) -> Record | None:
-    """The newest rehearsal with this plan's spec and catalog."""
+    """The newest rehearsal with this plan's spec and catalog, preferably one that had something to move."""
     digests = {"spec": plan.content["spec_digest"], "catalog": plan.content["catalog_digest"]}
     found = _records(connection, "rehearsals", _REHEARSAL, **digests)
     return found[0] if found else None

@@ -62,6 +62,11 @@ class Plan:
         return merges
 
     @property
+    def approve_command(self) -> str:
+        """What a person types to approve it, with the snapshot that it may want named."""
+        return backup_gate.approve_command(self.plan_id, self.content.get("backup", "none"))
+
+    @property
     def nothing_to_do(self) -> bool:
         return sum(self.moves.values()) + sum(self.merges.values()) == 0
 

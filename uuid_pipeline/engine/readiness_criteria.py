@@ -35,7 +35,7 @@ def next_command(evidence: Evidence) -> str:
     """What brings the migration on from where it is."""
     execution = evidence.execution
     if execution is None:
-        return "" if evidence.plan.nothing_to_do else f"uuid-pipeline approve {evidence.plan.plan_id}"
+        return "" if evidence.plan.nothing_to_do else evidence.plan.approve_command
     if execution.status in ("approved", "running", "rolling_back"):
         return "uuid-pipeline run"
     return "" if evidence.completed else "uuid-pipeline plan"
@@ -224,7 +224,7 @@ def pipeline_consistency(evidence: Evidence) -> Criterion:
     action = None
     if without and share is not None:
         action = Action(APPLICATION, f"{without:,} documents have no chunks; no change of ids makes them retrievable: "
-                        "process them again, or delete them")  # fmt: skip
+                        "process them again, or delete them", "uuid-pipeline regenerate")  # fmt: skip
     return Criterion(
         "pipeline_consistency", "Pipeline consistency", "documents with at least one chunk, counted now",
         figure, verdict_of(passed), action, binds=False,

@@ -67,6 +67,8 @@ def rehearsal(evidence: Evidence) -> Criterion:
     if found:
         figure = f"{found['documents']} documents forward in {found['seconds']:.1f} s, back in "
         figure += f"{found['rollback_seconds']:.1f} s, on {found['rehearsed_on']}"
+    if found and passed and not found["documents"] and not evidence.plan.nothing_to_do:
+        passed, figure = None, "it had nothing to move, and says nothing of this plan"
     done = evidence.completed or passed
     return Criterion(
         "rehearsal", "Rehearsal", "the whole migration and its rollback on a restored copy", figure,

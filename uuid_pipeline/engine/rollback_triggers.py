@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, retrieval, sql
 from uuid_pipeline.spec import RollbackTriggers
 
 ROLL_BACK_ALL = "uuid-pipeline rollback --all"
@@ -56,12 +56,13 @@ def of(settings: RollbackTriggers) -> tuple[RollbackTrigger, ...]:
         (
             "query_times", settings.query_times, "times",
             "the 99th percentile of the application's own query is more than {limit} of that before",
-            "your application's monitoring; throttle.query in the spec waits before it comes to that", ROLL_BACK_ALL,
+            "your application's monitoring; here the 95th percentile of the owners' own query, before and after; "
+            "throttle.query in the spec waits before it comes to that", ROLL_BACK_ALL,
         ),
         (
             "retrieval_drop", settings.retrieval_drop, "share",
             "retrieval success is below that before, by more than {limit} of the documents asked for",
-            "the owner's own query for documents of the canary wave, before and after", ROLL_BACK_ALL,
+            "the owners' own query for a sample of documents, before the first wave and at validation", ROLL_BACK_ALL,
         ),
         (
             "application_errors", settings.application_errors, "share",
@@ -109,12 +110,29 @@ def readings(connection: Connection, execution: ledger.Execution, settings: Roll
         "wave_gate_red": (float(sql.scalar(connection, _RED, values)), "gates of waves that are red now"),
         "failed_share": _worst(waves, "failed"),
         "locked_share": _worst(waves, "locked"),
+        **_retrieval(connection, execution),
     }
     found = []
     for trigger in of(settings):
         figure, reason = measured.get(trigger.name, (None, f"not measured here: {trigger.measured_by}"))
         found.append(Reading(trigger.name, figure, None if figure is None else figure > trigger.limit, reason))
     return found
+
+
+def _retrieval(connection: Connection, execution: ledger.Execution) -> dict[str, tuple[float | None, str]]:
+    """Retrieval as it was measured of the whole sample; nothing where it was not, before and after."""
+    found = retrieval.summary(connection, execution.execution_id)
+    if found is None or found["after"] is None:
+        return {}
+    before, after = found["before"], found["after"]
+    known: dict[str, tuple[float | None, str]] = {}
+    if None not in (before["rate"], after["rate"]):
+        said = f"{before['found']} of {before['measured']} retrievable before, {after['found']} of {after['measured']}"
+        known["retrieval_drop"] = (max(0.0, before["rate"] - after["rate"]), f"{said} at validation")
+    if before["p95_ms"] and after["p95_ms"] is not None:
+        said = f"95 of 100 of the owners' own queries within {before['p95_ms']:.1f} ms before, {after['p95_ms']:.1f} ms"
+        known["query_times"] = (after["p95_ms"] / before["p95_ms"], f"{said} at validation, asked from here")
+    return known
 
 
 def _worst(waves: Sequence[Any], column: str) -> tuple[float | None, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
+    approach,
     approval,
     catalog,
     gates,
@@ -175,7 +176,8 @@ def _inventory(through: RunThrough) -> None:
 def _map(through: RunThrough) -> None:
     with through.engine.begin() as connection:
         number = ledger.newest_assessment(connection).assessment_no
-        mapping.build(connection, through.store(connection), number)
+        kinds = approach.wave_kinds(through.spec.strategy)
+        mapping.build(connection, through.store(connection), number, kinds=kinds)
 
 
 def _plan(through: RunThrough) -> None:

@@ -16,7 +16,7 @@ from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.risks import Risk
 from uuid_pipeline.engine.rollback_triggers import ROLL_BACK_ALL, RollbackTrigger
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import Spec
+from uuid_pipeline.spec import RollbackTriggers, Spec
 
 UNMEASURED = "assumed: a speed that was measured elsewhere; the time of the canary wave, scaled, is a better one"
 
@@ -88,7 +88,9 @@ class Strategy:
     estimate: Estimate
     risks: tuple[Risk, ...]
     triggers: tuple[RollbackTrigger, ...]
+    settings: RollbackTriggers
     timeline: tuple[Step, ...]
+    approve: str
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...]
 
@@ -117,8 +119,10 @@ def make(plan: Plan, summary: Summary, profile: Mapping[str, Any]) -> Strategy:
         estimate=estimate,
         risks=tuple(risks.register(risk_findings.of(content, summary, profile))),
         triggers=rollback_triggers.of(spec.rollback_triggers),
+        settings=spec.rollback_triggers,
         timeline=_timeline(waves, content["sweep_passes"], spec) if waves else (),
-        decisions=_decisions(plan.plan_id, waves, spec) if waves else (),
+        approve=plan.approve_command,
+        decisions=_decisions(plan.approve_command, waves, spec) if waves else (),
         warnings=tuple(profile["warnings"]),
     )
 
@@ -213,13 +217,13 @@ def _timeline(waves: Sequence[StrategyWave], sweeps: int, spec: Spec) -> tuple[S
     )
 
 
-def _decisions(plan_id: str, waves: Sequence[StrategyWave], spec: Spec) -> tuple[Decision, ...]:
+def _decisions(approve: str, waves: Sequence[StrategyWave], spec: Spec) -> tuple[Decision, ...]:
     first = waves[0]
     found = [
         Decision(
             "before anything moves", "Is this plan what we want?",
             ("the risks below, heaviest first", "clusters: which row stays", "triggers: which are silent, which fire"),
-            (f"uuid-pipeline approve {plan_id}", f"uuid-pipeline migrate --wave {first.name}"),
+            (approve, f"uuid-pipeline migrate --wave {first.name}"),
             ("change the spec", "uuid-pipeline plan"),
         )
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import certificate, ledger, retrieval, sql
 from uuid_pipeline.engine.connection import store_identity
 from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports.bundle_file import MANIFEST, Checked, bundle, canonical, check
 
 # Names of the files whose content the ledger must still give, always or until the next batch.
@@ -22,20 +23,29 @@ UNTIL_NEXT_BATCH = ("maps.json", "set_aside.json")
 _LIBRARIES = ("uuid-pipeline", "dagster", "numpy", "psycopg", "SQLAlchemy")
 
 
-def write_bundle(connection: Connection, store: Store, execution: ledger.Execution, directory: Path) -> Path:
-    """Write ``evidence-EXECUTION.zip`` into the directory, made if missing; the ledger's audit keeps its digest.
+def write_bundle(connection: Connection, store: Store, execution: ledger.Execution, place: Path) -> Path:
+    """Write the bundle to ``place`` if that is a name ending in .zip, else as ``evidence-EXECUTION.zip`` below it.
 
-    Makes a determinism certificate where the ledger has none since the last batch.
+    Directories are made, the ledger's audit keeps the digest; a determinism certificate is made where the ledger has
+    none since the last batch. Raises UsageError when the file cannot be written.
     """
     files = {name: canonical(content) for name, content in contents(connection, store, execution).items()}
     data, digest = bundle(execution.execution_id, files)
     ledger.audit(connection, "bundled", {"execution": execution.execution_id, "digest": digest})
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"evidence-{execution.execution_id}.zip"
-    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as temporary:
-        temporary.write(data)
-    Path(temporary.name).chmod(0o644)
-    return Path(temporary.name).replace(path)
+    path = bundle_path(execution.execution_id, place)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+            temporary.write(data)
+        Path(temporary.name).chmod(0o644)
+        return Path(temporary.name).replace(path)
+    except OSError as error:
+        raise UsageError(f"The bundle cannot be written to {path}: {error.strerror}. Name another place.") from error
+
+
+def bundle_path(execution_id: str, place: Path) -> Path:
+    """The file that a bundle is written to, for a place that a person named."""
+    return place if place.suffix == ".zip" else place / f"evidence-{execution_id}.zip"
 
 
 def contents(connection: Connection, store: Store, execution: ledger.Execution) -> dict[str, Any]:

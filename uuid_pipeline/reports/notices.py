@@ -159,7 +159,7 @@ def _common(store: Store, facts: Facts, home: Path, place: Path) -> dict[str, An
         "status": facts.status,
         "strategy": facts.strategy,
         "strategy_file": str(strategies.paths(home, facts.plan_id).html),
-        "approve": f"uuid-pipeline approve {facts.plan_id}",
+        "approve": facts.strategy.approve,
         "resolve": f"SELECT uuid_pipeline.resolve_{store.main.name}('ID')",
         "per_user": str(place / PER_USER) if _users_known(store) else "no file: the spec names no owner",
         "waves": facts.waves,

@@ -41,7 +41,7 @@ def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
             "warnings": dg.MetadataValue.md(
                 "\n".join(f"- {line}" for line in assessment.profile["warnings"]) or "_nothing_"
             ),
-            "approve_with": f"job approve, config plan_id: {plan.plan_id}; or: uuid-pipeline approve {plan.plan_id}",
+            "approve_with": f"job approve, config plan_id: {plan.plan_id}; or: {advised.approve}",
         }
     )
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy import Engine
 
 from uuid_pipeline_tests.acceptance.conftest import CommandLine
+from uuid_pipeline_tests.integration import cycle
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
 
@@ -58,3 +60,42 @@ def test_a_file_that_cannot_be_written_is_a_usage_error(command_line: CommandLin
 
     assert said.code == 2
     assert "taken/r.html" in said.data["error"]
+
+
+@pytest.mark.system
+def test_the_bundle_is_written_with_the_report_and_shows_one_changed_byte(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    planned = command_line("plan", "--json").data["plan_id"]
+    refused = command_line("report", "--bundle", str(tmp_path / "none"), "--json")
+    assert refused.code == 1
+    assert f"uuid-pipeline approve {planned}" in refused.data["error"]
+    assert not (tmp_path / "none").exists()
+
+    execution = command_line("run", "--approve", "--json").data["execution_id"]
+    said = command_line("report", "--bundle", str(tmp_path / "kept"), "--json")
+    assert said.code == 0
+    bundle = said.data["report"]["bundle"]
+    assert bundle["path"] == str(tmp_path / "kept" / f"evidence-{execution}.zip")
+    assert json.loads(Path(said.data["report"]["figures"]).read_text())["bundle"] == bundle
+    assert bundle["digest"] in Path(said.data["report"]["path"]).read_text()
+
+    check = ("verify-bundle", bundle["path"], "--digest", bundle["digest"])
+    assert command_line(*check).code == 0
+    assert command_line(*check, "--against-store").code == 0
+    content = bytearray(Path(bundle["path"]).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(bundle["path"]).write_bytes(content)
+    assert command_line(*check).code == 1
+
+
+@pytest.mark.system
+def test_a_bundle_may_be_named_and_one_that_cannot_be_written_is_a_usage_error(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    cycle.run_all(incident, cycle.spec_with())
+    named = command_line("report", "--bundle", str(tmp_path / "a" / "mine.zip"))
+    assert (named.code, (tmp_path / "a" / "mine.zip").is_file()) == (0, True)
+    assert "Digest" in named.out
+    (tmp_path / "taken").write_text("")
+    assert command_line("report", "--bundle", str(tmp_path / "taken" / "x")).code == 2

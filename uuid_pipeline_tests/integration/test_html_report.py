@@ -14,6 +14,7 @@ from psycopg import sql
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
+from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import figures, inventory_figures, ledger, lookups
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError, UsageError
@@ -196,6 +197,58 @@ def test_the_sections_say_what_the_journal_the_gates_and_the_fingerprints_say(re
     assert sections["failures"]["figures"]["complete_yet_unreachable"] == 29
     assert sections["duplicates"]["figures"]["clusters"] == {"document": 0}
     assert sections["inventory"]["figures"]["summary"]["bytes"] == 3_520_000
+
+
+def test_documents_to_process_again_are_listed_with_why_and_the_plan_with_time_and_triggers(
+    report: Report, page: Page
+) -> None:
+    sections = as_json(report)["sections"]
+    # The incident's nine without chunks, of which one failed.
+    again = sections["regeneration"]["figures"]
+    assert (again["documents"], again["by_reason"]) == (9, {"no_chunks": 9, "failed": 1})
+    readings = {trigger["name"]: trigger for trigger in sections["plan"]["figures"]["rollback_triggers"]}
+    assert readings["wave_gate_red"]["pulled"] is readings["retrieval_drop"]["pulled"] is False
+    assert readings["application_errors"]["figure"] is None
+    captions = {block.get("caption") for block in sections["plan"]["blocks"]}
+    assert {"Timeline, counted from the first wave", "Rollback triggers", "Decision points"} <= captions
+    assert {"Risk", "Probability", "Impact", "Mitigation", "If it happens"} <= {word.strip() for word in page.words}
+
+
+def test_clusters_keep_the_rule_and_what_was_foreseen_after_they_were_merged(empty_store: Engine) -> None:
+    with empty_store.begin() as connection:
+        build_twins(connection)
+    total = cycle.run_sql(empty_store, "SELECT count(*) FROM upload_pipeline.documents")[0][0]
+    migrate(empty_store)
+    left = cycle.run_sql(empty_store, "SELECT count(*) FROM upload_pipeline.documents")[0][0]
+
+    section = as_json(made(empty_store))["sections"]["duplicates"]
+
+    [clusters] = [b for b in section["blocks"] if b.get("caption") == "Clusters of document"]
+    kinds, rules = ({row[column] for row in clusters["rows"]} for column in (1, 4))
+    assert kinds <= {"re-upload twin", "spelling", "race"}
+    assert rules <= {"complete", "children", "oldest", "smallest key"}
+    decided = section["figures"]["decided"]
+    assert sum(c["archives"]["upload_pipeline.documents"] for c in decided) == total - left > 0
+    assert section["figures"]["archived"]["upload_pipeline.documents"] == total - left
+    assert all("natural_key" not in cluster for cluster in decided)
+    assert section["figures"]["look_alikes"].keys() == {
+        "same content, different owners", "same text, different natural keys",
+    }  # fmt: skip
+
+
+def test_titles_owners_and_natural_keys_are_marks_where_they_are_not_to_be_shown(
+    incident: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cycle.assess_and_plan(incident, SPEC)
+    monkeypatch.setenv("UUID_PIPELINE_HOME", str(tmp_path))
+    monkeypatch.setenv("UUID_PIPELINE_REDACT", "1")
+    personal = cycle.run_sql(incident, "SELECT filename, user_id::text, file_sha256 FROM upload_pipeline.documents")
+
+    report = made(incident)
+
+    text = report.as_html() + json.dumps(report.as_json(), default=str, ensure_ascii=False)
+    assert "hidden-" in text
+    assert [value for row in personal for value in row if value in text] == []
 
 
 def test_a_verdict_is_said_in_words_not_only_in_colour(report: Report, page: Page) -> None:

@@ -8,7 +8,9 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import kept_evidence, planning
+from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.readiness import Criterion
+from uuid_pipeline.engine.store import bind
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -38,7 +40,7 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.health_checks (
 MEASURED = {
     "how": "look-up by target id, and the owner's own query as authenticated", "measured": 38, "found": 29,
     "rate": 0.7632, "rows_by_target": 38, "retrieved_by_target": 29, "by_query": 29, "missed_by_index": 0,
-    "p50_ms": 2.5, "p95_ms": 4.0, "not_measured": 0, "failures": {}, "excluded": {}, "sample": "all 38 documents",
+    "p50_ms": 2.5, "p95_ms": 4.0, "not_measured": 0, "failures": {}, "excluded": {}, "sample": "all 38 documents", "neighbours": None, "faults": [],
     "not_retrievable": [{"document": "d0c", "reason": "it has no chunks: no re-keying can make it retrievable"}],
 }  # fmt: skip
 
@@ -55,7 +57,7 @@ def add(connection: Connection, table: str, **values: Any) -> None:
 def looked_at(engine: Engine) -> tuple[Mapping[str, Criterion], dict[str, Any], str]:
     """(criteria, report.json's sections, the page)"""
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
-        report = reports.build(connection, cycle.bound(connection, SPEC))
+        report = reports.build(connection, bind(SPEC, read_catalog(connection, SPEC.schema_name)))
     sections = json.loads(json.dumps(report.as_json(), default=str))["sections"]
     return {c.name: c for c in report.subject.readiness.criteria}, sections, report.as_html()
 

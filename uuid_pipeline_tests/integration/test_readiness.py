@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import figures, ledger, lookups, planning, present, readiness, readiness_criteria
+from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.lookups import Timing
 from uuid_pipeline.engine.readiness import Criterion, Readiness
+from uuid_pipeline.engine.store import bind
 from uuid_pipeline.spec import Describe, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
@@ -21,7 +23,7 @@ def judged(engine: Engine, spec: Any = SPEC) -> dict[str, Criterion]:
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
         found = readiness.subject(connection)
         assert found is not None
-        evidence = readiness.gather(connection, cycle.bound(connection, spec), *found)
+        evidence = readiness.gather(connection, bind(spec, read_catalog(connection, spec.schema_name)), *found)
         return {criterion.name: criterion for criterion in readiness_criteria.evaluate(evidence).criteria}
 
 

@@ -65,7 +65,9 @@ def test_it_shows_the_incident(incident: Engine) -> None:
     assert found.batches.batches == 3
     rules = {risk.rule for risk in found.risks}
     assert {"without_chunks", "remembered_id", "row_security", "kept_id"} <= rules
-    assert not {"unwitnessed", "no_backup", "merged_rows", "quarantined_row"} & rules
+    assert not {"unwitnessed", "merged_rows", "quarantined_row"} & rules
+    # The test's spec asks for none.
+    assert "no_backup" in rules
     commands = [command for decision in found.decisions for command in (*decision.go, *decision.back)]
     assert f"uuid-pipeline approve {found.plan_id}" in commands
     assert "uuid-pipeline rollback --wave 010-canary" in commands
@@ -139,6 +141,50 @@ def test_triggers_are_the_specs_numbers_and_a_wave_without_locks_pulls_one(incid
         wave=canary.wave,
     )
     assert pulled() == quiet | {"locked_share": True}
+
+
+def test_retrieval_and_query_time_are_read_from_what_was_measured_and_unknown_before(incident: Engine) -> None:
+    settings = RollbackTriggers(query_times=2, retrieval_drop=0.1)
+    execution = cycle.run_all(incident, cycle.spec_with(rollback_triggers=settings))
+
+    def read() -> dict[str, rollback_triggers.Reading]:
+        with incident.begin() as connection:
+            return {r.name: r for r in rollback_triggers.readings(connection, execution, settings)}
+
+    def set_figures(phase: str, **figures: object) -> None:
+        cycle.run_sql(
+            incident,
+            """UPDATE uuid_pipeline.retrieval_measurements SET figures = figures || %(figures)s::jsonb
+               WHERE phase = %(phase)s AND wave IS NULL""",
+            phase=phase,
+            figures=json.dumps(figures),
+        )
+
+    found = read()
+    assert (found["retrieval_drop"].figure, found["retrieval_drop"].pulled) == (0, False)
+    assert "0 of 38 retrievable before, 29 of 38" in found["retrieval_drop"].reason
+    set_figures("before", rate=0.9, found=34, p95_ms=4.0)
+    set_figures("after", rate=0.7, found=27, p95_ms=10.0)
+    found = read()
+    assert found["retrieval_drop"].figure == pytest.approx(0.2)
+    assert (found["query_times"].figure, found["query_times"].pulled) == (2.5, True)
+    assert found["retrieval_drop"].pulled
+    cycle.run_sql(incident, "DELETE FROM uuid_pipeline.retrieval_measurements WHERE phase = 'after'")
+    found = read()
+    assert [found[name].pulled for name in ("retrieval_drop", "query_times")] == [None, None]
+
+
+def test_a_plan_with_an_attested_backup_is_approved_by_the_command_that_names_the_snapshot(incident: Engine) -> None:
+    made = cycle.assess_and_plan(incident, SPEC)
+    plan = replace(made, content=made.content | {"backup": "attested"})
+
+    with incident.begin() as connection:
+        found = strategy.of_plan(connection, plan)
+
+    command = f"uuid-pipeline approve {plan.plan_id} --attest NAME --attested-at TIME"
+    assert plan.approve_command == found.approve == command
+    assert command in found.decisions[0].go
+    assert command in render_markdown(found)
 
 
 @pytest.fixture

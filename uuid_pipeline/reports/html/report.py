@@ -20,6 +20,14 @@ from uuid_pipeline.reports.html.subject import Subject
 
 
 @dataclass(frozen=True)
+class Bundle:
+    """The evidence that was written with a report: its file, and the digest to note elsewhere."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Report:
     """A report before it is a file."""
 
@@ -27,6 +35,7 @@ class Report:
     meta: tuple[tuple[str, str | datetime | None], ...]
     subject: Subject
     sections: tuple[Section, ...]
+    bundle: Bundle | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All that the page says, for programs."""
@@ -38,6 +47,7 @@ class Report:
             "execution_id": subject.execution.execution_id if subject.execution else None,
             "status": subject.execution.status if subject.execution else None,
             "verdict": subject.readiness.verdict,
+            "bundle": asdict(self.bundle) if self.bundle else None,
             "sections": {
                 section.name: {
                     "title": section.title,
@@ -62,7 +72,7 @@ class Report:
         )
 
 
-def build(connection: Connection, store: Store) -> Report:
+def build(connection: Connection, store: Store, bundle: Bundle | None = None) -> Report:
     """Read everything that the sections show. Wants an open transaction, best a REPEATABLE READ one.
 
     Raises RefusedError when nothing was planned yet.
@@ -80,12 +90,14 @@ def build(connection: Connection, store: Store) -> Report:
         ("Status", execution.status.replace("_", " ") if execution else "waits for approval"),
         ("Approved by", execution.approved_by if execution else None),
         ("Made", subject.made_at),
+        ("Evidence bundle, digest", bundle.digest if bundle else None),
     ]
     return Report(
         f"Ids of {main.schema}.{main.name}",
         tuple(line for line in meta if line[1] is not None),
         subject,
         tuple(section for section in found if section is not None),
+        bundle,
     )
 
 

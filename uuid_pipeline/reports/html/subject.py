@@ -35,6 +35,20 @@ class Subject:
         return summary
 
 
+def executed(connection: Connection) -> ledger.Execution:
+    """The execution that a report is about. Raises RefusedError when there is none to give evidence of."""
+    found = readiness.subject(connection)
+    if found is None:
+        raise RefusedError("There is no evidence yet: nothing was planned. Run: uuid-pipeline plan")
+    plan, execution = found
+    if execution is None:
+        raise RefusedError(
+            f"There is no evidence yet: plan {plan.plan_id} was not approved, and nothing was executed. "
+            f"Run: {plan.approve_command}"
+        )
+    return execution
+
+
 def find(connection: Connection, store: Store) -> Subject:
     """The newest execution, or the plan made since. Wants an open transaction.
 

@@ -49,10 +49,16 @@ def _tables(kept: Record) -> Table:
     return Table("Tables in it", ("Table", "Rows"), rows, empty="not known of an attested snapshot")
 
 
+def _result(found: Record) -> Badge:
+    if not found["passed"]:
+        return Badge("bad", "Not passed")
+    return Badge("good", "Passed") if found["documents"] else Badge("open", "Passed, with nothing to move")
+
+
 def _rehearsal(found: Record) -> tuple[tuple[Cell, ...], ...]:
     extent = "all documents" if found["users"] is None else f"the documents of {found['users']} users"
     return (
-        ("Result", Badge("good", "Passed") if found["passed"] else Badge("bad", "Not passed")),
+        ("Result", _result(found)),
         ("Extent", f"{extent}: {found['documents']:,} documents, {found['ids']:,} ids"),
         ("Forward", f"{found['seconds']:.1f} s"), ("Rollback", f"{found['rollback_seconds']:.1f} s"),
         ("On", found["rehearsed_on"]), ("When", found["rehearsed_at"]),

@@ -15,7 +15,7 @@ LONGEST_TITLE = 120
 
 
 def section(connection: Connection, store: Store, subject: Subject) -> Section:
-    found = subject.evidence.before
+    found = _visible(store, subject.evidence.before)
     title = "Inventory before the migration"
     if found is None:
         return Section("inventory", title, "This inventory's figures are no longer in the ledger.", ())
@@ -45,6 +45,17 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section:
         blocks.append(Text(f"Unknown, since the spec does not describe it: {', '.join(unknown)}."))
     lead = f"{summary['documents']:,} documents, each with its id recomputed; taken when the plan was made."
     return Section("inventory", title, lead, tuple(blocks), data=found)
+
+
+def _visible(store: Store, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """With owners and titles as marks where they are not to be shown."""
+    if found is None:
+        return None
+    shown = dict(found)
+    if found["users"]:
+        shown["users"] = found["users"] | {"top": redaction.records(store.spec, found["users"]["top"])}
+    shown["priorities"] = found["priorities"] | {"top": redaction.records(store.spec, found["priorities"]["top"])}
+    return shown
 
 
 _PARTS = {"users": "users", "uploads": "upload dates", "statuses": "statuses", "children": "chunk counts",

@@ -2,9 +2,11 @@
 
 from sqlalchemy import Connection
 
+from uuid_pipeline.engine.kept_evidence import Record
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Section, Table
 from uuid_pipeline.reports.html.subject import Subject
+from uuid_pipeline.reports.html.wording import plural
 
 
 def section(connection: Connection, store: Store, subject: Subject) -> Section | None:
@@ -12,7 +14,7 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
     if not checks and not guards:
         return None
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (c["check"], Badge("good", "Passed") if c["passed"] else Badge("bad", "Failing"), c["severity"], c["finding"],
+        (c["check"], _result(c), c["severity"], c["finding"],
          c["failing_since"] or "")
         for c in checks
     )  # fmt: skip
@@ -22,7 +24,18 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
         Table("Guards", ("Entity", "Mode", "Since"), tuple((g["entity"], g["mode"], g["installed_at"]) for g in guards),
               empty="none stands: nothing keeps a new random id out"),
     ]  # fmt: skip
-    failing = sum(not c["passed"] for c in checks)
-    lead = f"{len(checks) - failing} of {len(checks)} checks pass." if checks else "No look at the health was kept yet."
-    badge = None if not checks else Badge("bad", f"{failing} failing") if failing else Badge("good", "All passed")
-    return Section("monitoring", "Monitoring", lead, tuple(blocks), badge, {"checks": checks, "guards": guards})
+    failing = sum(not c["passed"] and c["severity"] != "warning" for c in checks)
+    warned = sum(not c["passed"] for c in checks) - failing
+    passing = len(checks) - failing - warned
+    lead = f"{passing} of {len(checks)} checks pass." if checks else "No look at the health was kept yet."
+    badge = Badge("bad", f"{failing} failing") if failing else Badge("open", plural(warned, "warning"))
+    if not failing + warned:
+        badge = Badge("good", "All passed")
+    return Section("monitoring", "Monitoring", lead, tuple(blocks), badge if checks else None,
+                   {"checks": checks, "guards": guards})  # fmt: skip
+
+
+def _result(check: Record) -> Badge:
+    if check["passed"]:
+        return Badge("good", "Passed")
+    return Badge("open", "Warning") if check["severity"] == "warning" else Badge("bad", "Failing")

@@ -1,64 +1,59 @@
-"""Documents that no change of ids makes retrievable, and what was queued for the application's workers."""
+"""Documents that no change of ids makes retrievable, each with why, and what was queued for workers."""
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import redaction, sql
+from uuid_pipeline.engine import redaction, unretrievable
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Section, Table, Text
+from uuid_pipeline.engine.unretrievable import WORDS, Listed
+from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Code, Section, Table, Text
 from uuid_pipeline.reports.html.subject import Subject
 from uuid_pipeline.reports.html.wording import moment, plural
 
 SHOWN = 50
+COMMAND = "uuid-pipeline regenerate"
 
 
 def section(connection: Connection, store: Store, subject: Subject) -> Section | None:
-    now = subject.evidence.now
-    if now.with_children is None:
+    found = unretrievable.listed(connection, store, SHOWN)
+    count = found.waiting + found.queued
+    if found.unknown and not count:
         return None
-    without = now.documents - now.with_children
-    rows = _without(connection, store) if without else ()
-    more = f"the first {SHOWN} of {without:,}" if without > SHOWN else ""
-    blocks: list[Block] = [
-        Table("Documents without chunks, now", ("Document", "Title", "Status"), rows, more, "every document has chunks")
-    ]
+    blocks: list[Block] = [_documents(store, found, count)]
+    if found.by_reason:
+        rows = tuple((WORDS[name], documents) for name, documents in found.by_reason.items())
+        blocks.append(Table("Why; a document may have several reasons", ("Reason", "Documents"), rows))
+    if found.unknown:
+        blocks.append(Text(f"Unknown: {'; '.join(found.unknown)}."))
     requests = subject.evidence.kept.requests
     if requests:
         said = f"{plural(requests['queued'], 'document')} queued for the application's workers since "
         blocks.append(Text(f"{said}{moment(requests['since'])}, first by {requests['by']}."))
-    lead = "They have nothing to be found by: they must be processed again, or deleted." if without else (
-        "There is none: every document has chunks."
+    elif found.waiting:
+        blocks.append(Table("To queue them for the application's workers", ("Command",), ((Code(COMMAND),),)))
+    lead = "There is none: every document has what it is found by."
+    if count:
+        lead = "They have nothing, or too little, to be found by: they must be processed again, or deleted."
+    badge = Badge("open", plural(count, "document")) if count else None
+    return Section(
+        "regeneration", "To be processed again", lead, tuple(blocks), badge,
+        {"documents": count, "waiting": found.waiting, "queued": found.queued, "by_reason": found.by_reason,
+         "unknown": list(found.unknown), "list_id": found.list_id},
     )  # fmt: skip
-    badge = Badge("open", plural(without, "document")) if without else None
-    return Section("regeneration", "To be processed again", lead, tuple(blocks), badge,
-                   {"without_chunks": without, "queued": requests["queued"] if requests else 0})  # fmt: skip
 
 
-def _without(connection: Connection, store: Store) -> tuple[tuple[Cell, ...], ...]:
-    main, known = store.main, store.main.spec.describe
-    empty = [
-        sql.compose(
-            "NOT EXISTS (SELECT FROM {table} c WHERE c.{parent} = t.{key})",
-            table=sql.table(child.table.schema, child.table.name),
-            parent=sql.name(child.parent_column or ""),
-            key=sql.name(main.key),
-        )
-        for child in store.children(main)
-    ]
-    statement = sql.compose(
-        """SELECT t.{key}::text, left({title}, 120), left({status}, 120) FROM {table} t WHERE {empty}
-           ORDER BY t.{key} LIMIT %(limit)s""",
-        key=sql.name(main.key),
-        title=_described(known.title),
-        status=_described(known.status),
-        table=sql.table(main.table.schema, main.table.name),
-        empty=sql.join(" AND ", empty),
-    )
-    found = sql.rows(connection, statement, {"limit": SHOWN})
-    no_status = "no status" if known.status else None
-    return tuple(
-        (key, redaction.shown(store.spec, "title", title), status or no_status) for key, title, status in found
-    )
+def _documents(store: Store, found: Listed, count: int) -> Table:
+    no_status = "no status" if store.main.spec.describe.status else None
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (d.id, redaction.shown(store.spec, "title", _cut(d.title)), _cut(d.status) or no_status,
+         "; ".join(WORDS[reason] for reason in d.reasons), d.queued_at or "no")
+        for d in found.documents
+    )  # fmt: skip
+    more = f"the first {SHOWN} of {count:,}" if count > SHOWN else ""
+    return Table(
+        "Documents that no id makes retrievable, now", ("Document", "Title", "Status", "Why", "Queued"), rows, more,
+        "every document can be found",
+    )  # fmt: skip
 
 
-def _described(column: str | None) -> sql.Composable:
-    return sql.compose("t.{c}::text", c=sql.name(column)) if column else sql.Text("NULL::text")
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= 120 else f"{text[:120]} …"

@@ -44,7 +44,7 @@ def _state(subject: Subject) -> Banner:
         return Banner(Badge("good", "Nothing to do"), "Every id that can be derived is as it should be.")
     return Banner(
         Badge("open", "Waits for approval"), "A plan is made; nothing has moved.",
-        f"To approve it: uuid-pipeline approve {subject.plan.plan_id}",
+        f"To approve it: {subject.plan.approve_command}",
     )  # fmt: skip
 
 
