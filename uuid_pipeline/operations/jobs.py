@@ -64,7 +64,7 @@ health = dg.define_asset_job(
     description="One look at the store's health: figures, checks, history.",
 )  # fmt: skip
 review_aliases = dg.define_asset_job(
-    "alias_review", _assets("alias_review"), executor_def=IN_ORDER,
+    "review_aliases", _assets("alias_review"), executor_def=IN_ORDER,
     description="Whether old ids are still in use, and what the guard has caught.",
 )  # fmt: skip
 

@@ -293,7 +293,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
         "resume", "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
         "notices",
         "report",
-        "health", "alias_review", "guard_install", "guard_remove",
+        "health", "review_aliases", "guard_install", "guard_remove",
     }  # fmt: skip
 
 
