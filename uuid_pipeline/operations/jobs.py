@@ -9,9 +9,9 @@ from uuid_pipeline.operations.copies import COPY_JOBS
 from uuid_pipeline.operations.guard import GUARD_JOBS
 from uuid_pipeline.operations.notices import notices_job
 from uuid_pipeline.operations.regeneration import REGENERATION_JOBS
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 ASSESSED = ("store_profile", "document_inventory", "duplicate_clusters")
 PLANNED = (*ASSESSED, "id_mapping", "store_backup", "migration_plan")
@@ -123,9 +123,7 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
                 description="rolled back: these documents have their old ids again",
                 metadata={
                     "documents": run.documents,
-                    "rows_by_table": dg.MetadataValue.md(
-                        markdown([{"table": table, "rows": count} for table, count in run.rows.items()])
-                    ),
+                    "rows_by_table": table([{"table": table, "rows": count} for table, count in run.rows.items()]),
                 },
             )
         )
