@@ -23,9 +23,9 @@ from uuid_pipeline.stages import (
 )
 from uuid_pipeline.stages.session import StoreResource
 
-defs = owned(
-    dg.Definitions(
-        assets=[
+defs = dg.Definitions(
+    assets=owned(
+        [
             store_profile.store_profile,
             document_inventory.document_inventory,
             duplicate_clusters.duplicate_clusters,
@@ -40,22 +40,22 @@ defs = owned(
             uuid_health.uuid_health,
             alias_review.alias_review,
             ALERTS,
-        ],
-        asset_checks=[
-            *store_profile.CHECKS,
-            *document_inventory.CHECKS,
-            *duplicate_clusters.CHECKS,
-            *id_mapping.CHECKS,
-            *store_backup.CHECKS,
-            *migration_plan.CHECKS,
-            *migrated_documents.CHECKS,
-            *validation_report.CHECKS,
-            *determinism_certificate.CHECKS,
-            alerts_delivered,
-        ],
-        jobs=JOBS,
-        schedules=schedules.configured(),
-        sensors=SENSORS,
-        resources={"store": StoreResource()},
-    )
+        ]
+    ),
+    asset_checks=[
+        *store_profile.CHECKS,
+        *document_inventory.CHECKS,
+        *duplicate_clusters.CHECKS,
+        *id_mapping.CHECKS,
+        *store_backup.CHECKS,
+        *migration_plan.CHECKS,
+        *migrated_documents.CHECKS,
+        *validation_report.CHECKS,
+        *determinism_certificate.CHECKS,
+        alerts_delivered,
+    ],
+    jobs=JOBS,
+    schedules=schedules.configured(),
+    sensors=SENSORS,
+    resources={"store": StoreResource()},
 )
