@@ -5,6 +5,7 @@ import dagster as dg
 from uuid_pipeline.operations import schedules
 from uuid_pipeline.operations.alerts.sensors import ALERTS, SENSORS, alerts_delivered
 from uuid_pipeline.operations.jobs import JOBS
+from uuid_pipeline.operations.owners import owned
 from uuid_pipeline.stages import (
     alias_review,
     completion_report,
@@ -23,22 +24,24 @@ from uuid_pipeline.stages import (
 from uuid_pipeline.stages.session import StoreResource
 
 defs = dg.Definitions(
-    assets=[
-        store_profile.store_profile,
-        document_inventory.document_inventory,
-        duplicate_clusters.duplicate_clusters,
-        id_mapping.id_mapping,
-        store_backup.store_backup,
-        migration_plan.migration_plan,
-        migrated_documents.migrated_documents,
-        validation_report.validation_report,
-        unretrievable_documents.unretrievable_documents,
-        determinism_certificate.determinism_certificate,
-        completion_report.completion_report,
-        uuid_health.uuid_health,
-        alias_review.alias_review,
-        ALERTS,
-    ],
+    assets=owned(
+        [
+            store_profile.store_profile,
+            document_inventory.document_inventory,
+            duplicate_clusters.duplicate_clusters,
+            id_mapping.id_mapping,
+            store_backup.store_backup,
+            migration_plan.migration_plan,
+            migrated_documents.migrated_documents,
+            validation_report.validation_report,
+            unretrievable_documents.unretrievable_documents,
+            determinism_certificate.determinism_certificate,
+            completion_report.completion_report,
+            uuid_health.uuid_health,
+            alias_review.alias_review,
+            ALERTS,
+        ]
+    ),
     asset_checks=[
         *store_profile.CHECKS,
         *document_inventory.CHECKS,

@@ -19,9 +19,10 @@ from uuid_pipeline.named_parameters import unknown
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
 # A corrected address, another threshold: what changes nothing in the store must not make a plan stale.
-NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules", "privacy", "retention"})
+NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules", "privacy", "retention", "owners"})
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_-]+|[^@\s:]+@[^@\s:]+\.[^@\s:.]+)$")]
 BackupMode = Literal["dump", "attested", "none"]
 Personal = Literal["owner", "title", "natural_key"]
 PERSONAL: tuple[Personal, ...] = get_args(Personal)
@@ -382,6 +383,7 @@ class Spec(_Part):
     schedules: Schedules = Schedules()
     privacy: Privacy = Privacy()
     retention: Retention = Retention()
+    owners: list[Owner] = []
     batch_rows: int = Field(default=5_000, ge=1)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from uuid_pipeline.errors import UsageError
 from uuid_pipeline.operations.instance import dagster_home
 
 HOST = "127.0.0.1"
+# How warnings begin that nobody who opens the UI can do anything about.
+_NOT_FOR_USERS = ("Function `dev_command` is superseded", "Specifying a partitions_def on an AssetCheckSpec")
 
 
 def ui(
@@ -32,6 +35,10 @@ def ui(
         if dagster is None:
             raise UsageError("The program `dagster` is not installed beside this Python.")
         sys.stderr.write(f"Dagster UI: http://{HOST}:{port}  (Ctrl-C ends it)\n")
+        # A shell starts what it puts into the background deaf to SIGINT, by which this is ended.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Notes to us about Dagster's own changes.
+        os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{said}" for said in _NOT_FOR_USERS))
         command = [dagster, "dev", "-w", str(workspace), "-h", HOST, "-p", str(port)]
         # The UI takes this process over, so that a signal to it ends the UI and nothing stays behind.
         os.execv(dagster, command)

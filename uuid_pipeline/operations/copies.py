@@ -9,6 +9,7 @@ from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.stages.checks import EVALUATORS
 from uuid_pipeline.stages.migrated_documents import progress_log
 from uuid_pipeline.stages.session import StoreResource, failure, open_workshop
+from uuid_pipeline.stages.shown import bullets
 from uuid_pipeline.stages.store_backup import described
 
 
@@ -45,8 +46,8 @@ def rehearse_migration(context: dg.OpExecutionContext, config: RehearseConfig, s
         "rehearsal": made.number, "passed": made.passed, "documents": made.documents, "rows": made.rows,
         "seconds": round(made.seconds, 2), "rollback_seconds": round(made.rollback_seconds, 2),
         "rows_a_second": round(made.rows_a_second), "tier": made.tier, "rehearsed_on": made.rehearsed_on,
-        "differences": dg.MetadataValue.md("\n".join(f"- {line}" for line in made.differences) or "_none_"),
-        "left_out": dg.MetadataValue.md("\n".join(f"- {line}" for line in made.left_out) or "_nothing_"),
+        "differences": bullets(made.differences),
+        "left_out": bullets(made.left_out),
     }  # fmt: skip
     context.log_event(dg.AssetObservation("migration_plan", description="rehearsed", metadata=metadata))
     if not made.passed:

@@ -11,9 +11,9 @@ from uuid_pipeline.operations.guard import GUARD_JOBS
 from uuid_pipeline.operations.keeping import retention_job
 from uuid_pipeline.operations.notices import notices_job
 from uuid_pipeline.operations.regeneration import REGENERATION_JOBS
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.migrated_documents import WAVES, WRITER_POOL, progress_log, report_dead_run
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 ASSESSED = ("store_profile", "document_inventory", "duplicate_clusters")
 PLANNED = (*ASSESSED, "id_mapping", "store_backup", "migration_plan")
@@ -65,7 +65,7 @@ health = dg.define_asset_job(
     description="One look at the store's health: figures, checks, history.",
 )  # fmt: skip
 review_aliases = dg.define_asset_job(
-    "alias_review", _assets("alias_review"), executor_def=dg.in_process_executor,
+    "review_aliases", _assets("alias_review"), executor_def=dg.in_process_executor,
     description="Whether old ids are still in use, and what the guard has caught.",
 )  # fmt: skip
 
@@ -125,9 +125,7 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
                 description="rolled back: these documents have their old ids again",
                 metadata={
                     "documents": run.documents,
-                    "rows_by_table": dg.MetadataValue.md(
-                        markdown([{"table": table, "rows": count} for table, count in run.rows.items()])
-                    ),
+                    "rows_by_table": table([{"table": table, "rows": count} for table, count in run.rows.items()]),
                 },
             )
         )

@@ -63,7 +63,7 @@ def build(wanted: Schedules, status: dg.DefaultScheduleStatus) -> list[dg.Schedu
         ("assess", wanted.assessment, _one_at_a_time("assess", while_an_execution_is_open), "Assess the store anew."),
         ("validate", wanted.validation, _one_at_a_time("validate", unless_something_is_migrated),
          "The whole store against its state before the migration."),
-        ("alias_review", wanted.alias_review, _one_at_a_time("alias_review"),
+        ("review_aliases", wanted.alias_review, _one_at_a_time("review_aliases"),
          "Whether old ids are still in use, and what the guard has caught."),
     )  # fmt: skip
     return [

@@ -1,7 +1,9 @@
 """Tables that people look at, from the engine's figures: for the UI as markdown, for the terminal as text."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -13,10 +15,34 @@ UNKNOWN = "unknown"
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
-    """A markdown table, or a sentence when there is nothing to show."""
+    """A markdown table, or a sentence when there is nothing to show; numbers to the right."""
     if not records:
         return "_nothing to show_"
-    return str(pd.DataFrame.from_records([dict(record) for record in records]).to_markdown(index=False))
+    # As objects: pandas would make 3.0 of a 3 beside a None.
+    frame = pd.DataFrame([dict(record) for record in records], dtype=object)
+    align = ["right" if frame[name].map(_is_number).all() else "left" for name in frame]
+    shown = frame.map(cell).to_markdown(index=False, disable_numparse=True, colalign=align)
+    return str(shown)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def cell(value: Any) -> str:
+    """A value in one line of a table; nothing for what is not there."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, Mapping):
+        return cell([f"{name}: {cell(one)}" for name, one in value.items()])
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(cell(one) for one in value)
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def percent(share: float | None) -> str:

@@ -5,13 +5,14 @@ import dagster as dg
 from uuid_pipeline.engine import aliases, finalizing, guard
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.health import guard_records
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 
 @dg.asset(
     group_name="health",
     kinds={"postgres"},
+    tags={"writes": "nothing"},
     description="Uses of old ids by entity, whether finalize would be refused and why, and what the guard has caught.",
 )
 def alias_review(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -27,10 +28,8 @@ def alias_review(store: StoreResource) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(
         metadata={
             "finalize": verdict,
-            "aliases": dg.MetadataValue.md(
-                markdown([{"entity": u.entity, "uses": u.uses, "last_used": u.last_used} for u in used])
-            ),
-            "guard": dg.MetadataValue.md(markdown(guard_records(guarded))),
+            "aliases": table([{"entity": u.entity, "uses": u.uses, "last_used": u.last_used} for u in used]),
+            "guard": table(guard_records(guarded)),
             "tables_with_aliases": len(tables),
             **{f"uses_{use.entity}": use.uses for use in used},
             **{f"caught_{one.entity}": one.caught for one in guarded},

@@ -14,14 +14,36 @@ from uuid_pipeline.stages.session import StoreResource
 EVALUATORS = Evaluators()
 
 
+# Where the rows stand that a gate's finding counts: asset and entry of its metadata.
+ROWS = {
+    "references_known": ("store_profile", "found_references"),
+    "nothing_unsupported": ("store_profile", "tables"),
+    "natural_keys_valid_or_quarantined": ("document_inventory", "quarantined"),
+    "no_orphans": ("document_inventory", "orphans_by_reference"),
+    "counts_agree": ("document_inventory", "id_classes"),
+    "each_cluster_decided": ("duplicate_clusters", "first_50"),
+    "never_across_users": ("duplicate_clusters", "first_50"),
+    "conflicts_resolvable": ("duplicate_clusters", "first_50"),
+    "one_target_per_natural_key": ("id_mapping", "first_50"),
+    "no_collision": ("id_mapping", "first_50"),
+    "backup_as_asked": ("store_backup", "tables"),
+    "waves_cover_each_document_once": ("migration_plan", "waves"),
+    "conservation": ("migrated_documents", "rows_by_table"),
+    "documents_retrievable": ("unretrievable_documents", "first_100"),
+    "whole_conservation": ("validation_report", "tables"),
+    "timestamps_untouched": ("validation_report", "tables"),
+    "whole_documents_retrievable": ("unretrievable_documents", "first_100"),
+    "next_step_safe": ("validation_report", "waves"),
+}
+
+
 def check_result(result: GateResult) -> dg.AssetCheckResult:
     """What the UI shows of a gate."""
     text = result.finding if result.passed else f"{result.finding}\n\nRemedy: {result.remedy}"
-    return dg.AssetCheckResult(
-        passed=result.passed,
-        description=text,
-        metadata={name: dg.MetadataValue.float(float(value)) for name, value in result.figures.items()},
-    )
+    figures = {name: dg.MetadataValue.float(float(value)) for name, value in result.figures.items()}
+    asset, entry = ROWS.get(result.gate, (None, None))
+    rows = {} if asset is None else {"rows": dg.MetadataValue.md(f"[{asset}: {entry}](/assets/{asset})")}
+    return dg.AssetCheckResult(passed=result.passed, description=text, metadata={**figures, **rows})
 
 
 def planning_check(stage: str, gate: str, description: str, evaluate: Evaluate) -> dg.AssetChecksDefinition:

@@ -10,9 +10,9 @@ from uuid_pipeline.reports import evidence, readiness
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.reports.html import subject as subjects
 from uuid_pipeline.reports.html.report import Bundle
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.settings import read_settings
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 from uuid_pipeline.stages.validation_report import validation_report
 
 
@@ -28,8 +28,9 @@ class ReportConfig(dg.Config):
 
 @dg.asset(
     deps=[validation_report],
-    group_name="id_migration",
+    group_name="reports",
     kinds={"html"},
+    tags={"writes": "files"},
     description="The HTML report with production readiness: each criterion, how it was measured, figure, verdict.",
 )
 def completion_report(config: ReportConfig, store: StoreResource) -> dg.MaterializeResult[None]:
@@ -44,8 +45,8 @@ def completion_report(config: ReportConfig, store: StoreResource) -> dg.Material
     return dg.MaterializeResult(
         metadata={
             "verdict": found.verdict,
-            "readiness": dg.MetadataValue.md(markdown(readiness.criteria(found))),
-            "still_open": dg.MetadataValue.md(markdown(readiness.actions(found))),
+            "readiness": table(readiness.criteria(found)),
+            "still_open": table(readiness.actions(found)),
             "report": dg.MetadataValue.path(str(page)),
             "figures": dg.MetadataValue.path(str(figures)),
             "criteria_ready": found.count("ready"),

@@ -3,15 +3,16 @@
 import dagster as dg
 
 from uuid_pipeline.engine import certificate, export, validation
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 from uuid_pipeline.stages.validation_report import validation_report
 
 
 @dg.asset(
     deps=[validation_report],
-    group_name="id_migration",
+    group_name="reports",
     kinds={"postgres", "python"},
+    tags={"writes": "ledger"},
     description="Every id of the store made again by two implementations that share no code, counted.",
 )
 def determinism_certificate(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -31,9 +32,9 @@ def determinism_certificate(store: StoreResource) -> dg.MaterializeResult[None]:
         metadata={
             "execution": execution.execution_id,
             "digest": made["digest"],
-            "entities": dg.MetadataValue.md(markdown(shown)),
-            "implementations": dg.MetadataValue.md(markdown(made["implementations"])),
-            "not_agreeing": dg.MetadataValue.md(markdown(examples)),
+            "entities": table(shown),
+            "implementations": table(made["implementations"]),
+            "not_agreeing": table(examples),
             "rows": sum(one["rows"] for one in made["entities"].values()),
             "agreeing": sum(one["agreeing"] for one in made["entities"].values()),
         }

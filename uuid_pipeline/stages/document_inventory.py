@@ -6,9 +6,10 @@ from uuid_pipeline.engine import figures, gates, inventory, inventory_figures, l
 from uuid_pipeline.reports import inventory_tables as tables
 from uuid_pipeline.reports.html.charts import markdown_image
 from uuid_pipeline.reports.html.inventory_plots import plots
-from uuid_pipeline.reports.tables import inventory_lines, markdown, pairs_markdown
+from uuid_pipeline.reports.tables import inventory_lines
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import pairs, table
 from uuid_pipeline.stages.store_profile import store_profile
 
 SHOWN = 50
@@ -18,6 +19,7 @@ SHOWN = 50
     deps=[store_profile],
     group_name="id_migration",
     kinds={"postgres", "pandas"},
+    tags={"writes": "ledger"},
     description="Every document: id class by recomputation, priority, status, chunks, size; users; orphans.",
 )
 def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -40,15 +42,15 @@ def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
     shown = [{k: v for k, v in row.items() if k not in ("owner", "target_id")} for row in visible]
     return dg.MaterializeResult(
         metadata={
-            "summary": dg.MetadataValue.md(pairs_markdown(inventory_lines(summary))),
-            f"first_{SHOWN}_by_priority": dg.MetadataValue.md(markdown(shown)),
-            "id_classes": dg.MetadataValue.md(markdown([{"entity": e, **c} for e, c in classes.items()])),
-            "quarantined": dg.MetadataValue.md(markdown(aside)),
+            "summary": pairs(inventory_lines(summary)),
+            f"first_{SHOWN}_by_priority": table(shown),
+            "id_classes": table([{"entity": e, **c} for e, c in classes.items()]),
+            "quarantined": table(aside),
             "plots": dg.MetadataValue.md("\n\n".join(markdown_image(chart) for chart in plots(found))),
-            "failure_patterns": dg.MetadataValue.md(markdown(tables.patterns(found))),
-            "users_by_impact": dg.MetadataValue.md(markdown(redaction.records(bound.spec, tables.users(found)))),
-            "priority_parts": dg.MetadataValue.md(markdown(tables.priorities(found))),
-            "orphans_by_reference": dg.MetadataValue.md(markdown(tables.orphans(found))),
+            "failure_patterns": table(tables.patterns(found)),
+            "users_by_impact": table(redaction.records(bound.spec, tables.users(found))),
+            "priority_parts": table(tables.priorities(found)),
+            "orphans_by_reference": table(tables.orphans(found)),
             "found_by_target_id": timed.found_by_target,
             "documents": summary.documents,
             "random": summary.random,

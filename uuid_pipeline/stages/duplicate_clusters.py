@@ -6,10 +6,10 @@ import dagster as dg
 
 from uuid_pipeline.engine import duplicates, gates, look_alikes, redaction
 from uuid_pipeline.reports.clusters import cluster_records, look_alike_records
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.document_inventory import document_inventory
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 SHOWN = 50
 
@@ -18,6 +18,7 @@ SHOWN = 50
     deps=[document_inventory],
     group_name="id_migration",
     kinds={"postgres"},
+    tags={"writes": "ledger"},
     description="Clusters: rows of one entity with one normalised natural key, the likely survivor first.",
 )
 def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -39,12 +40,10 @@ def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(
         metadata={
             "clusters": len(found),
-            "kinds": dg.MetadataValue.md(
-                markdown([{"entity": entity, "kind": kind, "clusters": n} for (entity, kind), n in kinds.items()])
-            ),
-            "rules": dg.MetadataValue.md(markdown(rules)),
-            f"first_{SHOWN}": dg.MetadataValue.md(markdown(cluster_records(visible))),
-            "look_alikes": dg.MetadataValue.md(markdown(look_alike_records(alike))),
+            "kinds": table([{"entity": entity, "kind": kind, "clusters": n} for (entity, kind), n in kinds.items()]),
+            "rules": table(rules),
+            f"first_{SHOWN}": table(cluster_records(visible)),
+            "look_alikes": table(look_alike_records(alike)),
         }
     )
 

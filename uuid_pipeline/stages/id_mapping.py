@@ -3,10 +3,10 @@
 import dagster as dg
 
 from uuid_pipeline.engine import approach, gates, mapping, redaction
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 SHOWN = 50
 
@@ -15,6 +15,7 @@ SHOWN = 50
     deps=[duplicate_clusters],
     group_name="id_migration",
     kinds={"postgres", "python"},
+    tags={"writes": "ledger"},
     description="The id map of every entity: old id, target id, ordinal, wave, role.",
 )
 def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -29,7 +30,7 @@ def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
         metadata={
             **{f"{name}_ids_to_change": count for name, count in moves.items()},
             **{f"{name}_rows_to_merge": count for name, count in merges.items()},
-            f"first_{SHOWN}": dg.MetadataValue.md(markdown(shown)),
+            f"first_{SHOWN}": table(shown),
         }
     )
 

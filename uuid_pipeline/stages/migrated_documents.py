@@ -8,10 +8,10 @@ import dagster as dg
 from uuid_pipeline.engine import exactness, lease, ledger, migration, retrieval, validation
 from uuid_pipeline.engine.migration import Progress
 from uuid_pipeline.reports.progress import waited
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import wave_check
 from uuid_pipeline.stages.migration_plan import migration_plan
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 WAVES = dg.DynamicPartitionsDefinition(name="waves")
 WRITER_POOL = "store_writer"
@@ -100,6 +100,7 @@ def report_dead_run(context: dg.AssetExecutionContext | dg.OpExecutionContext, r
     pool=WRITER_POOL,
     group_name="id_migration",
     kinds={"postgres"},
+    tags={"writes": "store"},
     description="The documents of one wave under their target ids, with everything that refers to them.",
 )
 def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
@@ -116,11 +117,9 @@ def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) 
             "seconds": run.seconds,
             "documents_per_second": run.documents / max(run.seconds, 0.001),
             "waited_seconds": float(sum(wait["seconds"] for wait in waits)),
-            "waits": dg.MetadataValue.md(markdown(waits)),
+            "waits": table(waits),
             "rows": sum(run.rows.values()),
-            "rows_by_table": dg.MetadataValue.md(
-                markdown([{"table": table, "rows": count} for table, count in run.rows.items()])
-            ),
+            "rows_by_table": table([{"table": table, "rows": count} for table, count in run.rows.items()]),
         }
     )
 

@@ -7,10 +7,11 @@ import dagster as dg
 from uuid_pipeline.engine import gates, inventory, planning, rehearsal
 from uuid_pipeline.engine import strategy as strategies
 from uuid_pipeline.reports import strategy
-from uuid_pipeline.reports.tables import markdown, pairs_markdown, plan_lines
+from uuid_pipeline.reports.tables import plan_lines
 from uuid_pipeline.settings import read_settings
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import bullets, launchpad, pairs, table
 from uuid_pipeline.stages.store_backup import store_backup
 
 
@@ -18,6 +19,7 @@ from uuid_pipeline.stages.store_backup import store_backup
     deps=[store_backup],
     group_name="id_migration",
     kinds={"postgres"},
+    tags={"writes": "ledger"},
     description="Id map, waves and decisions, frozen under the plan id that a person approves.",
 )
 def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -31,17 +33,15 @@ def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(
         metadata={
             "plan_id": plan.plan_id,
-            "plan": dg.MetadataValue.md(pairs_markdown(plan_lines(plan))),
+            "plan": pairs(plan_lines(plan)),
             "strategy": dg.MetadataValue.md(strategy.render_markdown(advised)),
             "strategy_page": dg.MetadataValue.path(files.html),
-            "risks": dg.MetadataValue.md(markdown(plan.content["risk_register"])),
-            "waves": dg.MetadataValue.md(markdown(plan.content["waves"])),
-            "silenced_triggers": dg.MetadataValue.md(markdown(_triggers(plan.content["silenced_triggers"]))),
-            "fired_triggers": dg.MetadataValue.md(markdown(_triggers(plan.content["fired_triggers"]))),
-            "warnings": dg.MetadataValue.md(
-                "\n".join(f"- {line}" for line in assessment.profile["warnings"]) or "_nothing_"
-            ),
-            "approve_with": f"job approve, config plan_id: {plan.plan_id}; or: {advised.approve}",
+            "risks": table(plan.content["risk_register"]),
+            "waves": table(plan.content["waves"]),
+            "silenced_triggers": table(_triggers(plan.content["silenced_triggers"])),
+            "fired_triggers": table(_triggers(plan.content["fired_triggers"])),
+            "warnings": bullets(assessment.profile["warnings"]),
+            "approve_with": launchpad("approve", "approve_plan", {"plan_id": plan.plan_id}, advised.approve),
         }
     )
 

@@ -6,16 +6,17 @@ import dagster as dg
 
 from uuid_pipeline.engine import backup_gate, gates
 from uuid_pipeline.engine.backup import Backup
-from uuid_pipeline.reports.tables import markdown, pairs_markdown
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.id_mapping import id_mapping
 from uuid_pipeline.stages.session import StoreResource, open_workshop
+from uuid_pipeline.stages.shown import pairs, table
 
 
 @dg.asset(
     deps=[id_mapping],
     group_name="id_migration",
     kinds={"postgres"},
+    tags={"writes": "files"},
     description="A dump of what is touched, restored into a scratch database and compared; new where none is valid.",
 )
 def store_backup(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -40,8 +41,8 @@ def described(made: Backup) -> dict[str, dg.MetadataValue[Any]]:
         "dump_seconds": dg.MetadataValue.float(round(made.dump_seconds or 0, 2)),
         "restore_seconds": dg.MetadataValue.float(round(made.restore_seconds or 0, 2)),
         "rows": dg.MetadataValue.int(made.rows),
-        "what": dg.MetadataValue.md(pairs_markdown(lines)),
-        "tables": dg.MetadataValue.md(markdown(made.tables)),
+        "what": pairs(lines),
+        "tables": table(made.tables),
     }
 
 

@@ -5,9 +5,9 @@ import dagster as dg
 from uuid_pipeline.engine import catalog, ledger, profile, references
 from uuid_pipeline.engine.trials import analysis
 from uuid_pipeline.reports.constraints import approach_records, entry_records
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import planning_check
 from uuid_pipeline.stages.session import StoreResource, open_workshop
+from uuid_pipeline.stages.shown import bullets, table
 
 
 class ProfileConfig(dg.Config):
@@ -19,6 +19,7 @@ class ProfileConfig(dg.Config):
 @dg.asset(
     group_name="id_migration",
     kinds={"postgres"},
+    tags={"writes": "ledger"},
     description="What the store is made of, read from its catalogs: tables, references, triggers, rights, traps.",
 )
 def store_profile(
@@ -41,28 +42,24 @@ def store_profile(
             "server_version": found["server_version"],
             "role": found["role"],
             "tier": f"{found['tier']}: {found['tier_reason']}",
-            "tables": dg.MetadataValue.md(markdown(found["tables"])),
+            "tables": table(found["tables"]),
             "constraint_verdict": tried["verdict"],
-            "usual_approaches": dg.MetadataValue.md(markdown(approach_records(tried))),
-            "constraint_analysis": dg.MetadataValue.md(markdown(entry_records(tried))),
+            "usual_approaches": table(approach_records(tried)),
+            "constraint_analysis": table(entry_records(tried)),
             "constraint_analysis_tried_on": f"{tried['where'] or 'nothing'}; {tried['note']}; {tried['seconds']} s",
-            "references": dg.MetadataValue.md(markdown(found["references"])),
-            "found_references": dg.MetadataValue.md(markdown(searched["found"])),
-            "derived_values": dg.MetadataValue.md(markdown(searched["derived"])),
+            "references": table(found["references"]),
+            "found_references": table(searched["found"]),
+            "derived_values": table(searched["derived"]),
             "searched": f"{searched['columns']} columns, {searched['rows']} rows, {searched['bytes']} bytes, "
             f"{searched['seconds']} s",
-            "sampled_only": _listed(searched["sampled_only"]),
-            "not_searched": _listed(searched["not_searched"]),
-            "silenced_triggers": dg.MetadataValue.md(markdown(found["silenced_triggers"])),
-            "fired_triggers": dg.MetadataValue.md(markdown(found["fired_triggers"])),
-            "warnings": _listed(found["warnings"]),
-            "skipped": _listed(found["skipped"]),
+            "sampled_only": bullets(searched["sampled_only"]),
+            "not_searched": bullets(searched["not_searched"]),
+            "silenced_triggers": table(found["silenced_triggers"]),
+            "fired_triggers": table(found["fired_triggers"]),
+            "warnings": bullets(found["warnings"]),
+            "skipped": bullets(found["skipped"]),
         }
     )
-
-
-def _listed(lines: list[str]) -> dg.MarkdownMetadataValue:
-    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "_nothing_")
 
 
 CHECKS = [

@@ -4,15 +4,16 @@ import dagster as dg
 
 from uuid_pipeline.engine import redaction, unretrievable
 from uuid_pipeline.reports import unretrievable as shown
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import bullets, launchpad, table
 
 SHOWN = 100
 
 
 @dg.asset(
-    group_name="id_migration",
+    group_name="reports",
     kinds={"postgres"},
+    tags={"writes": "nothing"},
     description="Documents that no re-keying can make retrievable (no chunks, no vectors, failed), each with why.",
 )
 def unretrievable_documents(store: StoreResource) -> dg.MaterializeResult[None]:
@@ -25,10 +26,14 @@ def unretrievable_documents(store: StoreResource) -> dg.MaterializeResult[None]:
             "list_id": found.list_id,
             "waiting": found.waiting,
             "queued": found.queued,
-            "reasons": dg.MetadataValue.md(markdown(shown.reasons(found))),
-            f"first_{SHOWN}": dg.MetadataValue.md(markdown(redaction.records(bound.spec, shown.records(found)))),
-            "unknown": dg.MetadataValue.md("\n".join(f"- {line}" for line in found.unknown) or "_nothing_"),
-            "queue_with": f"job regenerate, config list_id: {found.list_id}; "
-            f"or: uuid-pipeline regenerate --queue --approve {found.list_id}",
+            "reasons": table(shown.reasons(found)),
+            f"first_{SHOWN}": table(redaction.records(bound.spec, shown.records(found))),
+            "unknown": bullets(found.unknown),
+            "queue_with": launchpad(
+                "regenerate",
+                "queue_documents",
+                {"list_id": found.list_id},
+                f"uuid-pipeline regenerate --queue --approve {found.list_id}",
+            ),
         }
     )

@@ -7,8 +7,8 @@ from uuid_pipeline.engine.health.checks import RULES, Check
 from uuid_pipeline.engine.health.history import Tick
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.health import check_records, figure_records
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.session import StoreResource, failure
+from uuid_pipeline.stages.shown import table
 
 
 class HealthConfig(dg.Config):
@@ -21,6 +21,7 @@ class HealthConfig(dg.Config):
 @dg.asset(
     group_name="health",
     kinds={"postgres"},
+    tags={"writes": "ledger"},
     description="Generation, mismatch, consistency, retrieval, failures, latency: figures over time, with thresholds.",
     check_specs=[dg.AssetCheckSpec(rule.name, asset="uuid_health", description=rule.description) for rule in RULES],
 )
@@ -44,8 +45,8 @@ def _metadata(shown: Tick) -> dict[str, dg.MetadataValue]:
     """Every known figure as a number, which the UI plots; what is unknown stands in the table with its reason."""
     known = {one.name: dg.MetadataValue.float(float(one.value)) for one in shown.figures if one.value is not None}
     return {
-        "figures": dg.MetadataValue.md(markdown(figure_records(shown))),
-        "checks": dg.MetadataValue.md(markdown(check_records(shown))),
+        "figures": table(figure_records(shown)),
+        "checks": table(check_records(shown)),
         "tick": dg.MetadataValue.int(shown.tick_no),
         "whole_tables_read": dg.MetadataValue.bool(shown.whole),
         "seconds": dg.MetadataValue.float(shown.seconds),

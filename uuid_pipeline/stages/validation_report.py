@@ -4,16 +4,17 @@ import dagster as dg
 
 from uuid_pipeline.engine import comparison, exactness, figures, inventory, ledger, lookups, retrieval, validation
 from uuid_pipeline.reports.readiness import performance
-from uuid_pipeline.reports.tables import markdown
 from uuid_pipeline.stages.checks import whole_check
 from uuid_pipeline.stages.migrated_documents import migrated_documents
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import table
 
 
 @dg.asset(
     deps=[dg.AssetDep(migrated_documents, partition_mapping=dg.AllPartitionMapping())],
     group_name="id_migration",
     kinds={"postgres"},
+    tags={"writes": "ledger"},
     description="The whole store against the state before: rows, ids, references, dates, schema.",
 )
 def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
@@ -31,11 +32,9 @@ def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -
         metadata={
             "execution": execution.execution_id,
             "plan_id": execution.plan_id,
-            "waves": dg.MetadataValue.md(markdown(waves)),
-            "tables": dg.MetadataValue.md(markdown(compared)),
-            "performance": dg.MetadataValue.md(
-                markdown(performance(lookups.from_record(before.figures) if before else None, now))
-            ),
+            "waves": table(waves),
+            "tables": table(compared),
+            "performance": table(performance(lookups.from_record(before.figures) if before else None, now)),
             "found_by_target_id": now.found_by_target,
         }
     )

@@ -91,7 +91,7 @@ def test_a_failed_check_has_the_reports_severity_and_stops_nothing(
     assert found["mismatch_rate"].metadata["threshold"].value == 0.01
     # What nothing was measured of does not alarm.
     assert found["migration_failures"].passed
-    assert defs.resolve_job_def("alias_review").execute_in_process(instance=instance).success
+    assert defs.resolve_job_def("review_aliases").execute_in_process(instance=instance).success
 
 
 def test_the_endpoint_serves_the_newest_tick_and_says_whether_store_and_ledger_are_there(
@@ -219,7 +219,7 @@ def by_name(made: list[dg.ScheduleDefinition]) -> dict[str, dg.ScheduleDefinitio
 def test_schedules_take_their_times_from_the_spec_and_are_off_but_for_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Schedules(timezone="Europe/Berlin", health="*/2 * * * *", validation=None)
     made = by_name(schedules.build(wanted, dg.DefaultScheduleStatus.STOPPED))
-    assert set(made) == {"health_schedule", "assess_schedule", "alias_review_schedule"}
+    assert set(made) == {"health_schedule", "assess_schedule", "review_aliases_schedule"}
     assert made["health_schedule"].cron_schedule == "*/2 * * * *"
     assert made["health_schedule"].execution_timezone == "Europe/Berlin"
 

@@ -33,7 +33,9 @@ Look = Callable[[dg.DagsterInstance, State], tuple[State, list[Alert]]]
 # The asset's name is in the events that these sensors write.
 ALERTS = dg.AssetSpec(
     events.OWN_ASSET,
+    deps=["uuid_health"],
     group_name="health",
+    kinds={"apprise"},
     description="Every alert, with the channels that took it; failed checks once, recoveries once, failed runs once.",
 )
 
