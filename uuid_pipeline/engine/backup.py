@@ -14,7 +14,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import backup_scope, catalog, definitions_of, dumping, ledger, pg_tools, portable, sql
+from uuid_pipeline.engine import (
+    backup_scope,
+    catalog,
+    definitions_of,
+    dumping,
+    ledger,
+    name_paths,
+    pg_tools,
+    portable,
+    sql,
+)
 from uuid_pipeline.engine.backup_scope import Scope
 from uuid_pipeline.engine.connection import is_pooled, open_store, same_store
 from uuid_pipeline.engine.dumping import DumpFile, Restored
@@ -189,6 +199,8 @@ def _record(
         for was in taken.fingerprints
     ]
     left_out = [*taken.scope.left_out, *[f"extension {name} in the copy" for name in made.without]]
+    if restored.needs_path:
+        left_out.append(name_paths.said(taken.scope.search_path))
     number = sql.scalar(
         connection,
         """INSERT INTO uuid_pipeline.backups

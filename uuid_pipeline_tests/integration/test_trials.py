@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -307,3 +308,38 @@ def test_programs_are_looked_for_only_where_they_may_be(incident: Engine, monkey
     found = analysis.analyse(incident, store, Workshop(Path("/nonexistent"), (Path("/nonexistent"),)))
     assert not found["tried"]
     assert "pg_dump" in found["note"]
+
+
+def test_functions_that_find_names_by_the_search_path_can_be_tried_on_a_copy(
+    empty_store: Engine, empty_url: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            CREATE SCHEMA shop; CREATE SCHEMA util; SET search_path TO shop, util;
+            CREATE FUNCTION util.inner_code(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(t) $$;
+            CREATE FUNCTION shop.is_code(t text) RETURNS bool LANGUAGE plpgsql IMMUTABLE
+                AS $$ BEGIN RETURN length(inner_code(t)) > 1; END $$;
+            CREATE TABLE shop.items (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text CHECK (is_code(code)));
+            CREATE TABLE shop.uses (use int PRIMARY KEY, item uuid REFERENCES shop.items);
+            INSERT INTO shop.items (code) VALUES ('C1'), ('C2');
+            INSERT INTO shop.uses SELECT row_number() OVER (), id FROM shop.items;
+            """
+        )
+        connection.execute(f"ALTER DATABASE {urlsplit(empty_url).path[1:]} SET search_path TO shop, util")
+    empty_store.dispose()
+    spec = parse_spec(
+        """
+        namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+        schema: shop
+        backup: none
+        entities:
+          item: {table: items, key: id, identity: "{code}"}
+        """,
+        "test",
+    )
+
+    found = analyse(empty_store, spec)
+
+    assert found["tried"], found["note"]
+    assert failing(found, CHILDREN_FIRST, "item") == {"uses_item_fkey": ("23503", 2)}

@@ -10,7 +10,7 @@ from typing import Any
 from psycopg import Connection as Driver
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import extensions, pg_tools, sql
+from uuid_pipeline.engine import extensions, name_paths, pg_tools, sql
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.scratch import ensure_roles, scratch_database
 from uuid_pipeline.engine.store import Store
@@ -54,11 +54,20 @@ def copied(connection: Connection, store: Store, sampled: Sequence[Sampled], wor
         engine = open_store(scratch.url)
         try:
             missing = _restore(tools, engine, archive, "pre-data")
+            with engine.begin() as made:
+                name_paths.give(made, _path(connection, store, needed, made))
             rows = _copy_rows(connection, engine, store, sampled)
             missing += _restore(tools, engine, archive, "post-data")
             yield Copy(engine, scratch.where, rows, tuple(missing))
         finally:
             engine.dispose()
+
+
+def _path(connection: Connection, store: Store, brought: Sequence[extensions.Extension], made: Connection) -> list[str]:
+    """Where names are looked for in the store, as far as the copy has these schemas."""
+    schemas = [table.schema for table in store.catalog.tables.values()] + [extension.schema for extension in brought]
+    there = {row.nspname for row in sql.rows(made, "SELECT nspname FROM pg_namespace")}
+    return [schema for schema in dict.fromkeys([*name_paths.of_session(connection), *schemas]) if schema in there]
 
 
 def _roles(connection: Connection, store: Store) -> list[str]:
