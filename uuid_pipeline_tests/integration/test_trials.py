@@ -3,6 +3,7 @@
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from uuid_pipeline.engine.trials import analysis
 from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
-from uuid_pipeline_tests.conftest import NewRole, as_role
+from uuid_pipeline_tests.conftest import NewRole, Pooled, as_role, opened
 from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = cycle.spec_with()
@@ -343,3 +344,19 @@ def test_functions_that_find_names_by_the_search_path_can_be_tried_on_a_copy(
 
     assert found["tried"], found["note"]
     assert failing(found, CHILDREN_FIRST, "item") == {"uses_item_fkey": ("23503", 2)}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("past", [True, False], ids=["with a direct url", "without one"])
+def test_trials_leave_no_setting_in_the_sessions_of_a_pooler(incident_url: str, pgbouncer: Pooled, past: bool) -> None:
+    with psycopg.connect(incident_url) as own:
+        [usual] = own.execute("SHOW search_path").fetchall()
+    workshop = replace(WORKSHOP, direct_url=incident_url if past else None)
+    with opened(pgbouncer(incident_url)) as pooled:
+        found = analysis.analyse(pooled, cycle.bound_store(pooled, SPEC), workshop)
+
+    assert found["tried"] is past, found["note"]
+    assert past or "UUID_PIPELINE_DIRECT_URL" in found["note"]
+    with psycopg.connect(pgbouncer(incident_url)) as one, psycopg.connect(pgbouncer(incident_url)) as other:
+        for lent in (one, other):
+            assert lent.execute("SHOW search_path").fetchall() == [usual]
