@@ -69,6 +69,13 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         answer.exit_code = 1
         detail = getattr(error, "orig", None) or error
         answer.data["error"] = _clean(f"The database refused a statement: {str(detail).strip()}")
+    except OSError as error:
+        answer.exit_code = 2
+        named = f" {error.filename}" if error.filename is not None else ""
+        answer.data["error"] = _clean(
+            f"This machine refused a file or directory:{named} ({error.strerror or error}). Mend that, or set "
+            "UUID_PIPELINE_HOME to a directory that can be written and has room."
+        )
     except KeyboardInterrupt:
         answer.exit_code = 130
         answer.data["error"] = "Interrupted. What was committed stands; the next run goes on from there."

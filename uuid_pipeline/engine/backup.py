@@ -14,7 +14,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import backup_scope, catalog, definitions_of, dumping, ledger, pg_tools, portable, sql
+from uuid_pipeline.engine import (
+    backup_scope,
+    catalog,
+    definitions_of,
+    dumping,
+    ledger,
+    name_paths,
+    pg_tools,
+    portable,
+    sql,
+)
 from uuid_pipeline.engine.backup_scope import Scope
 from uuid_pipeline.engine.connection import is_pooled, open_store, same_store
 from uuid_pipeline.engine.dumping import DumpFile, Restored
@@ -112,7 +122,7 @@ def direct(engine: Engine, direct_url: str | None) -> Iterator[Engine]:
             "The store is reached through a pooler that lends out sessions (as pgbouncer in transaction mode). "
             "pg_dump needs one session of its own on an exported snapshot, and would leave its settings in the "
             "pooler's. Set UUID_PIPELINE_DIRECT_URL to the database itself; all else goes on through the pooler. "
-            "Or set `backup: attested` in the spec and name your provider's snapshot."
+            "Or set `backup: attested` in the spec and name your provider's snapshot (or `backup: none`)."
         )
     own = open_store(direct_url)
     try:
@@ -189,6 +199,8 @@ def _record(
         for was in taken.fingerprints
     ]
     left_out = [*taken.scope.left_out, *[f"extension {name} in the copy" for name in made.without]]
+    if restored.needs_path:
+        left_out.append(name_paths.said(taken.scope.search_path))
     number = sql.scalar(
         connection,
         """INSERT INTO uuid_pipeline.backups

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import extensions, ledger, portable, sql
+from uuid_pipeline.engine import extensions, ledger, name_paths, portable, sql
 from uuid_pipeline.engine.extensions import Extension
 from uuid_pipeline.engine.portable import Recipe
 from uuid_pipeline.engine.store import Store
@@ -32,6 +32,7 @@ class Scope:
     ``recipes`` reads each table whose rows are in the dump, the touched ones (``touched``) among them.
 
     ``roles`` are those that policies name; ``our_triggers`` need the ledger, which no copy has.
+    ``search_path``: where names are looked for that the store's functions do not qualify.
     ``left_out`` says in a sentence each what the touched tables have to do with and the dump lacks.
     """
 
@@ -43,6 +44,7 @@ class Scope:
     extensions: tuple[Extension, ...]
     roles: tuple[str, ...]
     our_triggers: tuple[str, ...]
+    search_path: tuple[str, ...]
     left_out: tuple[str, ...]
 
     @property
@@ -78,6 +80,23 @@ JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, t.typnamespace, p.pronam
     f.opfnamespace, l.collnamespace, s.cfgnamespace, d.dictnamespace)
 WHERE NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = m.classid AND x.objid = m.objid AND x.deptype = 'e')
   AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND n.nspname <> 'uuid_pipeline' ORDER BY 1
+"""
+)
+
+# The catalogs do not tell what a function's body calls: it may be any routine in a schema that the body names, or that
+# is on the search path. Of such a schema the dump has routines and types, no tables.
+_CALLED = (
+    extensions.MADE_OF  # noqa: S608 (both parts are constants)
+    + """
+SELECT n.nspname FROM pg_namespace n
+WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND n.nspname <> 'uuid_pipeline'
+  AND EXISTS (SELECT FROM pg_proc r WHERE r.pronamespace = n.oid
+              AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = r.oid
+                              AND d.deptype = 'e'))
+  AND EXISTS (SELECT FROM made_of m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
+              JOIN pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('c', 'internal')
+              WHERE n.nspname = ANY(%(path)s) OR position(n.nspname IN p.prosrc) > 0)
+ORDER BY 1
 """
 )
 
@@ -125,7 +144,9 @@ def choose(connection: Connection, store: Store) -> Scope:
     """
     touched = [moved.table.oid for moved in store.tables]
     found = [row.nspname for row in sql.rows(connection, _SCHEMAS, {"oids": touched})]
-    schemas = tuple(dict.fromkeys([store.spec.schema_name, *found]))
+    path = name_paths.of_session(connection)
+    called = [row.nspname for row in sql.rows(connection, _CALLED, {"oids": touched, "path": list(path)})]
+    schemas = tuple(dict.fromkeys([store.spec.schema_name, *found, *called]))
     values = {"schemas": list(schemas), "oids": touched}
     relations = [Relation(*row) for row in sql.rows(connection, _RELATIONS, values)]
     excluded = [r for r in relations if not _defined(r, store, touched)]
@@ -133,15 +154,17 @@ def choose(connection: Connection, store: Store) -> Scope:
     unread = [r for r in kept if r.kind == "S" and not r.readable]
     with_rows = [r for r in kept if r.kind in ("r", "p") and (r.needed or r.oid in touched)]
     names = {r.oid: r.shown for r in relations}
+    brought = extensions.of_tables(connection, touched)
     return Scope(
         schemas=schemas,
         touched=tuple(names[oid] for oid in touched if oid in names),
         recipes=portable.recipes(connection, [r.oid for r in with_rows]),
         without_rows=tuple(r for r in kept if r in unread or (r.kind in ("r", "p", "m") and r not in with_rows)),
         excluded=tuple(excluded),
-        extensions=extensions.of_tables(connection, touched),
+        extensions=brought,
         roles=tuple(row.role for row in sql.rows(connection, _ROLES, {"schemas": list(schemas)})),
         our_triggers=tuple(row[0] for row in sql.rows(connection, _OUR_TRIGGERS)),
+        search_path=tuple(dict.fromkeys([*path, *schemas, *[extension.schema for extension in brought]])),
         left_out=(
             *_left_out(connection, with_rows),
             *[f"how far the sequence {r.shown} has come: this role may not read it" for r in unread],

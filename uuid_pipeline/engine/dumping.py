@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from uuid_pipeline.engine import pg_tools, scratch
+from uuid_pipeline.engine import name_paths, pg_tools, scratch, sql
 from uuid_pipeline.engine.backup_scope import Scope
-from uuid_pipeline.engine.connection import store_url
+from uuid_pipeline.engine.connection import open_store, store_url
 from uuid_pipeline.engine.pg_tools import Tools
 from uuid_pipeline.engine.scratch import Scratch
 from uuid_pipeline.errors import PipelineError, UsageError
@@ -88,10 +88,14 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore took, and what pg_restore complained of: statements that failed, each with the reason."""
+    """What a restore took, and what pg_restore complained of: statements that failed, each with the reason.
+
+    ``needs_path``: it went through only when functions were told where to look for names.
+    """
 
     seconds: float
     complaints: tuple[str, ...]
+    needs_path: bool = False
 
 
 def restore(tools: Tools, path: Path, made: Scratch, scope: Scope, sections: Sequence[Section] = WHOLE) -> Restored:
@@ -106,18 +110,50 @@ def restore(tools: Tools, path: Path, made: Scratch, scope: Scope, sections: Seq
     faster = f"{url.query.get('options', '')} -c synchronous_commit=off -c maintenance_work_mem=256MB"
     url = url.update_query_dict({"options": faster.strip()})
     listed = path.parent / f".{made.database}.list"
+    arguments: list[str | Path] = [
+        "--no-owner", "--no-privileges", f"--use-list={listed}", f"--jobs={min(4, os.cpu_count() or 1)}",
+    ]  # fmt: skip
     started = time.monotonic()
+    complaints: list[str] = []
+    needs_path = False
     try:
         listed.write_text("\n".join(entries) + "\n")
-        arguments = ["--no-owner", "--no-privileges", f"--use-list={listed}", f"--jobs={min(4, os.cpu_count() or 1)}"]
-        ran = pg_tools.run(
-            tools, "pg_restore", [*arguments, *[f"--section={section}" for section in sections], path], url
-        )
+        for section in sections:
+            ran = pg_tools.run(tools, "pg_restore", [*arguments, f"--section={section}", path], url)
+            if ": error:" not in ran.messages:
+                ran.require(f"Restoring {path}")
+            found = _complaints(ran.messages)
+            if found and section != "pre-data" and not needs_path and _tell_where_names_are(made, scope, section):
+                needs_path = True
+                again = pg_tools.run(tools, "pg_restore", [*arguments, f"--section={section}", path], url)
+                found = [line for line in _complaints(again.messages) if not _MADE_BEFORE.search(line)]
+            complaints += found
     finally:
         listed.unlink(missing_ok=True)
-    if ": error:" not in ran.messages:
-        ran.require(f"Restoring {path}")
-    return Restored(time.monotonic() - started, tuple(_complaints(ran.messages)))
+    return Restored(time.monotonic() - started, tuple(complaints), needs_path)
+
+
+# What the first try of a section made is there in the second.
+_MADE_BEFORE = re.compile(r"already exists|multiple primary keys")
+
+
+def _tell_where_names_are(made: Scratch, scope: Scope, section: Section) -> bool:
+    """Give the copy's functions the store's search path, and make room to restore a section again; False if none is."""
+    copy = open_store(made.url)
+    try:
+        with copy.begin() as connection:
+            there = set(scratch.schemas(made))
+            if not name_paths.give(connection, [schema for schema in scope.search_path if schema in there]):
+                return False
+            if section == "data":  # no foreign key is there yet
+                for recipe in scope.recipes:
+                    table = sql.table(recipe.schema, recipe.table)
+                    named = {"table": sql.shown(table)}
+                    if sql.scalar(connection, "SELECT to_regclass(%(table)s) IS NOT NULL", named):
+                        sql.execute(connection, sql.compose("TRUNCATE {table}", table=table))
+            return True
+    finally:
+        copy.dispose()
 
 
 def _entries(tools: Tools, path: Path, made: Scratch, scope: Scope) -> list[str]:

@@ -320,7 +320,7 @@ def documents(connection: Connection, store: Store, assessment: int, limit: int)
     """The main entity's rows, highest priority first."""
     statement = sql.compose(
         """SELECT key::text AS id, target_id::text AS target_id, id_class, round({priority}, 2)::float AS priority,
-                  owner, created_at, status, size, children, title
+                  owner, created_at::text AS created_at, status, size, children, title
            FROM {table} i WHERE assessment_no = %(no)s ORDER BY {priority} DESC, position LIMIT %(limit)s""",
         table=ledger.inventory_table(store.main),
         priority=sql.Text(PRIORITY),

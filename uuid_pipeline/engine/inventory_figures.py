@@ -50,8 +50,8 @@ _SPAN: LiteralString = """
 SELECT CASE WHEN s.span <= interval '45 days' THEN 'day' WHEN s.span <= interval '300 days' THEN 'week'
             WHEN s.span <= interval '1800 days' THEN 'month' WHEN s.span <= interval '21000 days' THEN 'year'
             ELSE 'century' END AS unit, s.undated
-FROM (SELECT max(i.created_at) FILTER (WHERE isfinite(i.created_at))
-             - min(i.created_at) FILTER (WHERE isfinite(i.created_at)) AS span,
+FROM (SELECT least(max(i.created_at) FILTER (WHERE isfinite(i.created_at)), '9999-12-31')
+             - greatest(min(i.created_at) FILTER (WHERE isfinite(i.created_at)), '0001-01-01') AS span,
              count(*) FILTER (WHERE isfinite(i.created_at) IS NOT TRUE) AS undated
       FROM {table} i WHERE i.assessment_no = %(no)s) s
 """

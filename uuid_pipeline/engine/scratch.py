@@ -74,15 +74,18 @@ def scratch_database(
         if fallback is None:
             raise RefusedError(
                 f"No scratch database can be made: {unfit}. Give the role the right to make one: "
-                f'ALTER ROLE "{url.username or "…"}" CREATEDB;'
+                f'ALTER ROLE "{url.username or "…"}" CREATEDB; Or set `backup: attested` in the spec.'
             ) from unfit
+        username = url.username or "…"
         url = store_url(fallback())
         try:
             scratch = _make(url, extensions, on_store=False, reason=str(unfit))
         except _UnfitError as second:
             raise RefusedError(
                 f"No scratch database can be made. On the store's own server: {unfit}. "
-                f"On the embedded server: {second}."
+                f"On the embedded server: {second}. "
+                f'Give the role the right to make one (ALTER ROLE "{username}" CREATEDB;), or set `backup: attested` '
+                "in the spec and name your provider's snapshot."
             ) from second
     try:
         yield scratch

@@ -54,7 +54,10 @@ def prepare(settings: Settings) -> None:
     home = dagster_home(settings)
     home.mkdir(parents=True, exist_ok=True)
     for name in ("dagster.yaml", "workspace.yaml"):
-        (home / name).write_text(resources.files("uuid_pipeline.operations").joinpath(name).read_text())
+        ours = resources.files("uuid_pipeline.operations").joinpath(name).read_text()
+        # A full disk must not empty a file that is there already and right.
+        if not (home / name).is_file() or (home / name).read_text() != ours:
+            (home / name).write_text(ours)
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
     os.environ["UUID_PIPELINE_HOME"] = str(settings.home)

@@ -533,3 +533,15 @@ def test_the_password_of_a_store_that_is_reached_is_never_shown(command_line: Co
     for arguments in (("profile",), ("plan", "--json"), ("status",), ("rollback", "--wave", "none")):
         said = with_secret(*arguments)
         assert "pl4nted" not in said.out + said.err
+
+
+def test_a_home_that_cannot_be_written_is_named_without_a_traceback(command_line: CommandLine, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster").write_text("no directory")
+
+    said = command_line.but(UUID_PIPELINE_HOME=str(home))("plan", "--json")
+
+    assert said.code == 2
+    assert str(home / "dagster") in said.data["error"]
+    assert "Traceback" not in said.err

@@ -201,6 +201,66 @@ def test_a_store_of_odd_types_schemas_and_names_restores_equal(
     assert [t["table"] for t in made.tables if t["touched"]] == ["Odd Shop.I%tems", "elsewhere.uses"]
 
 
+# In the store the path of the database finds inner_code; pg_restore looks in no schema at all.
+LOST_SPEC = parse_spec(
+    """
+    namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+    schema: shop
+    entities:
+      item: {table: items, key: id, identity: "{code}"}
+    """,
+    "test",
+)
+LOST = """
+CREATE SCHEMA shop; CREATE SCHEMA "More Util";
+SET search_path TO shop, "More Util";
+CREATE FUNCTION "More Util".inner_code(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(t) $$;
+CREATE FUNCTION shop.is_code(t text) RETURNS bool LANGUAGE plpgsql IMMUTABLE
+    AS $$ BEGIN RETURN length(inner_code(t)) > 1; END $$;
+CREATE FUNCTION shop.as_code(t text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN inner_code(t); END $$;
+CREATE TABLE shop.items (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text NOT NULL {check});
+CREATE TABLE shop.uses (use int PRIMARY KEY, item uuid NOT NULL REFERENCES shop.items);
+CREATE INDEX by_code ON shop.items (shop.as_code(code));
+INSERT INTO shop.items (code) SELECT 'C' || i FROM generate_series(1, 7) i;
+INSERT INTO shop.uses SELECT row_number() OVER (), id FROM shop.items;
+"""
+LOST_PATH = '"shop", "More Util"'
+
+
+@pytest.mark.parametrize("check", ["CHECK (shop.is_code(code))", ""], ids=["rows are refused", "an index is refused"])
+def test_functions_that_find_names_by_the_search_path_do_not_make_a_backup_red(
+    empty_store: Engine, empty_url: str, workshop: Workshop, new_database: NewDatabase, check: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as c:
+        c.execute(LOST.replace("{check}", check))
+        c.execute(f"ALTER DATABASE {urlsplit(empty_url).path[1:]} SET search_path TO {LOST_PATH}")
+    empty_store.dispose()
+
+    made = backup.take(empty_store, bound(empty_store, LOST_SPEC), workshop)
+
+    assert made.differences == []
+    assert [f"search path {LOST_PATH}," in one for one in made.left_out] == [True]
+    by_hand = new_database(None)
+    run_as_written(runbook("path"), RESTORE_URL=by_hand, DUMP=made.name, SEARCH_PATH=LOST_PATH)
+    assert rows_in(by_hand, "shop") == rows_in(empty_url, "shop")
+    with psycopg.connect(by_hand) as c:
+        assert c.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = 'shop.by_code'::regclass").fetchone()
+
+
+def test_a_function_that_refuses_restored_rows_wherever_it_looks_for_names_makes_a_backup_red(
+    empty_store: Engine, empty_url: str, workshop: Workshop
+) -> None:
+    """A check that held when the rows were written and does not any more: no path mends that."""
+    with psycopg.connect(empty_url, autocommit=True) as c:
+        c.execute(LOST.replace("{check}", "CHECK (shop.is_code(code))"))
+        c.execute("""CREATE OR REPLACE FUNCTION "More Util".inner_code(t text) RETURNS text LANGUAGE sql IMMUTABLE
+                     AS $$ SELECT '' $$""")
+
+    made = backup.take(empty_store, bound(empty_store, LOST_SPEC), workshop)
+
+    assert "shop.items: 7 rows before, 0 after" in made.differences
+
+
 def test_a_dump_of_an_older_server_is_restored_on_a_newer_one(
     server_15: str, server_16: EmbeddedServer, tmp_path: Path
 ) -> None:

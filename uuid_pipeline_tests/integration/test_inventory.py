@@ -195,6 +195,23 @@ def test_the_first_documents_shown_are_those_of_the_highest_priority(incident: E
     assert set(priorities) == {0.73, 0.4}  # ≤ 7 days 0.4, complete 0.3, three chunks 0.03
 
 
+def test_dates_that_no_calendar_of_ours_has_are_shown_as_the_store_writes_them(incident: Engine) -> None:
+    odd = ["infinity", "-infinity", "0044-03-15 00:00:00+00 BC", "294276-01-01 00:00:00+00"]
+    for place, date in enumerate(odd):
+        cycle.run_sql(
+            incident,
+            """UPDATE upload_pipeline.documents SET created_at = %(date)s WHERE document_id =
+               (SELECT document_id FROM upload_pipeline.documents ORDER BY document_id OFFSET %(place)s LIMIT 1)""",
+            date=date, place=place,
+        )  # fmt: skip
+
+    assessed = cycle.assess(incident, SPEC)
+
+    with incident.begin() as connection:
+        found = inventory.documents(connection, assessed.store, assessed.number, 38)
+    assert set(odd) <= {row["created_at"] for row in found}
+
+
 def test_old_inventories_are_dropped_and_the_newest_three_kept(incident: Engine) -> None:
     for _ in range(6):
         cycle.assess(incident, SPEC)

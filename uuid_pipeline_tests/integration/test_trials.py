@@ -3,8 +3,10 @@
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -20,7 +22,7 @@ from uuid_pipeline.engine.trials import analysis
 from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
-from uuid_pipeline_tests.conftest import NewRole, as_role
+from uuid_pipeline_tests.conftest import NewRole, Pooled, as_role, opened
 from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = cycle.spec_with()
@@ -307,3 +309,54 @@ def test_programs_are_looked_for_only_where_they_may_be(incident: Engine, monkey
     found = analysis.analyse(incident, store, Workshop(Path("/nonexistent"), (Path("/nonexistent"),)))
     assert not found["tried"]
     assert "pg_dump" in found["note"]
+
+
+def test_functions_that_find_names_by_the_search_path_can_be_tried_on_a_copy(
+    empty_store: Engine, empty_url: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(
+            """
+            CREATE SCHEMA shop; CREATE SCHEMA util; SET search_path TO shop, util;
+            CREATE FUNCTION util.inner_code(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(t) $$;
+            CREATE FUNCTION shop.is_code(t text) RETURNS bool LANGUAGE plpgsql IMMUTABLE
+                AS $$ BEGIN RETURN length(inner_code(t)) > 1; END $$;
+            CREATE TABLE shop.items (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text CHECK (is_code(code)));
+            CREATE TABLE shop.uses (use int PRIMARY KEY, item uuid REFERENCES shop.items);
+            INSERT INTO shop.items (code) VALUES ('C1'), ('C2');
+            INSERT INTO shop.uses SELECT row_number() OVER (), id FROM shop.items;
+            """
+        )
+        connection.execute(f"ALTER DATABASE {urlsplit(empty_url).path[1:]} SET search_path TO shop, util")
+    empty_store.dispose()
+    spec = parse_spec(
+        """
+        namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+        schema: shop
+        backup: none
+        entities:
+          item: {table: items, key: id, identity: "{code}"}
+        """,
+        "test",
+    )
+
+    found = analyse(empty_store, spec)
+
+    assert found["tried"], found["note"]
+    assert failing(found, CHILDREN_FIRST, "item") == {"uses_item_fkey": ("23503", 2)}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("past", [True, False], ids=["with a direct url", "without one"])
+def test_trials_leave_no_setting_in_the_sessions_of_a_pooler(incident_url: str, pgbouncer: Pooled, past: bool) -> None:
+    with psycopg.connect(incident_url) as own:
+        [usual] = own.execute("SHOW search_path").fetchall()
+    workshop = replace(WORKSHOP, direct_url=incident_url if past else None)
+    with opened(pgbouncer(incident_url)) as pooled:
+        found = analysis.analyse(pooled, cycle.bound_store(pooled, SPEC), workshop)
+
+    assert found["tried"] is past, found["note"]
+    assert past or "UUID_PIPELINE_DIRECT_URL" in found["note"]
+    with psycopg.connect(pgbouncer(incident_url)) as one, psycopg.connect(pgbouncer(incident_url)) as other:
+        for lent in (one, other):
+            assert lent.execute("SHOW search_path").fetchall() == [usual]

@@ -9,8 +9,10 @@ from typing import Any
 
 from psycopg import Connection as Driver
 from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import URL
 
-from uuid_pipeline.engine import extensions, pg_tools, sql
+from uuid_pipeline.engine import extensions, name_paths, pg_tools, sql
+from uuid_pipeline.engine.backup import direct
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.scratch import ensure_roles, scratch_database
 from uuid_pipeline.engine.store import Store
@@ -45,20 +47,31 @@ def copied(connection: Connection, store: Store, sampled: Sequence[Sampled], wor
     tools = pg_tools.find(store.catalog.server_version, workshop.tools)
     needed = extensions.of_tables(connection, [t.oid for t in store.catalog.tables.values()])
     with (
-        scratch_database(connection, workshop.fallback, needed) as scratch,
+        # Through a pooler pg_dump would leave its empty search_path in a session that the application is lent next.
+        direct(connection.engine, workshop.direct_url) as straight,
+        scratch_database(straight, workshop.fallback, needed) as scratch,
         tempfile.TemporaryDirectory(prefix="uuid_pipeline_") as directory,
     ):
         ensure_roles(scratch, _roles(connection, store))
         archive = Path(directory) / "schema"
-        _dump(connection, store, tools, archive)
+        _dump(straight.url, store, tools, archive)
         engine = open_store(scratch.url)
         try:
             missing = _restore(tools, engine, archive, "pre-data")
+            with engine.begin() as made:
+                name_paths.give(made, _path(connection, store, needed, made))
             rows = _copy_rows(connection, engine, store, sampled)
             missing += _restore(tools, engine, archive, "post-data")
             yield Copy(engine, scratch.where, rows, tuple(missing))
         finally:
             engine.dispose()
+
+
+def _path(connection: Connection, store: Store, brought: Sequence[extensions.Extension], made: Connection) -> list[str]:
+    """Where names are looked for in the store, as far as the copy has these schemas."""
+    schemas = [table.schema for table in store.catalog.tables.values()] + [extension.schema for extension in brought]
+    there = {row.nspname for row in sql.rows(made, "SELECT nspname FROM pg_namespace")}
+    return [schema for schema in dict.fromkeys([*name_paths.of_session(connection), *schemas]) if schema in there]
 
 
 def _roles(connection: Connection, store: Store) -> list[str]:
@@ -68,7 +81,7 @@ def _roles(connection: Connection, store: Store) -> list[str]:
     return [row.role for row in sql.rows(connection, found, {"oids": oids})]
 
 
-def _dump(connection: Connection, store: Store, tools: pg_tools.Tools, archive: Path) -> None:
+def _dump(url: URL, store: Store, tools: pg_tools.Tools, archive: Path) -> None:
     """The whole database's schema, since triggers and policies may use other schemas; else the store's schemas alone.
 
     Our ledger stays out: its triggers are not the application's.
@@ -77,7 +90,6 @@ def _dump(connection: Connection, store: Store, tools: pg_tools.Tools, archive: 
         "--schema-only", "--format=custom", "--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions",
         f"--lock-wait-timeout={LOCK_WAIT_MS}", f"--file={archive}",
     ]  # fmt: skip
-    url = connection.engine.url
     if pg_tools.run(tools, "pg_dump", [*common, "--exclude-schema=uuid_pipeline"], url).code == 0:
         return
     schemas = sorted({table.schema for table in store.catalog.tables.values()})
