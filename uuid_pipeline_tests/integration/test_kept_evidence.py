@@ -40,7 +40,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.health_checks (
 MEASURED = {
     "how": "look-up by target id, and the owner's own query as authenticated", "measured": 38, "found": 29,
     "rate": 0.7632, "rows_by_target": 38, "retrieved_by_target": 29, "by_query": 29, "missed_by_index": 0,
-    "p50_ms": 2.5, "p95_ms": 4.0, "not_measured": 0, "failures": {}, "excluded": {}, "sample": "all 38 documents", "neighbours": None, "faults": [],
+    "p50_ms": 2.5, "p95_ms": 4.0, "not_measured": 0, "failures": {}, "excluded": {}, "sample": "all 38 documents",
+    "neighbours": None, "faults": [],
     "not_retrievable": [{"document": "d0c", "reason": "it has no chunks: no re-keying can make it retrievable"}],
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The tables of the docs name what there is: test files, tests, assets, verbs, checks."""
 
-import itertools
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def rows(page: str) -> list[list[str]]:
     lines = [*(DOCS / page).read_text(encoding="utf-8").splitlines(), ""]
     bodies = [
         line
-        for line, after in itertools.pairwise(lines)
+        for line, after in pairwise(lines)
         if line.startswith("|") and not line.startswith("|---") and not after.startswith("|---")
     ]
     return [[cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in bodies]
