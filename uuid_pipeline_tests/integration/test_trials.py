@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
@@ -18,7 +18,7 @@ from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.trials import analysis
+from uuid_pipeline.engine.trials import analysis, entries, moving
 from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
@@ -360,3 +360,30 @@ def test_trials_leave_no_setting_in_the_sessions_of_a_pooler(incident_url: str, 
     with psycopg.connect(pgbouncer(incident_url)) as one, psycopg.connect(pgbouncer(incident_url)) as other:
         for lent in (one, other):
             assert lent.execute("SHOW search_path").fetchall() == [usual]
+
+
+def test_counting_that_takes_too_long_is_done_on_fewer_rows_and_never_stops_the_plan(
+    incident: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a second for each document that is looked at stands for a large reference without an index."""
+    counted = entries.counted
+
+    def slowly(connection: Connection, *arguments: Any) -> Any:
+        connection.exec_driver_sql("SELECT pg_sleep(0.5 * count(*)) FROM pg_temp.looked_document").all()
+        return counted(connection, *arguments)
+
+    monkeypatch.setattr(entries, "counted", slowly)
+    monkeypatch.setattr(analysis, "COUNT_TIMEOUT", "3s")
+    monkeypatch.setattr(moving, "FEW", 2)
+
+    found = analyse(incident)
+
+    assert {name: (one["rows"], one["exact"]) for name, one in found["looked_at"].items()} == {
+        "document": (2, False), "chunk": (2, False),
+    }  # fmt: skip
+    assert {a["of"] for a in found["approaches"]} == {2}
+
+    monkeypatch.setattr(analysis, "COUNT_TIMEOUT", "1ms")
+    found = analyse(incident)
+    assert (found["verdict"], found["approaches"]) == (analysis.NOT_COUNTED, [])
+    assert found["constraint_analysis"]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import patience, sql
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials import copying, entries, moving, obstacles, trying
 from uuid_pipeline.engine.trials.entries import Entry
@@ -26,7 +26,8 @@ from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.settings import without_secrets
 
 NOTHING = "nothing would move, so there is nothing to try"
-COUNT_TIMEOUT = "20s"
+COUNT_TIMEOUT = "10s"
+NOT_COUNTED = "not counted: even a few rows took longer than the time allowed, as where a reference has no index"
 
 
 def analyse(
@@ -43,8 +44,9 @@ def analyse(
     with (
         engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
         connection.begin(),
-        moving.looked_at(connection, store) as looked,
+        moving.looked_at(connection, store) as all_looked_at,
     ):
+        looked = all_looked_at
         movers = [store.entity(name) for name, found in looked.items() if found.moving]
         if not movers:
             return _empty()
@@ -59,10 +61,14 @@ def analyse(
             tried, note = _try(engine, connection, store, sampled, known, workshop, run)
             found, where = entries.made(store, known, tried, movers), tried.where if tried else None
         sql.execute(connection, f"SET LOCAL statement_timeout = '{COUNT_TIMEOUT}'")
-        counted, totals = entries.counted(connection, store, known, found)
+        numbers = _counted(connection, store, known, found)
+        if numbers is None:
+            looked = moving.fewer(connection, store)
+            numbers = _counted(connection, store, known, found)
+    counted, totals = numbers or (found, None)
     return {
-        "verdict": verdict(store.main.name, *_extent(looked, store.main), counted),
-        "approaches": _approaches(movers, looked, counted, totals),
+        "verdict": verdict(store.main.name, *_extent(looked, store.main), counted) if numbers else NOT_COUNTED,
+        "approaches": [] if totals is None else _approaches(movers, looked, counted, totals),
         "constraint_analysis": [asdict(entry) for entry in counted],
         "sample": [asdict(row) for row in sampled],
         "looked_at": {name: asdict(found) for name, found in looked.items()},
@@ -73,6 +79,23 @@ def analyse(
         "basis": basis,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+Counted = tuple[list[Entry], dict[tuple[str, str], int]]
+
+
+def _counted(connection: Connection, store: Store, known: Sequence[Obstacle], found: Sequence[Entry]) -> Counted | None:
+    """As ``entries.counted``; None when the time was not enough."""
+    savepoint = connection.begin_nested()
+    try:
+        counted = entries.counted(connection, store, known, found)
+    except DBAPIError as error:
+        savepoint.rollback()
+        if patience.sqlstate(error) != psycopg.errors.QueryCanceled.sqlstate:
+            raise
+        return None
+    savepoint.commit()
+    return counted
 
 
 def _empty() -> dict[str, Any]:
