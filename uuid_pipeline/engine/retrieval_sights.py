@@ -100,9 +100,10 @@ def _of_span(store: Store) -> sql.Composable:
 
 
 def _staying(store: Store) -> sql.Composable:
+    """Documents that are right as they are; those that a restricting approach leaves as they are have no target yet."""
     return sql.compose(
         """SELECT i.key::text, i.target_id::text, NULL::bigint FROM {inventory} i
-           WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL
+           WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL AND i.id_class = 'deterministic'
              AND NOT EXISTS (SELECT FROM {map} m WHERE m.assessment_no = %(no)s AND m.old_id = i.key)
            ORDER BY {hash} LIMIT %(limit)s""",
         inventory=ledger.inventory_table(store.main),

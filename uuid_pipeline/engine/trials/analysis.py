@@ -26,7 +26,7 @@ from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.settings import without_secrets
 
 NOTHING = "nothing would move, so there is nothing to try"
-COUNT_TIMEOUT = "10s"
+COUNT_TIMEOUT = "3s"
 NOT_COUNTED = "not counted: even a few rows took longer than the time allowed, as where a reference has no index"
 
 
