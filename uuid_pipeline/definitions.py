@@ -58,4 +58,6 @@ defs = dg.Definitions(
     schedules=schedules.configured(),
     sensors=SENSORS,
     resources={"store": StoreResource()},
+    # What is launched from an asset's page too: else each of a wave's checks would start a process of its own.
+    executor=dg.in_process_executor,
 )

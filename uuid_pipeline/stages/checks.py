@@ -42,7 +42,7 @@ def check_result(result: GateResult) -> dg.AssetCheckResult:
     text = result.finding if result.passed else f"{result.finding}\n\nRemedy: {result.remedy}"
     figures = {name: dg.MetadataValue.float(float(value)) for name, value in result.figures.items()}
     asset, entry = ROWS.get(result.gate, (None, None))
-    rows = {} if asset is None else {"rows": dg.MetadataValue.md(f"[{asset}: {entry}](/assets/{asset})")}
+    rows = {} if asset is None else {f"rows: {entry}": dg.MetadataValue.asset(dg.AssetKey(asset))}
     return dg.AssetCheckResult(passed=result.passed, description=text, metadata={**figures, **rows})
 
 

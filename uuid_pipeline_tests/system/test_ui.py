@@ -387,7 +387,7 @@ def red_then_green(ui: Ui, page: Page, folder: Path) -> None:
     page.get_by_text("Remedy:").first.wait_for(timeout=120_000)
     page.get_by_text("events.payload").first.wait_for(timeout=60_000)
     page.screenshot(path=folder / "red_gate.png")
-    page.get_by_text("store_profile: found_references").or_(page.get_by_text("[Show Markdown]")).first.wait_for()
+    page.get_by_text("rows: found_references").first.wait_for(timeout=60_000)
 
     spec_file(folder, references_declared=True)
     materialize_all(ui, page, "plan")
