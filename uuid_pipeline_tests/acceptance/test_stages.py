@@ -173,10 +173,10 @@ def test_planning_gates_that_were_never_evaluated_stop_each_later_stage_launched
     stages: Stages, incident: Engine, incident_url: str
 ) -> None:
     before = cycle.rows_of(incident)
-    for position, stage in enumerate(STAGES[:5]):
+    for position, stage in enumerate(STAGES[:6]):
         assert stages.launch(*STAGES[:position], checks=True).success if position else True
         assert stages.launch(stage, checks=False).success
-        for later in STAGES[position + 1 : 5]:
+        for later in STAGES[position + 1 : 6]:
             said = refusal(stages.launch(later, checks=False))
             missing = gates.GATES[stage][0]
             assert f"{stage}.{missing} was not evaluated" in said, later
