@@ -149,4 +149,7 @@ def test_after_any_kill_every_row_is_either_old_or_new_and_no_reference_dangles(
 
 
 def test_the_spec_of_these_tests_is_the_default_one_but_for_its_batches(spec_file: Path) -> None:
-    assert parse_spec(spec_file.read_text(), "x") == cycle.spec_with(batch_rows=1)
+    default = cycle.spec_with(batch_rows=1)
+    assert default.retrieval is not None
+    expected = default.model_copy(update={"retrieval": default.retrieval.model_copy(update={"sample": 3})})
+    assert parse_spec(spec_file.read_text(), "x") == expected
