@@ -432,7 +432,7 @@ def look_at_health_and_report(ui: Ui, page: Page, folder: Path) -> None:
     assert {run["status"] for run in ticks} == {"SUCCESS"}
     assert ui.launch("health", {"ops": {"uuid_health": {"config": {"full": True}}}}) == "SUCCESS"
     page.goto(f"{ui.url}/assets/uuid_health")
-    page.get_by_role("button", name="Plots", exact=True).click(timeout=120_000)
+    page.get_by_role("button", name="Plots").first.click(timeout=120_000)
     page.get_by_text("mismatch", exact=True).first.wait_for(timeout=60_000)
     page.locator("canvas").first.wait_for(timeout=60_000)
     page.screenshot(path=folder / "health.png")
