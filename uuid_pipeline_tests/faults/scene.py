@@ -38,7 +38,7 @@ def write_spec(path: Path) -> None:
     text = SPEC_FILE.read_text(encoding="utf-8")
     assert "\ntriggers: {}" in text
     text = text.replace("\ntriggers: {}", "\ntriggers: {looks: fire}")
-    path.write_text(text + "\nbatch_rows: 60\n", encoding="utf-8")
+    path.write_text(text + "\nbatch_rows: 25\n", encoding="utf-8")
 
 
 def forward(engine: Engine, spec: Spec) -> None:
