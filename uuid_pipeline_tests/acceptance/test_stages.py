@@ -293,7 +293,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
     assert jobs == {
         "assess", "profile", "inventory", "plan", "approve", "migrate", "validate", "certify", "rollback", "pause",
         "resume", "cancel", "finalize", "backup", "rehearse", "unretrievable", "regenerate", "undo_regeneration",
-        "notices",
+        "notices", "retention",
         "report",
         "health", "review_aliases", "guard_install", "guard_remove",
     }  # fmt: skip
