@@ -86,12 +86,17 @@ def find(
     known: Sequence[KnownIds],
     beside: Sequence[IdInRow],
     reading: JsonReading,
+    declared: Sequence[tuple[str, str]],
 ) -> tuple[list[Hit], int | None]:
-    """What the picked rows hold, and how many they are where that is counted. Raises DBAPIError."""
+    """What the picked rows hold, and how many they are where that is counted. Raises DBAPIError.
+
+    ``declared``: columns, each with the entity whose ids it is known to hold; a value that is one of these is taken for
+    no other entity's.
+    """
     read = [column for column in columns if column.kind != "json" or reading != "not"]
     if not read:
         return [], None
-    found = sql.rows(connection, _statement(picked, read, known, beside, reading))
+    found = sql.rows(connection, _statement(picked, read, known, beside, reading, declared))
     hits = [
         Hit(read[row.col].name, row.entity, tuple(row.path or ()), row.kind, row.rows, row.ids)
         for row in found
@@ -122,7 +127,7 @@ held AS MATERIALIZED (
     SELECT t.row_id, h.* FROM picked t CROSS JOIN LATERAL ({held}) h(col, path, uid, id, whole, entity, kind)),
 hit AS ({hits})
 SELECT col, entity, path, kind, count(DISTINCT row_id) AS rows, count(DISTINCT id) AS ids
-FROM hit GROUP BY col, entity, path, kind
+FROM hit h WHERE {unexplained} GROUP BY col, entity, path, kind
 UNION ALL SELECT NULL, NULL, NULL, NULL, count(DISTINCT row_id), 0 FROM picked WHERE {counted} HAVING {counted}
 """
 _UUIDS = """
@@ -140,6 +145,12 @@ SELECT h.col, {entity} AS entity, CASE WHEN w.own THEN h.path END AS path,
 FROM held h JOIN {table} k ON {matches}
 CROSS JOIN LATERAL (SELECT h.whole AND k.{key}::text COLLATE "C" = h.id AS own) w WHERE h.kind IS NULL
 """
+# Text keys of two entities may be equal ("1", "2"): the declaration says which of them the value means.
+_UNEXPLAINED = """
+(h.col, h.entity) IN ({declared}) OR NOT EXISTS (
+    SELECT FROM hit d WHERE (d.row_id, d.col, d.id) = (h.row_id, h.col, h.id) AND d.path IS NOT DISTINCT FROM h.path
+    AND d.kind = {holds} AND (d.col, d.entity) IN ({declared}))
+"""
 _ALREADY_KNOWN = "SELECT col, entity, NULL::text[], kind, row_id, NULL FROM held WHERE kind IS NOT NULL"
 
 
@@ -149,6 +160,7 @@ def _statement(
     known: Sequence[KnownIds],
     beside: Sequence[IdInRow],
     reading: JsonReading,
+    declared: Sequence[tuple[str, str]],
 ) -> sql.Composable:
     numbered = list(enumerate(columns))
     texts = [(number, column) for number, column in numbered if not column.kind.startswith("uuid")]
@@ -166,8 +178,22 @@ def _statement(
         rows=picked.rows,
         held=sql.join(" UNION ALL ", held),
         hits=sql.join(" UNION ALL ", [*[_look_up(ids) for ids in known], sql.Text(_ALREADY_KNOWN)]),
+        unexplained=_unexplained(columns, declared),
         counted=sql.Text(str(picked.counted)),
     )
+
+
+def _unexplained(columns: Sequence[SearchedColumn], declared: Sequence[tuple[str, str]]) -> sql.Composable:
+    """The hits that no declared reference says what to take for."""
+    numbers = {column.name: number for number, column in enumerate(columns)}
+    places = [
+        sql.compose("({column}, {entity})", column=sql.Text(str(numbers[column])), entity=sql.literal(entity))
+        for column, entity in declared
+        if column in numbers
+    ]
+    if not places:
+        return sql.Text("true")
+    return sql.compose(_UNEXPLAINED, declared=sql.join(", ", places), holds=sql.literal(HOLDS))
 
 
 def _look_up(ids: KnownIds) -> sql.Composable:

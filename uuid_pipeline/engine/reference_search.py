@@ -37,12 +37,16 @@ Path = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Target:
-    """A table to search: its columns that may hold ids, and those in which it holds known ones already."""
+    """A table to search: its columns that may hold ids, and those in which it holds known ones already.
+
+    ``declared``: the columns of which the spec says that they hold ids, each with their entity.
+    """
 
     table: Table
     extent: Extent
     columns: tuple[SearchedColumn, ...]
     beside: tuple[IdInRow, ...]
+    declared: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ def _targets(
     for table in chosen:
         searched = tuple(c for c in columns.get(table.oid, ()) if (table.oid, c.name) not in known)
         if searched:
-            targets.append(Target(table, sizes[table.oid], searched, _beside(store, table)))
+            declared = tuple((r.column, r.entity) for r in store.references if r.table.oid == table.oid)
+            targets.append(Target(table, sizes[table.oid], searched, _beside(store, table), declared))
     return targets, left_out, notes
 
 
@@ -242,7 +247,9 @@ def _ask(asked: _Asked, target: Target, picked: Picked, by_index: bool) -> _Answ
             return _Answer(failure=f"the search's {asked.budget.seconds:g} seconds were used up")
         try:
             with bounded(asked.connection, seconds, by_index):
-                hits, rows = find(asked.connection, picked, target.columns, asked.known, target.beside, reading)
+                hits, rows = find(
+                    asked.connection, picked, target.columns, asked.known, target.beside, reading, target.declared
+                )
                 return _Answer(tuple(hits), rows, reading)
         except DBAPIError as error:
             failure = _failure(error, seconds)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -67,13 +68,17 @@ def webserver(command_line_for: CommandLineFor, incident_url: str, tmp_path: Pat
 
 
 @pytest.fixture
-def proxy(webserver: int, tmp_path: Path) -> Iterator[str]:
+def place() -> Iterator[Path]:
+    """A directory that nginx's workers, who are not root, can read; pytest's own is closed to them."""
+    with tempfile.TemporaryDirectory(prefix="up_nginx_") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def proxy(webserver: int, place: Path) -> Iterator[str]:
     """nginx with deploy/nginx/uuid-pipeline.conf, its ports and places changed; its URL."""
     port = free_port()
-    place = tmp_path / "nginx"
-    place.mkdir(mode=0o755)
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
     certificate = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subprocess.run(
         [*certificate, "-keyout", place / "key", "-out", place / "pem", "-subj", "/CN=localhost", "-days", "1"],

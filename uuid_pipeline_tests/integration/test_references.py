@@ -141,6 +141,41 @@ def test_a_declared_json_reference_leaves_another_path_of_its_column_undeclared(
     assert "declared, but no work id was found there: notes.doc.c" in found.notes
 
 
+def test_text_keys_that_two_entities_share_are_taken_for_what_the_spec_declares(library: Engine) -> None:
+    cycle.run_sql(
+        library,
+        """
+        CREATE TABLE lib.leaves (code text PRIMARY KEY, title text NOT NULL UNIQUE);
+        INSERT INTO lib.leaves SELECT code, title FROM lib.pages;
+        INSERT INTO lib.leaves VALUES ('LEAF-THAT-IS-NO-PAGE', 'a leaf that is no page');
+        CREATE TABLE lib.notes (n int PRIMARY KEY, page text, seen jsonb);
+        INSERT INTO lib.notes SELECT n, code, jsonb_build_object('page', code)
+        FROM lib.pages, regexp_replace(code, '\\D', '', 'g') r, LATERAL (SELECT r::int) c(n) WHERE n <= 5;
+        """,
+    )
+    entities = yaml.safe_load(SPEC)["entities"] | {"leaf": {"table": "leaves", "key": "code", "identity": "{title}"}}
+    declared = [
+        {"table": "notes", "column": "page", "entity": "page"},
+        {"table": "notes", "column": "seen", "entity": "page", "path": "page"},
+    ]
+    with_leaves = {"entities": entities, "soft_references": declared}
+
+    _, plain = searched(library, entities=entities)
+    assert {f.status for f in plain.found if f.table == "notes"} == {"undeclared"}
+    assert ("notes.page", "leaf") in holders(plain)
+    store, search = searched(library, **with_leaves)
+    assert holders(search) == {
+        ("notes.page", "page"): ("key", 5, "declared"),
+        ("notes.seen.page", "page"): ("json", 5, "declared"),
+    }
+    assert references.references_known(store, search).passed
+
+    cycle.run_sql(library, "UPDATE lib.notes SET page = 'LEAF-THAT-IS-NO-PAGE' WHERE n = 5")
+    store, search = searched(library, **with_leaves)
+    assert holders(search)[("notes.page", "leaf")] == ("key", 1, "undeclared")
+    assert not references.references_known(store, search).passed
+
+
 def test_values_derived_from_an_id_are_counted_by_kind_and_never_turn_the_gate_red(library: Engine) -> None:
     cycle.run_sql(
         library,
