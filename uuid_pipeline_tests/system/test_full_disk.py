@@ -110,8 +110,9 @@ def test_a_disk_that_is_full_at_any_point_stops_the_run_and_once_there_is_room_t
         assert all("No space left on device" in message for message in said), said
         return stopped
 
-    # Whatever the point, sweeps or batches come after it, and all of them write.
-    assert struck("forward") == scene.POINTS["forward"]
+    # Whatever the point, sweeps or batches come after it, and all of them write; after the last look, which comes when
+    # all is moved, the end of the execution may fit into pages at hand.
+    assert set(scene.POINTS["forward"]) - {"looked"} <= set(struck("forward"))
     scene.forward(store, spec)
     cycle.assert_green(cycle.validate(store, spec))
     assert scene.moved_and_broken(store, before) == (38, [])
