@@ -4,6 +4,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -458,11 +459,12 @@ def load_spec(path: Path | None) -> Spec:
     return parse_spec(text, str(path))
 
 
+# Each stage and each check reads the spec anew, and a plan is two dozen of them.
+@lru_cache(maxsize=16)
 def parse_spec(text: str, source: str) -> Spec:
     """Spec from YAML text; ``source`` names it in messages. Raises UsageError with the line."""
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
@@ -474,6 +476,7 @@ def parse_spec(text: str, source: str) -> Spec:
     try:
         return Spec.model_validate(content)
     except ValidationError as error:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = [
             f"  line {_line_of(tree, fault['loc'])}: {_dotted(fault['loc'])}{_plain(fault['msg'])}"
             for fault in error.errors()

@@ -8,22 +8,25 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
+from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.spec import load_spec
 
 pytest.register_assert_rewrite("uuid_pipeline_tests.integration.cycle")
 
-INCIDENT = "template_incident"
+from uuid_pipeline_tests.integration import cycle  # noqa: E402
 
 NewDatabase = Callable[[str | None], str]
 NewRole = Callable[..., str]
@@ -60,15 +63,74 @@ def server() -> Iterator[EmbeddedServer]:
         yield started
 
 
+def _build_incident_with_buffer(connection: Connection) -> None:
+    build_incident(connection)
+    add_vector_buffer(connection)
+
+
+# What a store can be copied with, and how far the engine has come with it; each state is made from the one before.
+STORES: dict[str, Callable[[Connection], object]] = {
+    "incident": build_incident,
+    "incident_with_buffer": _build_incident_with_buffer,
+    "twins": build_twins,
+}
+STATES: dict[str, Callable[[Engine], object]] = {
+    "fresh": lambda engine: None,
+    "planned": lambda engine: cycle.assess_and_plan(engine, load_spec(None)),
+    "approved": lambda engine: cycle.approve(engine, load_spec(None), cycle.newest_plan(engine).plan_id),
+    "migrated": lambda engine: cycle.finish(engine, load_spec(None), cycle.newest_execution(engine)),
+}
+
+
+class Templates:
+    """Databases to copy stores from, made when first asked for; nobody stays connected to one."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self._rows: dict[str, cycle.Rows] = {}
+        self._objects: dict[str, list[tuple[Any, ...]]] = {}
+        self._made: set[str] = set()
+
+    def name(self, store: str, state: str = "fresh") -> str:
+        """The database that holds this store in this state, the spec being the default one."""
+        name = f"template_{store}_{state}"
+        if name not in self._made:
+            earlier = list(STATES)[: list(STATES).index(state)]
+            base = self.name(store, earlier[-1]) if earlier else "template0"
+            _copy(self._server, name, base)
+            with opened(self._server.url(name)) as engine:
+                if state == "fresh":
+                    with engine.begin() as connection:
+                        STORES[store](connection)
+                STATES[state](engine)
+            self._made.add(name)
+        return name
+
+    def rows(self, store: str) -> cycle.Rows:
+        """Every row of this store as it is in every fresh copy."""
+        if store not in self._rows:
+            with opened(self._server.url(self.name(store))) as engine:
+                self._rows[store] = cycle.rows_of(engine)
+        return self._rows[store]
+
+    def objects(self, store: str) -> list[tuple[Any, ...]]:
+        """Every object of this store's schema, as it is in every fresh copy."""
+        if store not in self._objects:
+            with opened(self._server.url(self.name(store))) as engine:
+                self._objects[store] = cycle.catalog_of(engine)
+        return self._objects[store]
+
+
 @pytest.fixture(scope="session")
-def incident_template(server: EmbeddedServer) -> str:
+def templates(server: EmbeddedServer) -> Templates:
+    """This worker's own."""
+    return Templates(server)
+
+
+@pytest.fixture(scope="session")
+def incident_template(templates: Templates) -> str:
     """The name of a database that holds the incident; nobody stays connected to it."""
-    embedded.ensure_database(server, INCIDENT)
-    engine = open_store(server.url(INCIDENT))
-    with engine.begin() as connection:
-        build_incident(connection)
-    engine.dispose()
-    return INCIDENT
+    return templates.name("incident")
 
 
 @pytest.fixture
@@ -96,7 +158,7 @@ def new_database(server: EmbeddedServer, new_role: NewRole) -> Iterator[NewDatab
     def make(template: str | None) -> str:
         name = f"t_{uuid.uuid4().hex}"
         made.append(name)
-        _maintain(server, "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", name, template or "template0")
+        _copy(server, name, template or "template0")
         return server.url(name)
 
     yield make
@@ -104,15 +166,48 @@ def new_database(server: EmbeddedServer, new_role: NewRole) -> Iterator[NewDatab
         _maintain(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
 
+def _copy(server: EmbeddedServer, name: str, template: str) -> None:
+    _maintain(server, "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", name, template)
+
+
 def _maintain(server: EmbeddedServer, statement: str, *names: str) -> None:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
+def _state(request: pytest.FixtureRequest) -> str:
+    marker = request.node.get_closest_marker("begins")
+    return str(marker.args[0]) if marker else "fresh"
+
+
+def _store(request: pytest.FixtureRequest) -> str:
+    if "twins_url" in request.fixturenames:
+        return "twins"
+    return "incident_with_buffer" if "incident_with_buffer" in request.fixturenames else "incident"
+
+
 @pytest.fixture
-def incident_url(new_database: NewDatabase, incident_template: str) -> str:
-    """The incident, in a database of the test's own."""
-    return new_database(incident_template)
+def incident_url(request: pytest.FixtureRequest, new_database: NewDatabase, templates: Templates) -> str:
+    """The incident, in a database of the test's own and in the state that the test `begins` with."""
+    return new_database(templates.name(_store(request), _state(request)))
+
+
+@pytest.fixture
+def twins_url(request: pytest.FixtureRequest, new_database: NewDatabase, templates: Templates) -> str:
+    """The store with twins, in a database of the test's own, in the state that the test `begins` with."""
+    return new_database(templates.name(_store(request), _state(request)))
+
+
+@pytest.fixture
+def before(request: pytest.FixtureRequest, templates: Templates) -> cycle.Rows:
+    """Every row of the test's incident, or of its twins, as it was before anything was done to it."""
+    return templates.rows(_store(request))
+
+
+@pytest.fixture
+def objects_before(request: pytest.FixtureRequest, templates: Templates) -> list[tuple[Any, ...]]:
+    """Every object of its schema with definition and grants, as :func:`cycle.catalog_of` then read them."""
+    return templates.objects(_store(request))
 
 
 @pytest.fixture
@@ -138,10 +233,15 @@ def incident(incident_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def incident_with_buffer(incident: Engine) -> Engine:
-    """The incident with the older soft reference."""
-    with incident.begin() as connection:
-        add_vector_buffer(connection)
+    """The incident with the older soft reference, for everything that is made of it in the test."""
     return incident
+
+
+@pytest.fixture
+def twins(twins_url: str) -> Iterator[Engine]:
+    """The store with twins as the engine opens a store."""
+    with opened(twins_url) as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -180,8 +180,9 @@ def test_watching_ends_when_nothing_runs_and_shows_what_a_wave_has_done_and_wait
     assert watcher.returncode == 0, out
 
 
+@pytest.mark.begins("approved")
 def test_progress_counts_what_the_journal_says(command_line: CommandLine, incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     for wave in cycle.all_waves_of(incident, execution):
         run = cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import ledger, migration, sync_points
 from uuid_pipeline_tests.faults import deeds
 from uuid_pipeline_tests.faults import writers as application
@@ -201,31 +200,29 @@ ON CONFLICT (chunk_id) DO UPDATE SET text = excluded.text
 """
 
 
-def test_what_the_application_wrote_in_the_place_of_an_archived_row_stays_after_rollback(empty_store: Engine) -> None:
-    with empty_store.begin() as connection:
-        build_twins(connection)
+def test_what_the_application_wrote_in_the_place_of_an_archived_row_stays_after_rollback(twins: Engine) -> None:
     # A set in which the loser has more than the survivor: the survivor's own row goes, and its buffer's with it.
-    survivor, loser = of_five_and_three(cycle.rows_of(empty_store))
+    survivor, loser = of_five_and_three(cycle.rows_of(twins))
     for document, ord_ in ((survivor, 9), (loser, 0), (loser, 1)):
         values = {name: str(uuid.uuid4()) for name in ("chunk", "id", "model")}
-        cycle.run_sql(empty_store, CHUNK, **values, document=document, ord=ord_)
-        cycle.run_sql(empty_store, application.BUFFER, **values, document=document)
-    before, objects = cycle.rows_of(empty_store), cycle.catalog_of(empty_store)
-    cycle.run_all(empty_store, SPEC)
-    ours = [name for name in cycle.rows_of(empty_store, "uuid_pipeline") if name.startswith("archive_")]
+        cycle.run_sql(twins, CHUNK, **values, document=document, ord=ord_)
+        cycle.run_sql(twins, application.BUFFER, **values, document=document)
+    before, objects = cycle.rows_of(twins), cycle.catalog_of(twins)
+    cycle.run_all(twins, SPEC)
+    ours = [name for name in cycle.rows_of(twins, "uuid_pipeline") if name.startswith("archive_")]
     archives = {
         key: next(name for name in ours if name.startswith(f"archive_upload_pipeline_{table}_"))
         for key, table in (("documents", "documents"), ("chunks", "document_chunks"))
     }
-    found = cycle.run_sql(empty_store, ARCHIVED.format(**archives))
+    found = cycle.run_sql(twins, ARCHIVED.format(**archives))
     of_loser, of_survivor = (next(chunk for chunk, lost in found if lost is wanted) for wanted in (True, False))
     new = str(uuid.uuid4())
     for chunk, given in ((of_loser, of_loser), (of_survivor, new)):
-        cycle.run_sql(empty_store, AS_ARCHIVED.format(**archives), chunk=chunk, id=given)
+        cycle.run_sql(twins, AS_ARCHIVED.format(**archives), chunk=chunk, id=given)
 
-    cycle.roll_back(empty_store, SPEC)
+    cycle.roll_back(twins, SPEC)
 
-    after = cycle.rows_of(empty_store)
+    after = cycle.rows_of(twins)
     written = [row for row in after["document_chunks"] if row["text"] == "written since"]
     assert {row["chunk_id"] for row in written} == {of_loser, new}
     # What hangs on the old id comes back; what hung on a row that the application has put another one for does not.
@@ -235,8 +232,8 @@ def test_what_the_application_wrote_in_the_place_of_an_archived_row_stays_after_
     }
     assert after | {"document_chunks": [row for row in after["document_chunks"] if row not in written]} == expected
     left = f"SELECT chunk_id::text FROM uuid_pipeline.{archives['chunks']} ORDER BY 1"  # noqa: S608
-    assert cycle.run_sql(empty_store, left) == sorted([(of_loser,), (of_survivor,)])
-    assert cycle.catalog_of(empty_store) == objects
+    assert cycle.run_sql(twins, left) == sorted([(of_loser,), (of_survivor,)])
+    assert cycle.catalog_of(twins) == objects
 
 
 def of_five_and_three(rows: cycle.Rows) -> tuple[str, str]:

@@ -201,13 +201,29 @@ def validate(engine: Engine, spec: Spec) -> list[GateResult]:
 
 def run_all(engine: Engine, spec: Spec) -> ledger.Execution:
     """The whole cycle, every check green, the execution completed."""
-    execution = approve(engine, spec, assess_and_plan(engine, spec).plan_id)
+    return finish(engine, spec, approve(engine, spec, assess_and_plan(engine, spec).plan_id))
+
+
+def finish(engine: Engine, spec: Spec, execution: ledger.Execution) -> ledger.Execution:
+    """Everything after the approval, every check green, the execution completed."""
     migrate_all(engine, spec, execution)
     assert_green(validate(engine, spec))
     with engine.begin() as c:
         done = ledger.execution(c, execution.execution_id)
     assert done.status == "completed"
     return done
+
+
+def newest_plan(engine: Engine) -> Plan:
+    with engine.begin() as c:
+        found = planning.newest(c)
+    assert found is not None
+    return found
+
+
+def newest_execution(engine: Engine) -> ledger.Execution:
+    with engine.begin() as c:
+        return ledger.executions(c)[0]
 
 
 def roll_back(engine: Engine, spec: Spec, name: str | None = None) -> list[migration.Run]:

@@ -60,9 +60,10 @@ def test_chunks_made_again_under_other_ids_after_planning_are_moved_and_go_back(
     assert cycle.rows_of(incident) == before
 
 
-def test_chunks_made_again_after_the_migration_stay_when_their_documents_go_back(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_chunks_made_again_after_the_migration_stay_when_their_documents_go_back(
+    incident: Engine, before: cycle.Rows
+) -> None:
     cycle.run_sql(incident, CHUNK_AGAIN)
     made = {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]}
 
@@ -75,9 +76,10 @@ def test_chunks_made_again_after_the_migration_stay_when_their_documents_go_back
     assert after == before
 
 
+@pytest.mark.begins("migrated")
 @pytest.mark.parametrize("stage", ["inventory", "map"])
 def test_an_approved_assessment_is_not_looked_at_again_and_keeps_its_map(incident: Engine, stage: str) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     before = maps(incident)
     stages: dict[str, Callable[..., object]] = {"inventory": inventory.take, "map": mapping.build}
     build = stages[stage]
@@ -148,9 +150,11 @@ def test_a_rollback_follows_the_spec_that_the_plan_was_made_with(incident: Engin
     assert status_of(incident) == ["rolled_back"]
 
 
-def test_a_wave_does_not_go_back_under_a_newer_execution_that_has_moved_rows(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    older = cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_a_wave_does_not_go_back_under_a_newer_execution_that_has_moved_rows(
+    incident: Engine, before: cycle.Rows
+) -> None:
+    older = cycle.newest_execution(incident)
     cycle.run_sql(incident, NEW_HASH, id=some_documents(incident, 1)[0])
     newer = cycle.run_all(incident, SPEC)
     rows = cycle.rows_of(incident)

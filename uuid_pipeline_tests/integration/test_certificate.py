@@ -26,8 +26,9 @@ def counted(made: dict[str, object], entity: str) -> dict[str, int]:
     return {outcome: count for outcome, count in entities[entity].items() if outcome != "examples" and count}
 
 
+@pytest.mark.begins("migrated")
 def test_after_the_migration_every_id_agrees_and_the_certificate_says_with_what(incident: Engine) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     made = certify(incident)
     assert counted(made, "document") == {"rows": 38, "agreeing": 38}
     assert counted(made, "chunk") == {"rows": 87, "agreeing": 87}
@@ -43,8 +44,8 @@ def test_after_the_migration_every_id_agrees_and_the_certificate_says_with_what(
     assert len({str(one) for one in made["implementations"]}) == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.begins("approved")
 def test_before_it_none_does_and_chunks_are_told_to_hang_below_another_id(incident: Engine) -> None:
-    cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
     made = certify(incident)
     assert counted(made, "document") == {"rows": 38, "under_another_id": 38}
     # Their ids are version 5 of the random document ids: what the row holds gives them, what it should hold does not.
@@ -53,8 +54,8 @@ def test_before_it_none_does_and_chunks_are_told_to_hang_below_another_id(incide
     assert not made["every_id_deterministic"]
 
 
+@pytest.mark.begins("migrated")
 def test_rows_that_came_since_and_those_without_a_key_are_counted_apart_and_named(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     late, blank = str(uuid.uuid4()), str(uuid.uuid4())
     for key, digest in ((late, "a" * 64), (blank, "no hash")):
         cycle.run_sql(
@@ -74,8 +75,8 @@ def test_rows_that_came_since_and_those_without_a_key_are_counted_apart_and_name
     assert made["implementations_agree"]
 
 
+@pytest.mark.begins("migrated")
 def test_implementations_that_differ_are_counted_and_shown(incident: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    cycle.run_all(incident, SPEC)
     real = second_opinion.normalized
     monkeypatch.setattr(second_opinion, "normalized", lambda value, rules: real(value, rules).replace(b"a", b"A"))
     made = certify(incident)
@@ -96,8 +97,9 @@ def test_another_schema_with_three_levels_and_names_in_quotes(empty_store: Engin
     assert set(counted(made, "section")) <= {"rows", "agreeing", "quarantined", "below_another_id"}
 
 
+@pytest.mark.begins("migrated")
 def test_the_ledger_keeps_a_certificate_until_the_next_batch(incident: Engine) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     made = certify(incident)
     with incident.begin() as connection:
         certificate.record(connection, made)

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import duplicates, look_alikes
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -148,11 +147,9 @@ def one_by_one() -> Spec:
 
 
 @pytest.mark.parametrize("spec", [SPEC, one_by_one()], ids=["whole sets", "one by one"])
-def test_what_merging_will_archive_is_foreseen_as_it_then_happens(empty_store: Engine, spec: Spec) -> None:
-    with empty_store.begin() as connection:
-        build_twins(connection)
-    assessed = cycle.assess(empty_store, spec)
-    with empty_store.begin() as connection:
+def test_what_merging_will_archive_is_foreseen_as_it_then_happens(twins: Engine, spec: Spec) -> None:
+    assessed = cycle.assess(twins, spec)
+    with twins.begin() as connection:
         found = duplicates.clusters(connection, assessed.store, assessed.number)
         found = duplicates.with_consequences(connection, assessed.store, assessed.number, found)
     foreseen: Counter[str] = Counter()
@@ -160,25 +157,23 @@ def test_what_merging_will_archive_is_foreseen_as_it_then_happens(empty_store: E
     for cluster in found:
         foreseen.update(cluster.get("archives", {}))
         turned.update(cluster.get("turns", {}))
-    before = cycle.rows_of(empty_store)
+    before = cycle.rows_of(twins)
     losers = {key for c in found if c["entity"] == "document" for key in c["ids"][1:]}
     assert turned["upload_pipeline.upload_jobs"] == sum(j["document_id"] in losers for j in before["upload_jobs"]) == 12
 
-    cycle.run_all(empty_store, spec)
+    cycle.run_all(twins, spec)
 
-    after = cycle.rows_of(empty_store)
+    after = cycle.rows_of(twins)
     for table in ("documents", "document_chunks"):
         assert foreseen[f"upload_pipeline.{table}"] == len(before[table]) - len(after[table]) > 0
 
 
-def test_each_survivor_is_named_with_the_rule_that_chose_it(empty_store: Engine) -> None:
-    with empty_store.begin() as connection:
-        build_twins(connection)
-    rows = cycle.rows_of(empty_store)
+def test_each_survivor_is_named_with_the_rule_that_chose_it(twins: Engine) -> None:
+    rows = cycle.rows_of(twins)
     documents = {d["document_id"]: d for d in rows["documents"]}
     chunks = Counter(c["document_id"] for c in rows["document_chunks"])
-    assessed = cycle.assess(empty_store, cycle.spec_with())
-    with empty_store.begin() as connection:
+    assessed = cycle.assess(twins, cycle.spec_with())
+    with twins.begin() as connection:
         found = [c for c in duplicates.clusters(connection, assessed.store, assessed.number) if c["rows"] > 1]
     rules = Counter[str]()
     for cluster in (c for c in found if c["entity"] == "document"):

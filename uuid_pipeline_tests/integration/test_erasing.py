@@ -2,32 +2,19 @@
 
 import json
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from psycopg import sql
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import erasing
-from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.erasing import Erasure
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import load_spec
-from uuid_pipeline_tests.conftest import NewDatabase
 from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = load_spec(None)
-
-
-@pytest.fixture
-def twins(new_database: NewDatabase) -> Iterator[Engine]:
-    engine = open_store(new_database(None))
-    with engine.begin() as connection:
-        build_twins(connection)
-    yield engine
-    engine.dispose()
 
 
 def grep(engine: Engine) -> dict[str, str]:
@@ -76,9 +63,10 @@ def erase(engine: Engine, user: str) -> Erasure:
     return erasing.erase(engine, store, user, erasing.look(engine, store, user).digest, "erasing run")
 
 
-def test_nothing_of_the_user_is_left_in_any_table_and_everybody_elses_rows_are(twins: Engine) -> None:
-    before = cycle.rows_of(twins)
-    cycle.run_all(twins, SPEC)
+@pytest.mark.begins("migrated")
+def test_nothing_of_the_user_is_left_in_any_table_and_everybody_elses_rows_are(
+    twins: Engine, before: cycle.Rows
+) -> None:
     user = merged_user(twins)
     wanted = ids_of(before, user)
     kinds = {name.split("_")[0] for name in where(twins, wanted)}
@@ -105,8 +93,8 @@ def test_nothing_of_the_user_is_left_in_any_table_and_everybody_elses_rows_are(t
     assert erase(twins, user).deleted == {}
 
 
+@pytest.mark.begins("migrated")
 def test_looking_changes_nothing_and_counts_what_erasing_then_removes(twins: Engine) -> None:
-    cycle.run_all(twins, SPEC)
     user, store = merged_user(twins), cycle.bound_store(twins, SPEC)
     before = grep(twins)
 
@@ -121,9 +109,8 @@ def test_looking_changes_nothing_and_counts_what_erasing_then_removes(twins: Eng
     assert any("no longer be rolled back" in line for line in seen.consequences)
 
 
-def test_the_others_can_still_be_rolled_back_row_for_row(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_the_others_can_still_be_rolled_back_row_for_row(incident: Engine, before: cycle.Rows) -> None:
     user = str(before["documents"][0]["user_id"])
     theirs = {str(row["document_id"]) for row in before["documents"] if row["user_id"] == user}
 
@@ -135,8 +122,8 @@ def test_the_others_can_still_be_rolled_back_row_for_row(incident: Engine) -> No
     assert cycle.rows_of(incident) == cycle.expected_rows(before, left=others)
 
 
+@pytest.mark.begins("migrated")
 def test_a_user_who_is_nobody_removes_nothing(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     found = erasing.look(incident, cycle.bound_store(incident, SPEC), str(uuid.uuid4()))
     assert (found.documents, found.deleted, found.replaced, found.consequences) == (0, {}, {}, ())
 
@@ -170,8 +157,8 @@ def test_short_ids_are_not_searched_for_in_sentences() -> None:
     assert erasing.scrubbed(text, ids) == "7 rows of [erased].title by [erased]."
 
 
+@pytest.mark.begins("migrated")
 def test_a_list_of_figures_loses_the_users_record_and_keeps_the_others(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     user = str(cycle.rows_of(incident)["documents"][0]["user_id"])
     figures = {"top": [{"owner": user, "title": "My own diary.pdf"}, {"owner": "another", "title": "b.pdf"}]}
     cycle.run_sql(

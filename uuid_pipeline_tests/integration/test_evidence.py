@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import ledger
@@ -31,10 +32,11 @@ def differences(engine: Engine, checked: Checked) -> list[str]:
         return evidence.differences(connection, checked)
 
 
+@pytest.mark.begins("migrated")
 def test_the_bundle_holds_plan_gates_journal_maps_certificate_retrieval_and_versions(
     incident: Engine, tmp_path: Path
 ) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     checked = write(incident, tmp_path / "new")
     assert set(checked.files) == {
         "manifest.json", "plan.json", "spec.json", "gates.json", "journal.json", "set_aside.json", "fingerprints.json",
@@ -61,8 +63,8 @@ def test_the_bundle_holds_plan_gates_journal_maps_certificate_retrieval_and_vers
     assert differences(incident, checked) == []
 
 
+@pytest.mark.begins("migrated")
 def test_two_bundles_of_one_state_differ_in_the_audit_alone(incident: Engine, tmp_path: Path) -> None:
-    cycle.run_all(incident, SPEC)
     first, second = write(incident, tmp_path / "a"), write(incident, tmp_path / "b")
     assert {name for name in first.files if first.files[name] != second.files[name]} == {
         "manifest.json",
@@ -71,8 +73,8 @@ def test_two_bundles_of_one_state_differ_in_the_audit_alone(incident: Engine, tm
     assert differences(incident, first) == differences(incident, second) == []
 
 
+@pytest.mark.begins("migrated")
 def test_the_ledger_says_what_was_changed_in_it_or_in_the_bundle(incident: Engine, tmp_path: Path) -> None:
-    cycle.run_all(incident, SPEC)
     checked = write(incident, tmp_path)
     # Somebody rewrites the whole bundle, with a manifest that fits.
     gates = checked.read("gates.json")
@@ -92,8 +94,8 @@ def test_the_ledger_says_what_was_changed_in_it_or_in_the_bundle(incident: Engin
     ]
 
 
+@pytest.mark.begins("migrated")
 def test_a_rollback_that_came_after_the_bundle_does_not_make_it_wrong(incident: Engine, tmp_path: Path) -> None:
-    cycle.run_all(incident, SPEC)
     before = write(incident, tmp_path / "before")
     cycle.roll_back(incident, SPEC)
     assert differences(incident, before) == []

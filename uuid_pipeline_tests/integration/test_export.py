@@ -54,11 +54,11 @@ def expected(before: cycle.Rows, table: str, key: str) -> dict[str, str]:
 TABLES = {"document": ("documents", "document_id"), "chunk": ("document_chunks", "chunk_id")}
 
 
+@pytest.mark.begins("migrated")
 def test_both_forms_hold_every_id_that_moved_with_its_target(
-    incident: Engine, command_line: CommandLine, out: Path
+    incident: Engine, command_line: CommandLine, out: Path, before: cycle.Rows
 ) -> None:
-    before = cycle.rows_of(incident)
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     waves = {wave.wave for wave in cycle.waves_of(incident, execution)}
     ledger = cycle.rows_of(incident, "uuid_pipeline")
 
@@ -89,8 +89,9 @@ def test_both_forms_hold_every_id_that_moved_with_its_target(
     assert not Path(command_line.environment["UUID_PIPELINE_HOME"]).exists()
 
 
+@pytest.mark.begins("approved")
 def test_moved_is_what_the_store_holds_now(incident: Engine, command_line: CommandLine, out: Path) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     canary, recent, _ = cycle.waves_of(incident, execution)
 
     def moved() -> dict[bool, int]:
@@ -168,11 +169,10 @@ def test_a_plan_is_exported_before_anything_is_approved(incident: Engine, comman
     }
 
 
+@pytest.mark.begins("migrated")
 def test_rows_are_streamed_and_their_ids_take_no_dictionary(
-    incident: Engine, out: Path, monkeypatch: pytest.MonkeyPatch
+    incident: Engine, out: Path, monkeypatch: pytest.MonkeyPatch, before: cycle.Rows
 ) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
     monkeypatch.setattr(sql, "ROWS_AT_ONCE", 7)
     monkeypatch.setattr(export, "ROWS_A_GROUP", 10)
 
@@ -194,10 +194,10 @@ def test_rows_are_streamed_and_their_ids_take_no_dictionary(
     assert found.schema_arrow.metadata[b"execution_id"].decode() == subject.execution_id
 
 
+@pytest.mark.begins("migrated")
 def test_nothing_is_replaced_unless_everything_is_written(
     incident: Engine, command_line: CommandLine, out: Path
 ) -> None:
-    cycle.run_all(incident, SPEC)
     assert command_line("export", "--format", "csv", "--output", str(out)).code == 0
     earlier = {path.name: path.read_bytes() for path in out.iterdir()}
     cycle.run_sql(incident, "UPDATE uuid_pipeline.id_map_chunk SET role = 'keep'")
@@ -214,10 +214,10 @@ def test_nothing_is_replaced_unless_everything_is_written(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == earlier
 
 
+@pytest.mark.begins("migrated")
 def test_a_role_that_may_only_read_the_ledger_suffices(
     incident: Engine, incident_url: str, command_line: CommandLine, out: Path, new_role: NewRole
 ) -> None:
-    cycle.run_all(incident, SPEC)
     role = new_role()
     cycle.run_sql(incident, f"GRANT USAGE ON SCHEMA uuid_pipeline TO {role}")
     cycle.run_sql(incident, f"GRANT SELECT ON ALL TABLES IN SCHEMA uuid_pipeline TO {role}")

@@ -1,5 +1,7 @@
 """The end: refused while old ids are in use; then the aliases go, and the ledger, without a trace."""
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine
 
@@ -48,11 +50,13 @@ def everything(store: Engine) -> list[tuple[str, ...]]:
         return connection.execute(EVERYTHING).fetchall()
 
 
-def test_old_ids_in_use_keep_the_aliases_and_after_quiet_hours_nothing_of_them_is_left(store: Engine) -> None:
-    rows, objects = cycle.rows_of(store), cycle.catalog_of(store)
-    old = str(rows["documents"][0]["document_id"])
-    execution = cycle.run_all(store, SPEC)
-    assert cycle.run_sql(store, JOB, document=old) == [(cycle.targets(rows)[old],)]
+@pytest.mark.begins("migrated")
+def test_old_ids_in_use_keep_the_aliases_and_after_quiet_hours_nothing_of_them_is_left(
+    store: Engine, before: cycle.Rows, objects_before: list[tuple[Any, ...]]
+) -> None:
+    old = str(before["documents"][0]["document_id"])
+    execution = cycle.newest_execution(store)
+    assert cycle.run_sql(store, JOB, document=old) == [(cycle.targets(before)[old],)]
 
     with pytest.raises(RefusedError, match=r"old ids are still in use \(document: 1 uses, .* last 24 hours"):
         finalize(store, SPEC)
@@ -70,7 +74,7 @@ def test_old_ids_in_use_keep_the_aliases_and_after_quiet_hours_nothing_of_them_i
 
     assert status(store, execution) == "finalized"
     assert cycle.alias_triggers(store) == []
-    assert cycle.catalog_of(store) == objects
+    assert cycle.catalog_of(store) == objects_before
     with pytest.raises(Exception, match="violates foreign key constraint"):
         cycle.run_sql(store, JOB, document=old)
     with store.begin() as connection:
@@ -79,11 +83,11 @@ def test_old_ids_in_use_keep_the_aliases_and_after_quiet_hours_nothing_of_them_i
     assert finalize(store, SPEC) == []
 
 
-def test_without_quiet_hours_the_aliases_go_at_once_after_a_rollback_too(store: Engine) -> None:
-    rows = cycle.rows_of(store)
-    old = str(rows["documents"][0]["document_id"])
-    new = cycle.targets(rows)[old]
-    execution = cycle.run_all(store, SPEC)
+@pytest.mark.begins("migrated")
+def test_without_quiet_hours_the_aliases_go_at_once_after_a_rollback_too(store: Engine, before: cycle.Rows) -> None:
+    old = str(before["documents"][0]["document_id"])
+    new = cycle.targets(before)[old]
+    execution = cycle.newest_execution(store)
     cycle.roll_back(store, SPEC)
     # The new ids are the stale ones now.
     assert cycle.run_sql(store, JOB, document=new) == [(old,)]
@@ -97,8 +101,9 @@ def test_without_quiet_hours_the_aliases_go_at_once_after_a_rollback_too(store: 
     assert cycle.run_sql(store, JOB, document=old) == [(old,)]
 
 
+@pytest.mark.begins("approved")
 def test_an_open_execution_or_another_writer_is_refused_by_name(store: Engine, other: Engine) -> None:
-    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    execution = cycle.newest_execution(store)
     with pytest.raises(RefusedError, match=rf"{execution.execution_id} is approved\. Finish it first"):
         finalize(store, AT_ONCE)
     cycle.migrate_all(store, SPEC, execution)
@@ -115,11 +120,12 @@ def test_an_open_execution_or_another_writer_is_refused_by_name(store: Engine, o
     assert finalize(store, AT_ONCE) == [execution.execution_id]
 
 
+@pytest.mark.begins("migrated")
 def test_what_a_long_transaction_kept_from_being_removed_is_removed_by_the_next_finalize(
     store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aliases, "PATIENCE_SECONDS", 0.0)
-    execution = cycle.run_all(store, SPEC)
+    execution = cycle.newest_execution(store)
     with cycle.session(store) as reader:
         reader.execute("SELECT FROM upload_pipeline.upload_jobs")
         with pytest.raises(RefusedError, match=rf"lock on .*upload_jobs.* Held by: pid {reader.info.backend_pid} "):

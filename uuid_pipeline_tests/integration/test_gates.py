@@ -35,8 +35,9 @@ def approved(engine: Engine, spec: Spec = SPEC) -> tuple[ledger.Execution, list[
     return execution, cycle.waves_of(engine, execution)
 
 
+@pytest.mark.begins("planned")
 def test_a_plan_without_approval_has_no_wave_to_run(incident: Engine, refused: Refused) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     name = f"{plan.plan_id}-{plan.waves[0].name}"
 
     with refused("knows no wave .* approve"):
@@ -53,10 +54,11 @@ def test_approval_is_refused_while_a_gate_was_not_evaluated(
         cycle.approve(incident, SPEC, plan.plan_id)
 
 
+@pytest.mark.begins("planned")
 def test_approval_is_refused_while_a_gate_is_red_and_names_finding_and_remedy(
     incident: Engine, refused: Refused
 ) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     red = GateResult.of("no_orphans", False, "orphans: events.document_id 7", "delete them")
     with incident.begin() as connection:
         gates.record(connection, Scope(assessment=plan.assessment_no), "document_inventory", red, "x")
@@ -65,10 +67,10 @@ def test_approval_is_refused_while_a_gate_is_red_and_names_finding_and_remedy(
         cycle.approve(incident, SPEC, plan.plan_id)
 
 
+@pytest.mark.begins("planned")
 def test_a_gate_that_passed_for_an_earlier_plan_does_not_count_for_a_later_one(
     incident: Engine, refused: Refused
 ) -> None:
-    cycle.assess_and_plan(incident, SPEC)
     plan = cycle.assess_and_plan(incident, SPEC, skip=["no_orphans"])
 
     with refused("no_orphans was not evaluated in assessment 2"):
@@ -86,8 +88,9 @@ def test_the_newest_result_of_a_gate_counts(incident: Engine) -> None:
     assert cycle.migrate(incident, SPEC, canary).documents == 5
 
 
+@pytest.mark.begins("planned")
 def test_an_unknown_plan_is_refused_and_the_newest_one_named(incident: Engine, refused: Refused) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
 
     with refused(f"There is no plan 0123.*newest plan is {plan.plan_id}"):
         cycle.approve(incident, SPEC, "0123")
@@ -139,8 +142,9 @@ def test_a_wave_does_not_run_after_a_red_check_of_the_one_ahead(incident: Engine
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.begins("planned")
 def test_a_changed_spec_makes_the_plan_stale_before_and_after_approval(incident: Engine, refused: Refused) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     other = cycle.spec_with(batch_rows=7)
 
     with refused("stale: the spec changed"):
@@ -150,6 +154,7 @@ def test_a_changed_spec_makes_the_plan_stale_before_and_after_approval(incident:
         cycle.migrate(incident, other, cycle.waves_of(incident, execution)[0])
 
 
+@pytest.mark.begins("approved")
 @pytest.mark.parametrize(
     "change",
     [
@@ -167,8 +172,7 @@ def test_a_changed_spec_makes_the_plan_stale_before_and_after_approval(incident:
     ],
 )
 def test_a_changed_catalog_makes_the_plan_stale(incident: Engine, refused: Refused, change: str) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
-    execution = cycle.approve(incident, SPEC, plan.plan_id)
+    execution = cycle.newest_execution(incident)
     [canary, *_] = cycle.waves_of(incident, execution)
     store = cycle.bound_store(incident, SPEC)
     cycle.run_sql(incident, change)
@@ -220,8 +224,9 @@ def test_a_second_approval_supersedes_a_first_that_has_moved_nothing(incident: E
     assert first.execution_id != second.execution_id
 
 
+@pytest.mark.begins("planned")
 def test_approving_the_same_plan_twice_is_one_execution(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
 
     first, second = (cycle.approve(incident, SPEC, plan.plan_id) for _ in range(2))
 

@@ -283,10 +283,10 @@ def test_it_is_removed_without_a_trace_and_its_counts_stay_in_the_ledger(store: 
     assert remove(store) == []
 
 
+@pytest.mark.begins("planned")
 @pytest.mark.parametrize("mode", ["rewrite", "reject"])
-def test_a_migration_and_its_rollback_go_through_it(store: Engine, mode: Mode) -> None:
-    before = cycle.rows_of(store)
-    plan = cycle.assess_and_plan(store, SPEC)
+def test_a_migration_and_its_rollback_go_through_it(store: Engine, mode: Mode, before: cycle.Rows) -> None:
+    plan = cycle.newest_plan(store)
     # Neither stale by it nor seen as another schema: every check is green.
     install(store, mode)
     execution = cycle.approve(store, SPEC, plan.plan_id)
@@ -407,8 +407,8 @@ def test_a_role_without_the_right_to_make_triggers_is_told_which_it_lacks(
     limited.dispose()
 
 
+@pytest.mark.begins("migrated")
 def test_the_ledger_is_not_dropped_under_a_guard_and_finalize_leaves_it_its_aliases(store: Engine) -> None:
-    cycle.run_all(store, SPEC)
     install(store, "rewrite")
     assert len(finalizing.finalize(store, cycle.bound_store(store, AT_ONCE), cycle.RUN)) == 1
     made = upload("after the end")

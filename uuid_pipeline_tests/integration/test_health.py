@@ -97,8 +97,8 @@ def test_after_the_migration_it_is_green_but_for_what_has_no_chunks(store: Engin
     assert found.alarming == []
 
 
+@pytest.mark.begins("migrated")
 def test_ids_that_only_look_right_are_stray_and_rows_without_target_id_are_counted_apart(store: Engine) -> None:
-    cycle.run_all(store, SPEC)
     user, at = str(uuid.uuid4()), datetime.now(UTC)
     cycle.run_sql(store, DOCUMENT, id=str(uuid.uuid5(uuid.NAMESPACE_URL, "x")), user=user, sha="ab" * 32, at=at)
     cycle.run_sql(store, DOCUMENT, id=str(uuid.uuid4()), user=user, sha="not a digest", at=at)
@@ -107,8 +107,8 @@ def test_ids_that_only_look_right_are_stray_and_rows_without_target_id_are_count
     assert figures["quarantined"] == 1
 
 
+@pytest.mark.begins("migrated")
 def test_generation_is_of_documents_created_since_the_tick_before_and_the_last_ones_stand(store: Engine) -> None:
-    cycle.run_all(store, SPEC)
     look(store)
     # Beyond the minute that two ticks overlap by.
     cycle.run_sql(store, "UPDATE uuid_pipeline.health_ticks SET at = now() - interval '1 hour'")
@@ -147,8 +147,8 @@ def test_without_created_at_generation_is_unknown_and_no_alarm(store: Engine) ->
     assert "generation_success" not in failed(found)
 
 
+@pytest.mark.begins("migrated")
 def test_a_large_store_is_read_whole_only_when_it_is_due_and_new_rows_are_found_by_an_index(store: Engine) -> None:
-    cycle.run_all(store, SPEC)
     first = look(store, LARGE)
     assert first.whole
     put(store, False)
@@ -173,8 +173,8 @@ def test_a_large_store_is_read_whole_only_when_it_is_due_and_new_rows_are_found_
     assert look(store, LARGE, full=True).whole
 
 
+@pytest.mark.begins("migrated")
 def test_the_sample_goes_round_the_whole_store(store: Engine) -> None:
-    cycle.run_all(store, SPEC)
     spec = cycle.spec_with(health=Health(sample=15))
     put(store, False)
     wrong = [values(look(store, spec))["mismatch_sampled"] for _ in range(6)]
@@ -183,8 +183,8 @@ def test_the_sample_goes_round_the_whole_store(store: Engine) -> None:
     assert set(wrong) == {0, 1 / 15}
 
 
+@pytest.mark.begins("migrated")
 def test_a_document_that_stands_with_its_chunks_under_another_id_is_not_retrieved(store: Engine) -> None:
-    cycle.run_all(store, SPEC)
     with_chunks = {str(row["document_id"]) for row in cycle.rows_of(store)["document_chunks"]}
     moved = {"old": min(with_chunks), "new": str(uuid.uuid4())}
     with cycle.session(store) as connection:
@@ -196,8 +196,9 @@ def test_a_document_that_stands_with_its_chunks_under_another_id_is_not_retrieve
     assert figures["retrieval"] == (len(with_chunks) - 1) / len(with_chunks)
 
 
+@pytest.mark.begins("approved")
 def test_documents_set_aside_and_waves_with_a_red_gate_are_migration_failures(store: Engine) -> None:
-    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    execution = cycle.newest_execution(store)
     changed = cycle.rows_of(store)["documents"][0]["document_id"]
     new_hash = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('a', 64) WHERE document_id = %(id)s"
     cycle.run_sql(store, new_hash, id=changed)

@@ -14,7 +14,6 @@ from psycopg import sql
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import figures, inventory_figures, ledger, lookups
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError, UsageError
@@ -214,14 +213,12 @@ def test_documents_to_process_again_are_listed_with_why_and_the_plan_with_time_a
     assert {"Risk", "Probability", "Impact", "Mitigation", "If it happens"} <= {word.strip() for word in page.words}
 
 
-def test_clusters_keep_the_rule_and_what_was_foreseen_after_they_were_merged(empty_store: Engine) -> None:
-    with empty_store.begin() as connection:
-        build_twins(connection)
-    total = cycle.run_sql(empty_store, "SELECT count(*) FROM upload_pipeline.documents")[0][0]
-    migrate(empty_store)
-    left = cycle.run_sql(empty_store, "SELECT count(*) FROM upload_pipeline.documents")[0][0]
+def test_clusters_keep_the_rule_and_what_was_foreseen_after_they_were_merged(twins: Engine) -> None:
+    total = cycle.run_sql(twins, "SELECT count(*) FROM upload_pipeline.documents")[0][0]
+    migrate(twins)
+    left = cycle.run_sql(twins, "SELECT count(*) FROM upload_pipeline.documents")[0][0]
 
-    section = as_json(made(empty_store))["sections"]["duplicates"]
+    section = as_json(made(twins))["sections"]["duplicates"]
 
     [clusters] = [b for b in section["blocks"] if b.get("caption") == "Clusters of document"]
     kinds, rules = ({row[column] for row in clusters["rows"]} for column in (1, 4))
@@ -236,10 +233,10 @@ def test_clusters_keep_the_rule_and_what_was_foreseen_after_they_were_merged(emp
     }  # fmt: skip
 
 
+@pytest.mark.begins("planned")
 def test_titles_owners_and_natural_keys_are_marks_where_they_are_not_to_be_shown(
     incident: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cycle.assess_and_plan(incident, SPEC)
     monkeypatch.setenv("UUID_PIPELINE_HOME", str(tmp_path))
     monkeypatch.setenv("UUID_PIPELINE_REDACT", "1")
     personal = cycle.run_sql(incident, "SELECT filename, user_id::text, file_sha256 FROM upload_pipeline.documents")
@@ -292,8 +289,9 @@ def test_before_a_plan_there_is_nothing_to_report(incident: Engine) -> None:
         made(incident)
 
 
+@pytest.mark.begins("planned")
 def test_a_plan_alone_is_reported_as_waiting_with_its_command(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
 
     found = as_json(made(incident))
 

@@ -1,7 +1,7 @@
 """What other stages keep in the ledger appears in the report and in readiness; a ledger without it is no error."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from uuid_pipeline.engine.readiness import Criterion
 from uuid_pipeline.engine.store import bind
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.conftest import NewDatabase, Templates, opened
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -64,16 +65,15 @@ def looked_at(engine: Engine) -> tuple[Mapping[str, Criterion], dict[str, Any], 
 
 
 @pytest.fixture
-def migrated(incident: Engine) -> tuple[Engine, str]:
-    execution = cycle.run_all(incident, SPEC)
-    with incident.begin() as connection:
-        connection.exec_driver_sql(TABLES)
-    return incident, execution.execution_id
+def migrated(new_database: NewDatabase, templates: Templates) -> Iterator[tuple[Engine, str]]:
+    with opened(new_database(templates.name("incident", "migrated"))) as engine:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(TABLES)
+        yield engine, cycle.newest_execution(engine).execution_id
 
 
+@pytest.mark.begins("planned")
 def test_a_ledger_without_any_of_it_says_not_measured(incident: Engine) -> None:
-    cycle.assess_and_plan(incident, SPEC)
-
     with incident.begin() as connection:
         plan = planning.newest(connection)
         assert plan is not None
@@ -173,8 +173,9 @@ def test_a_failing_health_check_stands_in_the_way_and_a_warning_does_not(migrate
     assert green.figure.startswith("1 of 2 checks pass")
 
 
+@pytest.mark.begins("planned")
 def test_a_kept_constraint_analysis_is_a_section_with_its_verdict(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     entry = {
         "approach": "copy, then delete", "entity": "document", "kind": "index", "object": "uq_user_filehash",
         "table": "documents", "sqlstate": None, "documents": 0, "collides_with": None, "message": "duplicate key",

@@ -29,8 +29,9 @@ with engine.connect() as connection:
 """
 
 
+@pytest.mark.begins("approved")
 def test_a_second_writer_is_refused_and_told_who_the_first_is(incident: Engine, other: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [canary, *_] = cycle.waves_of(incident, execution)
     before = cycle.rows_of(incident)
 
@@ -94,8 +95,9 @@ def test_of_writers_that_start_at_once_one_writes(incident: Engine, incident_url
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+@pytest.mark.begins("approved")
 def test_the_lease_of_a_dead_process_is_taken_over_and_its_run_named(incident: Engine, incident_url: str) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [canary, *_] = cycle.waves_of(incident, execution)
     process = subprocess.Popen([sys.executable, "-c", HOLD, incident_url], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -135,8 +137,8 @@ def test_a_holder_that_was_fenced_off_cannot_write_any_more(incident: Engine, ot
     assert cycle.rows_of(incident) == rows[0]
 
 
+@pytest.mark.begins("planned")
 def test_the_fenced_off_holder_does_not_release_the_lease_of_the_next(incident: Engine, other: Engine) -> None:
-    cycle.assess_and_plan(incident, SPEC)
     with lease.held(incident, "the first"):
         cycle.run_sql(other, "UPDATE uuid_pipeline.lease SET backend_pid = 0")
         with other.connect() as connection:
@@ -150,8 +152,9 @@ def test_the_fenced_off_holder_does_not_release_the_lease_of_the_next(incident: 
     assert holder.run_id == "the next"
 
 
+@pytest.mark.begins("approved")
 def test_the_lease_is_free_again_after_a_run_whether_it_ended_well_or_not(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     canary, recent, _ = cycle.waves_of(incident, execution)
     cycle.migrate(incident, SPEC, canary)
     with pytest.raises(RefusedError):
@@ -161,8 +164,8 @@ def test_the_lease_is_free_again_after_a_run_whether_it_ended_well_or_not(incide
         assert lease.holder(connection) is None
 
 
+@pytest.mark.begins("migrated")
 def test_a_rollback_needs_the_lease_too(incident: Engine, other: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     rows = cycle.rows_of(incident)
     store = cycle.bound_store(incident, SPEC)
     with incident.begin() as connection:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.twins import build_twins
-from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle
 
@@ -16,14 +14,6 @@ SPEC = load_spec(None)
 KEYS = {"documents": "document_id", "document_chunks": "chunk_id", "upload_jobs": "job_id", "events": "event_id",
         "document_vector_buffer": "buffer_id", "webhook_log": "webhook_id"}  # fmt: skip
 IDS = ("document_id", "chunk_id")
-
-
-@pytest.fixture
-def twins(empty_url: str) -> Engine:
-    engine = open_store(empty_url)
-    with engine.begin() as connection:
-        build_twins(connection)
-    return engine
 
 
 def content(row: cycle.Row) -> tuple[tuple[str, str | None], ...]:
@@ -62,11 +52,8 @@ def test_fifty_rows_become_thirty_eight_and_every_row_is_in_its_table_or_archive
         assert row["document_id"] == target(row)
 
 
-def test_what_referred_to_a_loser_refers_to_the_survivor(twins: Engine) -> None:
-    before = cycle.rows_of(twins)
-
-    cycle.run_all(twins, SPEC)
-
+@pytest.mark.begins("migrated")
+def test_what_referred_to_a_loser_refers_to_the_survivor(twins: Engine, before: cycle.Rows) -> None:
     after = cycle.rows_of(twins)
     targets = {row["document_id"]: target(row) for row in before["documents"]}
     for table in ("upload_jobs", "events"):
@@ -78,11 +65,10 @@ def test_what_referred_to_a_loser_refers_to_the_survivor(twins: Engine) -> None:
         assert chunks[row["chunk_id"]] == row["document_id"]
 
 
-def test_of_two_chunk_sets_the_more_complete_one_stays_whole_and_other_versions_stay_beside_it(twins: Engine) -> None:
-    before = cycle.rows_of(twins)
-
-    cycle.run_all(twins, SPEC)
-
+@pytest.mark.begins("migrated")
+def test_of_two_chunk_sets_the_more_complete_one_stays_whole_and_other_versions_stay_beside_it(
+    twins: Engine, before: cycle.Rows
+) -> None:
     targets = {row["document_id"]: target(row) for row in before["documents"]}
     sizes: dict[tuple[object, ...], Counter[str | None]] = {}
     for row in before["document_chunks"]:
@@ -147,9 +133,10 @@ SELECT gen_random_uuid(), job_id, document_id, 'late', 'info', 'LATE' FROM uploa
 """
 
 
-def test_rollback_keeps_what_the_application_wrote_since_and_leaves_archived_what_it_deleted(twins: Engine) -> None:
-    before = cycle.rows_of(twins)
-    cycle.run_all(twins, SPEC)
+@pytest.mark.begins("migrated")
+def test_rollback_keeps_what_the_application_wrote_since_and_leaves_archived_what_it_deleted(
+    twins: Engine, before: cycle.Rows
+) -> None:
     kept = archived(twins)["documents"]
     loser = kept[0]
     gone = target(loser)

@@ -106,9 +106,8 @@ def test_jobs_events_and_webhooks_keep_their_own_ids_and_follow_their_document(i
     assert len(before) >= 38
 
 
+@pytest.mark.begins("migrated")
 def test_foreign_keys_are_enforced_again_after_the_migration(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
-
     with cycle.session(incident) as connection:
         for table, name in connection.execute(
             "SELECT conrelid::regclass::text, conname::text FROM pg_constraint WHERE contype = 'f' "
@@ -124,8 +123,9 @@ def test_foreign_keys_are_enforced_again_after_the_migration(incident: Engine) -
         connection.rollback()
 
 
+@pytest.mark.begins("approved")
 def test_a_chunk_written_after_planning_is_derived_in_its_documents_batch(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [document] = some_documents(incident, 1)
     cycle.run_sql(incident, NEW_CHUNK, id=str(uuid.uuid4()), document=document)
     before = cycle.rows_of(incident)
@@ -136,8 +136,9 @@ def test_a_chunk_written_after_planning_is_derived_in_its_documents_batch(incide
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+@pytest.mark.begins("approved")
 def test_a_chunk_whose_ordinal_changed_after_planning_is_derived_anew(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [document] = some_documents(incident, 1)
     change = "UPDATE upload_pipeline.document_chunks SET chunk_ord = chunk_ord + 50 WHERE document_id = %(id)s"
     cycle.run_sql(incident, change, id=document)
@@ -174,8 +175,9 @@ def test_a_chunk_given_to_another_document_after_planning_takes_its_references_a
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+@pytest.mark.begins("approved")
 def test_a_document_deleted_after_planning_is_journaled_as_gone(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [document] = some_documents(incident, 1)
     remove(incident, document)
     before = cycle.rows_of(incident)
@@ -187,8 +189,9 @@ def test_a_document_deleted_after_planning_is_journaled_as_gone(incident: Engine
     assert unmoved(incident) == [(document, "gone")]
 
 
+@pytest.mark.begins("approved")
 def test_a_document_whose_hash_changed_after_planning_is_left_alone_and_the_others_go_on(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [document] = some_documents(incident, 1)
     change = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('a', 64) WHERE document_id = %(id)s"
     cycle.run_sql(incident, change, id=document)
@@ -200,8 +203,9 @@ def test_a_document_whose_hash_changed_after_planning_is_left_alone_and_the_othe
     assert unmoved(incident) == [(document, "changed")]
 
 
+@pytest.mark.begins("approved")
 def test_what_was_left_alone_is_moved_by_the_next_plan(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     [document] = some_documents(incident, 1)
     change = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('a', 64) WHERE document_id = %(id)s"
     cycle.run_sql(incident, change, id=document)
@@ -237,8 +241,8 @@ def test_a_soft_reference_is_rewritten_like_a_foreign_key(incident: Engine) -> N
     assert after["document_vector_buffer"] != before["document_vector_buffer"]
 
 
+@pytest.mark.begins("migrated")
 def test_documents_that_are_right_already_stay_and_their_chunks_are_put_right(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     right = cycle.rows_of(incident)
     [document] = some_documents(incident, 1)
     spoil = "UPDATE upload_pipeline.document_chunks SET chunk_id = gen_random_uuid() WHERE document_id = %(id)s"
@@ -253,8 +257,9 @@ def test_documents_that_are_right_already_stay_and_their_chunks_are_put_right(in
     assert cycle.rows_of(incident) == right
 
 
+@pytest.mark.begins("approved")
 def test_a_wave_that_is_done_can_run_again_and_does_nothing(incident: Engine) -> None:
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    execution = cycle.newest_execution(incident)
     canary = cycle.waves_of(incident, execution)[0]
     first = cycle.migrate(incident, SPEC, canary)
     before = cycle.rows_of(incident)
@@ -266,9 +271,8 @@ def test_a_wave_that_is_done_can_run_again_and_does_nothing(incident: Engine) ->
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.begins("migrated")
 def test_after_success_there_is_nothing_to_plan_and_nothing_to_approve(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
-
     plan = cycle.assess_and_plan(incident, SPEC)
 
     assert plan.nothing_to_do
@@ -289,8 +293,9 @@ def test_an_empty_store_plans_nothing(incident: Engine) -> None:
     assert plan.content["approach"] == "nothing to migrate"
 
 
+@pytest.mark.begins("planned")
 def test_waves_are_the_reports_five_fifteen_and_eighteen(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
 
     assert [(wave.name, wave.documents) for wave in plan.waves] == [
         ("010-canary", 5),

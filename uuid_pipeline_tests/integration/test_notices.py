@@ -9,7 +9,6 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import ledger, notice_facts
 from uuid_pipeline.engine.notice_facts import Kind
 from uuid_pipeline.errors import RefusedError, UsageError
@@ -106,8 +105,9 @@ def test_figures_follow_the_store_before_during_after_and_back(incident: Engine,
     assert {user: n[0] for user, n in counted(back, "waiting").items() if n[0]} == {u: d for u, (d, _) in now.items()}
 
 
+@pytest.mark.begins("planned")
 def test_every_audience_has_its_files_and_a_user_the_own_titles_alone(incident: Engine, write: Write) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     made = write("before", cycle.spec_with(notices=Notices(product="Papers", contact="help@example.org")))
 
     for audience in ("support", "stakeholders"):
@@ -133,11 +133,9 @@ def test_every_audience_has_its_files_and_a_user_the_own_titles_alone(incident: 
         assert ("Please upload again" in line["body"]) == (line["without_text"] > 0)
 
 
-def test_a_merged_document_and_a_quarantined_one_are_told_to_their_owner(empty_store: Engine, write: Write) -> None:
-    with empty_store.begin() as connection:
-        build_twins(connection)
+def test_a_merged_document_and_a_quarantined_one_are_told_to_their_owner(twins: Engine, write: Write) -> None:
     (broken,) = cycle.run_sql(
-        empty_store,
+        twins,
         """UPDATE upload_pipeline.documents SET file_sha256 = 'broken' WHERE document_id = (
                SELECT document_id FROM upload_pipeline.documents d WHERE NOT EXISTS (
                    SELECT FROM upload_pipeline.documents o WHERE o.user_id = d.user_id
@@ -147,12 +145,12 @@ def test_a_merged_document_and_a_quarantined_one_are_told_to_their_owner(empty_s
     # A row is the same one while user and upload time are; of its id only the version is asked here.
     rows = """SELECT user_id::text || created_at, document_id::text, uuid_extract_version(document_id)
               FROM upload_pipeline.documents"""
-    before = {row: key for row, key, version in cycle.run_sql(empty_store, rows) if version == 4}
+    before = {row: key for row, key, version in cycle.run_sql(twins, rows) if version == 4}
     assert len(before) == 38
-    cycle.run_all(empty_store, SPEC)
-    made = write("after", store=empty_store)
+    cycle.run_all(twins, SPEC)
+    made = write("after", store=twins)
 
-    there = {row: key for row, key, _ in cycle.run_sql(empty_store, rows)}
+    there = {row: key for row, key, _ in cycle.run_sql(twins, rows)}
     moved = sum(there.get(row, key) != key for row, key in before.items())
     merged = sum(row not in there for row in before)
     assert merged > 0
@@ -165,8 +163,8 @@ def test_a_merged_document_and_a_quarantined_one_are_told_to_their_owner(empty_s
     assert broken[1] in told["body"]
 
 
+@pytest.mark.begins("planned")
 def test_the_teams_own_template_is_used_and_its_fault_named(incident: Engine, write: Write, tmp_path: Path) -> None:
-    cycle.assess_and_plan(incident, SPEC)
     own = tmp_path / "own"
     (own / "before").mkdir(parents=True)
     (own / "before" / "users.md.j2").write_text("# Hallo\n\n{{ me.changing }} Dokumente von dir.\n")
@@ -277,10 +275,10 @@ def test_the_job_launches_as_the_launchpad_shows_it() -> None:
     assert defaults["ops"]["write_notices"]["config"] == {"kind": "", "send_to": []}
 
 
+@pytest.mark.begins("planned")
 def test_sent_only_to_whom_was_asked_while_it_is_true_and_recorded(
     incident: Engine, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cycle.assess_and_plan(incident, SPEC)
     spec = cycle.spec_with(notices=Notices(send={"stakeholders": "BOARD_URLS"}))
     store = cycle.bound_store(incident, spec)
     made = write("before", spec)

@@ -41,8 +41,9 @@ def new_document(engine: Engine, key: str, user: str, sha: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.begins("planned")
 def test_a_plan_that_nobody_approved_is_not_ready_and_says_the_command(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
 
     found = judged(incident)
 
@@ -74,8 +75,8 @@ def test_after_the_migration_everything_that_was_measured_is_ready(incident: Eng
     assert found["new_documents"].verdict == found["backup"].verdict == "not measured"
 
 
+@pytest.mark.begins("migrated")
 def test_after_a_rollback_it_is_not_ready_again(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     cycle.roll_back(incident, SPEC)
 
     found = judged(incident)
@@ -86,11 +87,11 @@ def test_after_a_rollback_it_is_not_ready_again(incident: Engine) -> None:
     assert found["lookup_by_target"].verdict == "not ready"
 
 
+@pytest.mark.begins("migrated")
 @pytest.mark.parametrize(("right", "verdict"), [(True, "ready"), (False, "not ready")])
 def test_new_documents_are_recomputed_and_a_wrong_one_stands_in_the_way(
     incident: Engine, right: bool, verdict: str
 ) -> None:
-    cycle.run_all(incident, SPEC)
     assert judged(incident)["new_documents"].verdict == "not measured"
     user, sha = str(uuid.uuid4()), "ab" * 32
     key = uuid.uuid5(cycle.NAMESPACE, f"{user}:{sha}") if right else uuid.uuid4()
@@ -103,8 +104,9 @@ def test_new_documents_are_recomputed_and_a_wrong_one_stands_in_the_way(
     assert (overall(found) == "not ready") is not right
 
 
+@pytest.mark.begins("migrated")
 def test_an_orphan_and_a_red_gate_stand_in_the_way_by_name(incident: Engine) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     with incident.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.exec_driver_sql(
@@ -124,8 +126,8 @@ def test_an_orphan_and_a_red_gate_stand_in_the_way_by_name(incident: Engine) -> 
     assert "seen red" in found["schema"].figure
 
 
+@pytest.mark.begins("migrated")
 def test_the_present_is_counted_from_the_rows(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
     [(one, user)] = cycle.run_sql(
         incident,
         """SELECT document_id::text, user_id::text FROM upload_pipeline.documents d
@@ -180,8 +182,9 @@ def test_an_empty_store_is_measured_as_empty(empty_store: Engine) -> None:
     assert found["user_impact"].binds is False
 
 
+@pytest.mark.begins("migrated")
 def test_a_plan_made_after_an_execution_is_the_subject_only_where_it_has_something_to_move(incident: Engine) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     cycle.assess_and_plan(incident, SPEC)
     with incident.begin() as connection:
         assert readiness.subject(connection) == (

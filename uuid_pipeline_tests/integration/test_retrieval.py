@@ -6,49 +6,32 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import ledger, retrieval
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.retrieval_sights import Sampled
 from uuid_pipeline.spec import Retrieval, Spec
-from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role
+from uuid_pipeline_tests.conftest import NewDatabase, NewRole, Templates, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_migration import REMOVE
 
 SPEC = cycle.spec_with()
 assert SPEC.retrieval is not None
 RETRIEVAL: Retrieval = SPEC.retrieval
-MIGRATED = "template_migrated_for_retrieval"
 
 
 def asking(**changes: Any) -> Spec:
     return cycle.spec_with(retrieval=RETRIEVAL.model_copy(update=changes))
 
 
-@pytest.fixture(scope="module")
-def migrated_template(server: EmbeddedServer, incident_template: str) -> str:
-    """The incident after its migration, in a database that nobody stays connected to."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        # A worker that is given some of these tests later makes it anew.
-        connection.execute(f"DROP DATABASE IF EXISTS {MIGRATED} WITH (FORCE)".encode())
-        connection.execute(f"CREATE DATABASE {MIGRATED} TEMPLATE {incident_template} STRATEGY file_copy".encode())
-    engine = open_store(server.url(MIGRATED))
-    cycle.run_all(engine, SPEC)
-    engine.dispose()
-    return MIGRATED
-
-
 @pytest.fixture
-def migrated(new_database: NewDatabase, migrated_template: str) -> Iterator[Engine]:
-    engine = open_store(new_database(migrated_template))
-    yield engine
-    engine.dispose()
+def migrated(new_database: NewDatabase, templates: Templates) -> Iterator[Engine]:
+    with opened(new_database(templates.name("incident", "migrated"))) as engine:
+        yield engine
 
 
 def whole(engine: Engine, spec: Spec = SPEC) -> GateResult:
@@ -384,16 +367,12 @@ def test_a_second_measurement_of_one_execution_keeps_the_first_baseline(migrated
     assert uuid.UUID(before[0][1])
 
 
-def test_twins_that_merge_are_left_out_and_their_survivors_are_found(empty_store: Engine) -> None:
-    with empty_store.begin() as connection:
-        build_twins(connection)
+def test_twins_that_merge_are_left_out_and_their_survivors_are_found(twins: Engine) -> None:
     losers = """SELECT count(*) FROM uuid_pipeline.id_map_document WHERE role = 'merge'"""
-    cycle.run_all(empty_store, SPEC)
-    found = measured(empty_store)
-    [(merged,)] = cycle.run_sql(empty_store, losers)
-    with_chunks_now = cycle.run_sql(
-        empty_store, "SELECT count(DISTINCT document_id) FROM upload_pipeline.document_chunks"
-    )
+    cycle.run_all(twins, SPEC)
+    found = measured(twins)
+    [(merged,)] = cycle.run_sql(twins, losers)
+    with_chunks_now = cycle.run_sql(twins, "SELECT count(DISTINCT document_id) FROM upload_pipeline.document_chunks")
     assert merged == 12
     assert found["before"]["measured"] == 50
     # Twelve rows were deterministic before; the look-up by target id finds them for their twins too.

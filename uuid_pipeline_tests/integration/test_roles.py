@@ -13,13 +13,12 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import ProgrammingError
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import control, export, ledger, triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports import state
 from uuid_pipeline.spec import load_spec
-from uuid_pipeline_tests.conftest import NewDatabase
+from uuid_pipeline_tests.conftest import NewDatabase, Templates
 from uuid_pipeline_tests.integration import cycle, shop
 
 ROOT = Path(__file__).parents[2]
@@ -57,11 +56,9 @@ def no_roles_left(server: EmbeddedServer) -> Iterator[None]:
 
 
 @pytest.fixture
-def store(no_roles_left: None, new_database: NewDatabase) -> Iterator[Engine]:
+def store(no_roles_left: None, new_database: NewDatabase, templates: Templates) -> Iterator[Engine]:
     """A store with duplicates to merge: it takes every right that there is to take."""
-    engine = open_store(new_database(None))
-    with engine.begin() as connection:
-        build_twins(connection)
+    engine = open_store(new_database(templates.name("twins")))
     yield engine
     engine.dispose()
 

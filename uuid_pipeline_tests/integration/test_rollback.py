@@ -34,9 +34,9 @@ def test_every_row_is_back_as_it_was(incident: Engine, spec: Spec) -> None:
     assert status_of(incident) == ["rolled_back"]
 
 
-def test_one_wave_goes_back_and_the_others_stay(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    execution = cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_one_wave_goes_back_and_the_others_stay(incident: Engine, before: cycle.Rows) -> None:
+    execution = cycle.newest_execution(incident)
 
     cycle.roll_back(incident, SPEC, "canary")
 
@@ -50,10 +50,8 @@ def test_one_wave_goes_back_and_the_others_stay(incident: Engine) -> None:
     assert [wave.status for wave in cycle.waves_of(incident, execution)] == ["rolled_back", "moved", "moved"]
 
 
-def test_after_one_wave_the_rest_can_be_rolled_back_too(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
-
+@pytest.mark.begins("migrated")
+def test_after_one_wave_the_rest_can_be_rolled_back_too(incident: Engine, before: cycle.Rows) -> None:
     cycle.roll_back(incident, SPEC, "recent")
     cycle.roll_back(incident, SPEC)
 
@@ -61,9 +59,9 @@ def test_after_one_wave_the_rest_can_be_rolled_back_too(incident: Engine) -> Non
     assert status_of(incident) == ["rolled_back"]
 
 
-def test_an_execution_that_has_only_begun_can_be_rolled_back(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+@pytest.mark.begins("approved")
+def test_an_execution_that_has_only_begun_can_be_rolled_back(incident: Engine, before: cycle.Rows) -> None:
+    execution = cycle.newest_execution(incident)
     cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
     assert cycle.rows_of(incident) != before
 
@@ -73,9 +71,8 @@ def test_an_execution_that_has_only_begun_can_be_rolled_back(incident: Engine) -
     assert status_of(incident) == ["rolled_back"]
 
 
-def test_rolling_back_again_changes_nothing(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_rolling_back_again_changes_nothing(incident: Engine, before: cycle.Rows) -> None:
     cycle.roll_back(incident, SPEC)
 
     assert cycle.roll_back(incident, SPEC) == []
@@ -83,16 +80,14 @@ def test_rolling_back_again_changes_nothing(incident: Engine) -> None:
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.begins("migrated")
 def test_a_wave_of_an_unknown_name_is_refused_with_those_that_can_go_back(incident: Engine) -> None:
-    cycle.run_all(incident, SPEC)
-
     with pytest.raises(RefusedError, match=r"No moved wave is called canaries.*-010-canary"):
         cycle.roll_back(incident, SPEC, "canaries")
 
 
-def test_rows_that_the_application_wrote_since_stay_under_the_old_id(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_rows_that_the_application_wrote_since_stay_under_the_old_id(incident: Engine, before: cycle.Rows) -> None:
     [document] = some_documents(incident, 1)
     old = next(was for was, now in cycle.targets(before).items() if now == document)
     job, chunk = str(uuid.uuid4()), str(uuid.uuid4())
@@ -117,9 +112,8 @@ def test_rows_that_the_application_wrote_since_stay_under_the_old_id(incident: E
     assert {t: cycle.ordered(rows) for t, rows in after.items()} == before
 
 
-def test_rows_that_the_application_deleted_since_stay_deleted(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_rows_that_the_application_deleted_since_stay_deleted(incident: Engine, before: cycle.Rows) -> None:
     [document] = some_documents(incident, 1)
     old = next(was for was, now in cycle.targets(before).items() if now == document)
     remove(incident, document)
@@ -157,9 +151,9 @@ def test_a_chunk_given_to_another_document_since_leaves_no_reference_dangling(in
     assert cycle.run_sql(incident, dangling) == [(0,)]
 
 
-def test_after_a_rollback_the_store_can_be_migrated_again(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    first = cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_after_a_rollback_the_store_can_be_migrated_again(incident: Engine, before: cycle.Rows) -> None:
+    first = cycle.newest_execution(incident)
     cycle.roll_back(incident, SPEC)
 
     second = cycle.run_all(incident, SPEC)
@@ -170,8 +164,9 @@ def test_after_a_rollback_the_store_can_be_migrated_again(incident: Engine) -> N
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.begins("migrated")
 def test_a_wave_that_went_back_does_not_run_again_under_the_old_approval(incident: Engine) -> None:
-    execution = cycle.run_all(incident, SPEC)
+    execution = cycle.newest_execution(incident)
     cycle.roll_back(incident, SPEC, "canary")
     rows = cycle.rows_of(incident)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.twins import build_twins
 from uuid_pipeline.engine import planning, rollback_triggers, strategy
 from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.strategy import Strategy
@@ -39,8 +38,9 @@ def of(store: Engine, plan: Plan) -> Strategy:
         return strategy.of_plan(connection, planning.of_assessment(connection, plan.assessment_no))
 
 
+@pytest.mark.begins("planned")
 def test_the_same_plan_gives_the_same_bytes_in_any_process_at_any_time(incident: Engine, incident_url: str) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     found = of(incident, plan)
     here = render_markdown(found) + render_html(found)
     assert render_markdown(of(incident, plan)) + render_html(of(incident, plan)) == here
@@ -174,8 +174,9 @@ def test_retrieval_and_query_time_are_read_from_what_was_measured_and_unknown_be
     assert [found[name].pulled for name in ("retrieval_drop", "query_times")] == [None, None]
 
 
+@pytest.mark.begins("planned")
 def test_a_plan_with_an_attested_backup_is_approved_by_the_command_that_names_the_snapshot(incident: Engine) -> None:
-    made = cycle.assess_and_plan(incident, SPEC)
+    made = cycle.newest_plan(incident)
     plan = replace(made, content=made.content | {"backup": "attested"})
 
     with incident.begin() as connection:
@@ -187,15 +188,9 @@ def test_a_plan_with_an_attested_backup_is_approved_by_the_command_that_names_th
     assert command in render_markdown(found)
 
 
-@pytest.fixture
-def twins(empty_store: Engine) -> Engine:
-    with empty_store.begin() as connection:
-        build_twins(connection)
-    return empty_store
-
-
+@pytest.mark.begins("planned")
 def test_chunks_that_nothing_replaces_are_foretold_as_the_merge_then_archives_them(twins: Engine) -> None:
-    plan = cycle.assess_and_plan(twins, SPEC)
+    plan = cycle.newest_plan(twins)
     foretold = plan.content["circumstances"]["without_counterpart"]
     cycle.run_all(twins, SPEC)
 
@@ -261,9 +256,10 @@ def test_an_approach_that_moves_nothing_leaves_nothing_to_approve(incident: Engi
     assert cycle.rows_of(incident) == before
 
 
-def test_advice_to_look_forward_only_still_moves_every_document_that_is_due(incident: Engine) -> None:
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+@pytest.mark.begins("migrated")
+def test_advice_to_look_forward_only_still_moves_every_document_that_is_due(
+    incident: Engine, before: cycle.Rows
+) -> None:
     done = cycle.rows_of(incident)
     # 30 % of the documents get random ids again: the advice is forward-only, and the plan covers them all the same.
     wrong = [str(row["document_id"]) for row in done["documents"]][:11]
@@ -300,8 +296,9 @@ def test_the_gate_on_waves_counts_what_an_approach_leaves(incident: Engine) -> N
     assert red.finding == "1 documents are in no wave or two"
 
 
+@pytest.mark.begins("planned")
 def test_a_plan_of_an_earlier_version_is_said_to_be_one(incident: Engine) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC)
+    plan = cycle.newest_plan(incident)
     content = {name: value for name, value in plan.content.items() if name != "figures"}
     with incident.begin() as connection, pytest.raises(RefusedError, match="made by an earlier version"):
         strategy.of_plan(connection, replace(plan, content=json.loads(json.dumps(content))))
