@@ -68,17 +68,20 @@ def _build_incident_with_buffer(connection: Connection) -> None:
     add_vector_buffer(connection)
 
 
-# What a store can be copied with, and how far the engine has come with it; each state is made from the one before.
+# What a store can be copied with, and how far the engine has come with it; each state is made from an earlier one.
 STORES: dict[str, Callable[[Connection], object]] = {
     "incident": build_incident,
     "incident_with_buffer": _build_incident_with_buffer,
     "twins": build_twins,
 }
-STATES: dict[str, Callable[[Engine], object]] = {
-    "fresh": lambda engine: None,
-    "planned": lambda engine: cycle.assess_and_plan(engine, load_spec(None)),
-    "approved": lambda engine: cycle.approve(engine, load_spec(None), cycle.newest_plan(engine).plan_id),
-    "migrated": lambda engine: cycle.finish(engine, load_spec(None), cycle.newest_execution(engine)),
+SPEC = load_spec(None)
+STATES: dict[str, tuple[str, Callable[[Engine], object]]] = {
+    "planned": ("fresh", lambda engine: cycle.assess_and_plan(engine, SPEC)),
+    "approved": ("planned", lambda engine: cycle.approve(engine, SPEC, cycle.newest_plan(engine).plan_id)),
+    # The first wave has moved; or all but the sweeps; or everything, and it is validated.
+    "begun": ("approved", lambda engine: cycle.migrate_waves(engine, SPEC, slice(1))),
+    "moved": ("begun", lambda engine: cycle.migrate_waves(engine, SPEC, slice(1, None))),
+    "migrated": ("approved", lambda engine: cycle.finish(engine, SPEC, cycle.newest_execution(engine))),
 }
 
 
@@ -95,14 +98,14 @@ class Templates:
         """The database that holds this store in this state, the spec being the default one."""
         name = f"template_{store}_{state}"
         if name not in self._made:
-            earlier = list(STATES)[: list(STATES).index(state)]
-            base = self.name(store, earlier[-1]) if earlier else "template0"
-            _copy(self._server, name, base)
+            earlier, deed = STATES.get(state, (None, None))
+            _copy(self._server, name, self.name(store, earlier) if earlier else "template0")
             with opened(self._server.url(name)) as engine:
-                if state == "fresh":
+                if deed:
+                    deed(engine)
+                else:
                     with engine.begin() as connection:
                         STORES[store](connection)
-                STATES[state](engine)
             self._made.add(name)
         return name
 
@@ -111,7 +114,7 @@ class Templates:
         if store not in self._rows:
             with opened(self._server.url(self.name(store))) as engine:
                 self._rows[store] = cycle.rows_of(engine)
-        return self._rows[store]
+        return {table: [dict(row) for row in rows] for table, rows in self._rows[store].items()}
 
     def objects(self, store: str) -> list[tuple[Any, ...]]:
         """Every object of this store's schema, as it is in every fresh copy."""
@@ -228,6 +231,13 @@ def opened(url: str) -> Iterator[Engine]:
 def incident(incident_url: str) -> Iterator[Engine]:
     """The incident as the engine opens a store."""
     with opened(incident_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def untouched(new_database: NewDatabase, templates: Templates) -> Iterator[Engine]:
+    """The incident again, as it was before anything was done to it."""
+    with opened(new_database(templates.name("incident"))) as engine:
         yield engine
 
 

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from sqlalchemy import Engine
 
 from uuid_pipeline_tests.acceptance.conftest import CommandLine
-from uuid_pipeline_tests.integration import cycle
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
 
@@ -52,8 +50,8 @@ def test_it_writes_the_plan_then_the_execution_and_its_json_is_that_of_the_file(
     assert "Data migration" in str(record.asset_materialization.metadata["readiness"].value)
 
 
+@pytest.mark.begins("planned")
 def test_a_file_that_cannot_be_written_is_a_usage_error(command_line: CommandLine, tmp_path: Path) -> None:
-    command_line("plan")
     (tmp_path / "taken").write_text("")
 
     said = command_line("report", "--out", str(tmp_path / "taken" / "r.html"), "--json")
@@ -90,10 +88,10 @@ def test_the_bundle_is_written_with_the_report_and_shows_one_changed_byte(
 
 
 @pytest.mark.system
+@pytest.mark.begins("migrated")
 def test_a_bundle_may_be_named_and_one_that_cannot_be_written_is_a_usage_error(
-    command_line: CommandLine, incident: Engine, tmp_path: Path
+    command_line: CommandLine, tmp_path: Path
 ) -> None:
-    cycle.run_all(incident, cycle.spec_with())
     named = command_line("report", "--bundle", str(tmp_path / "a" / "mine.zip"))
     assert (named.code, (tmp_path / "a" / "mine.zip").is_file()) == (0, True)
     assert "Digest" in named.out

@@ -39,10 +39,10 @@ def test_plan_writes_the_strategy_and_says_where_and_notices_follow_it(command_l
         assert all(Path(path).exists() for path in paths)
 
 
+@pytest.mark.begins("planned")
 def test_notices_leave_only_when_asked_and_a_failing_channel_is_told_without_its_secrets(
     command_line: CommandLine,
 ) -> None:
-    assert command_line("plan").code == 0
     with receivers.webhook() as hook, receivers.webhook(500) as broken:
         good = f"json://robot:{SECRET}@127.0.0.1:{hook.port}/a"
         bad = f"json://robot:{SECRET}@127.0.0.1:{broken.port}/b"

@@ -53,10 +53,10 @@ def test_what_is_no_bundle_exits_with_2(command_line: CommandLine, tmp_path: Pat
         assert name in said.err
 
 
+@pytest.mark.begins("migrated")
 def test_the_ledger_of_the_store_is_asked_when_wanted(
     command_line: CommandLine, incident: Engine, tmp_path: Path
 ) -> None:
-    cycle.run_all(incident, cycle.spec_with())
     with incident.begin() as connection:
         execution = ledger.executions(connection)[0]
         path = evidence.write_bundle(connection, cycle.bound(connection, cycle.spec_with()), execution, tmp_path)

@@ -79,6 +79,7 @@ def there_and_back_and_the_end(store: Engine, spec: Spec, fault: Fault) -> None:
     assert cycle.alias_triggers(store) == []
 
 
+@pytest.mark.system
 def test_killed_at_every_point_a_run_is_finished_by_the_next(
     store: Engine, empty_url: str, spec_file: Path, spec: Spec
 ) -> None:

@@ -214,6 +214,13 @@ def finish(engine: Engine, spec: Spec, execution: ledger.Execution) -> ledger.Ex
     return done
 
 
+def migrate_waves(engine: Engine, spec: Spec, chosen: slice) -> None:
+    """Run these of the newest execution's planned waves with their checks, which must pass."""
+    for wave in waves_of(engine, newest_execution(engine))[chosen]:
+        migrate(engine, spec, wave)
+        assert_green(check_wave(engine, spec, wave))
+
+
 def newest_plan(engine: Engine) -> Plan:
     with engine.begin() as c:
         found = planning.newest(c)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import comparison, gates, inventory, ledger, mapping, validation
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.errors import RefusedError, UsageError
@@ -92,9 +91,10 @@ def test_an_approved_assessment_is_not_looked_at_again_and_keeps_its_map(inciden
     assert maps(incident) == before
 
 
+@pytest.mark.begins("approved")
 @pytest.mark.parametrize("entity", ["document", "chunk"])
 def test_a_map_changed_behind_the_plans_back_moves_nothing(incident: Engine, entity: str) -> None:
-    execution = approved(incident)
+    execution = cycle.newest_execution(incident)
     change = f"UPDATE uuid_pipeline.id_map_{entity} SET new_id = gen_random_uuid() WHERE ordinal = 1"  # noqa: S608
     cycle.run_sql(incident, change)
     rows = cycle.rows_of(incident)
@@ -132,22 +132,22 @@ def renamed() -> Spec:
     )
 
 
+@pytest.mark.begins("migrated")
 @pytest.mark.parametrize(
     "changed",
     [renamed(), cycle.spec_with(soft_references=[])],
     ids=["entity renamed", "soft reference dropped"],
 )
-def test_a_rollback_follows_the_spec_that_the_plan_was_made_with(incident: Engine, changed: Spec) -> None:
-    with incident.begin() as connection:
-        add_vector_buffer(connection)
-    before = cycle.rows_of(incident)
-    cycle.run_all(incident, SPEC)
+def test_a_rollback_follows_the_spec_that_the_plan_was_made_with(
+    incident_with_buffer: Engine, before: cycle.Rows, changed: Spec
+) -> None:
+    assert cycle.rows_of(incident_with_buffer) == cycle.expected_rows(before)
     assert changed.digest != SPEC.digest
 
-    cycle.roll_back(incident, changed)
+    cycle.roll_back(incident_with_buffer, changed)
 
-    assert cycle.rows_of(incident) == before
-    assert status_of(incident) == ["rolled_back"]
+    assert cycle.rows_of(incident_with_buffer) == before
+    assert status_of(incident_with_buffer) == ["rolled_back"]
 
 
 @pytest.mark.begins("migrated")
@@ -169,8 +169,9 @@ def test_a_wave_does_not_go_back_under_a_newer_execution_that_has_moved_rows(
     assert ids[0] == ids[1]
 
 
+@pytest.mark.begins("approved")
 def test_a_validation_made_before_the_last_wave_does_not_complete_the_execution(incident: Engine) -> None:
-    execution = approved(incident)
+    execution = cycle.newest_execution(incident)
     *first, last, sweep, _ = cycle.all_waves_of(incident, execution)  # the second sweep is not needed
     for wave in first:
         cycle.migrate(incident, SPEC, wave)
@@ -215,8 +216,9 @@ def test_a_document_whose_target_id_another_row_took_is_set_aside_and_the_others
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.begins("approved")
 def test_identity_edited_after_the_move_is_no_wrong_id_and_is_due_for_the_next_plan(incident: Engine) -> None:
-    execution = approved(incident)
+    execution = cycle.newest_execution(incident)
     canary = cycle.waves_of(incident, execution)[0]
     cycle.migrate(incident, SPEC, canary)
     [(document,)] = cycle.run_sql(incident, "SELECT new_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1")

@@ -31,7 +31,12 @@ Refused = Callable[[str], "pytest.RaisesExc[RefusedError]"]
 
 
 def approved(engine: Engine, spec: Spec = SPEC) -> tuple[ledger.Execution, list[ledger.Wave]]:
-    execution = cycle.approve(engine, spec, cycle.assess_and_plan(engine, spec).plan_id)
+    cycle.approve(engine, spec, cycle.assess_and_plan(engine, spec).plan_id)
+    return at_hand(engine)
+
+
+def at_hand(engine: Engine) -> tuple[ledger.Execution, list[ledger.Wave]]:
+    execution = cycle.newest_execution(engine)
     return execution, cycle.waves_of(engine, execution)
 
 
@@ -44,11 +49,13 @@ def test_a_plan_without_approval_has_no_wave_to_run(incident: Engine, refused: R
         migration.run_wave(incident, cycle.bound_store(incident, SPEC), name, cycle.RUN, lambda _: None)
 
 
+@pytest.mark.begins("planned")
 @pytest.mark.parametrize(("stage", "gate"), PLANNING_GATES)
 def test_approval_is_refused_while_a_gate_was_not_evaluated(
     incident: Engine, refused: Refused, stage: str, gate: str
 ) -> None:
-    plan = cycle.assess_and_plan(incident, SPEC, skip=[gate])
+    cycle.run_sql(incident, "DELETE FROM uuid_pipeline.gates WHERE gate = %(gate)s", gate=gate)
+    plan = cycle.newest_plan(incident)
 
     with refused(rf"{stage}\.{gate} was not evaluated in assessment 1"):
         cycle.approve(incident, SPEC, plan.plan_id)
@@ -77,8 +84,9 @@ def test_a_gate_that_passed_for_an_earlier_plan_does_not_count_for_a_later_one(
         cycle.approve(incident, SPEC, plan.plan_id)
 
 
+@pytest.mark.begins("approved")
 def test_the_newest_result_of_a_gate_counts(incident: Engine) -> None:
-    execution, [canary, *_] = approved(incident)
+    execution, [canary, *_] = at_hand(incident)
     scope = Scope(execution=execution.execution_id)
     with incident.begin() as connection:
         for passed in (False, True):
@@ -96,8 +104,9 @@ def test_an_unknown_plan_is_refused_and_the_newest_one_named(incident: Engine, r
         cycle.approve(incident, SPEC, "0123")
 
 
+@pytest.mark.begins("approved")
 def test_a_gate_that_turned_red_after_approval_stops_the_first_wave(incident: Engine, refused: Refused) -> None:
-    execution, [canary, *_] = approved(incident)
+    execution, [canary, *_] = at_hand(incident)
     red = GateResult.of("witnesses_agree", False, "they do not", "correct the spec")
     with incident.begin() as connection:
         gates.record(connection, Scope(execution=execution.execution_id), "id_mapping", red, "x")
@@ -106,15 +115,17 @@ def test_a_gate_that_turned_red_after_approval_stops_the_first_wave(incident: En
         cycle.migrate(incident, SPEC, canary)
 
 
+@pytest.mark.begins("approved")
 def test_a_wave_does_not_run_before_the_one_ahead_of_it(incident: Engine, refused: Refused) -> None:
-    _, [canary, recent, _] = approved(incident)
+    _, [canary, recent, _] = at_hand(incident)
 
     with refused(f"wave {canary.wave} comes before {recent.wave} and is planned"):
         cycle.migrate(incident, SPEC, recent)
 
 
+@pytest.mark.begins("approved")
 def test_a_wave_does_not_run_while_the_checks_of_the_one_ahead_were_deselected(incident: Engine) -> None:
-    _, [canary, recent, _] = approved(incident)
+    _, [canary, recent, _] = at_hand(incident)
     cycle.migrate(incident, SPEC, canary)
     before = cycle.rows_of(incident)
 
@@ -125,11 +136,10 @@ def test_a_wave_does_not_run_while_the_checks_of_the_one_ahead_were_deselected(i
     assert cycle.rows_of(incident) == before
 
 
+@pytest.mark.begins("begun")
 @pytest.mark.parametrize("gate", WAVE_GATES)
 def test_a_wave_does_not_run_after_a_red_check_of_the_one_ahead(incident: Engine, gate: str) -> None:
-    execution, [canary, recent, _] = approved(incident)
-    cycle.migrate(incident, SPEC, canary)
-    cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+    execution, [canary, recent, _] = at_hand(incident)
     red = GateResult.of(gate, False, "made red", "look")
     with incident.begin() as connection:
         scope = Scope(execution=execution.execution_id, wave=canary.wave)
@@ -184,8 +194,9 @@ def test_a_changed_catalog_makes_the_plan_stale(incident: Engine, refused: Refus
         migration.run_wave(incident, store, canary.wave, cycle.RUN, lambda _: None)
 
 
+@pytest.mark.begins("approved")
 def test_statistics_and_new_rows_do_not_make_a_plan_stale(incident: Engine) -> None:
-    _, [canary, *_] = approved(incident)
+    _, [canary, *_] = at_hand(incident)
     cycle.run_sql(incident, "ANALYZE upload_pipeline.documents")
     cycle.run_sql(
         incident,
@@ -198,25 +209,26 @@ def test_statistics_and_new_rows_do_not_make_a_plan_stale(incident: Engine) -> N
     assert cycle.migrate(incident, SPEC, canary).documents == 5
 
 
+@pytest.mark.begins("approved")
 def test_an_expired_approval_is_refused(incident: Engine, refused: Refused) -> None:
-    _, [canary, *_] = approved(incident)
+    _, [canary, *_] = at_hand(incident)
     cycle.run_sql(incident, "UPDATE uuid_pipeline.executions SET expires_at = now() - interval '1 second'")
 
     with refused("approval of plan .* expired"):
         cycle.migrate(incident, SPEC, canary)
 
 
+@pytest.mark.begins("begun")
 def test_an_execution_that_has_begun_in_time_may_end_after_its_approval_expired(incident: Engine) -> None:
-    _, [canary, recent, _] = approved(incident)
-    cycle.migrate(incident, SPEC, canary)
-    cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+    _, [_, recent, _] = at_hand(incident)
     cycle.run_sql(incident, "UPDATE uuid_pipeline.executions SET expires_at = now() - interval '1 second'")
 
     assert cycle.migrate(incident, SPEC, recent).documents == 15
 
 
+@pytest.mark.begins("approved")
 def test_a_second_approval_supersedes_a_first_that_has_moved_nothing(incident: Engine, refused: Refused) -> None:
-    first, [canary, *_] = approved(incident)
+    first, [canary, *_] = at_hand(incident)
     second, _ = approved(incident, cycle.spec_with(approval_hours=1))
 
     with refused("superseded"):
@@ -233,16 +245,18 @@ def test_approving_the_same_plan_twice_is_one_execution(incident: Engine) -> Non
     assert first == second
 
 
+@pytest.mark.begins("approved")
 def test_no_new_plan_is_approved_while_an_execution_has_begun_and_can_go_on(incident: Engine) -> None:
-    execution, [canary, *_] = approved(incident)
+    execution, [canary, *_] = at_hand(incident)
     cycle.migrate(incident, SPEC, canary)
 
     with pytest.raises(RefusedError, match=f"Execution {execution.execution_id} .* has begun and can go on"):
         approved(incident)
 
 
+@pytest.mark.begins("approved")
 def test_the_execution_is_complete_only_when_every_gate_of_the_whole_store_is_green(incident: Engine) -> None:
-    execution, _ = approved(incident)
+    execution, _ = at_hand(incident)
     waves = cycle.all_waves_of(incident, execution)[:-1]  # the second sweep is not needed
     for wave in waves:
         assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") != [("completed",)]
@@ -266,12 +280,9 @@ DAMAGE = {
 }
 
 
+@pytest.mark.begins("moved")
 @pytest.mark.parametrize("gate", ["whole_ids_exact", "whole_no_dangling_reference", "whole_schema_unchanged"])
 def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident: Engine, gate: str) -> None:
-    _, waves = approved(incident)
-    for wave in waves:
-        cycle.migrate(incident, SPEC, wave)
-        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
     with incident.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.exec_driver_sql(DAMAGE[gate])
@@ -282,15 +293,12 @@ def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
 
 
+@pytest.mark.begins("moved")
 @pytest.mark.parametrize("gate", ["whole_conservation", "timestamps_untouched"])
 def test_a_value_that_changes_where_nobody_else_wrote_turns_the_whole_red(
     incident: Engine, gate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "STATISTICS_SECONDS", 0)
-    _, waves = approved(incident)
-    for wave in waves:
-        cycle.migrate(incident, SPEC, wave)
-        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
     with incident.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.exec_driver_sql(DAMAGE[gate])
@@ -308,11 +316,8 @@ def test_a_value_that_changes_where_nobody_else_wrote_turns_the_whole_red(
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
 
 
+@pytest.mark.begins("moved")
 def test_what_the_application_wrote_is_said_and_is_no_damage(incident: Engine) -> None:
-    _, waves = approved(incident)
-    for wave in waves:
-        cycle.migrate(incident, SPEC, wave)
-        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
     cycle.run_sql(incident, DAMAGE["whole_conservation"])
 
     found = {result.gate: result for result in cycle.validate(incident, SPEC)}
@@ -321,12 +326,9 @@ def test_what_the_application_wrote_is_said_and_is_no_damage(incident: Engine) -
     assert "The application wrote to upload_pipeline.documents (38 writes seen)" in found["whole_conservation"].finding
 
 
+@pytest.mark.begins("moved")
 @pytest.mark.parametrize("statement", ["DELETE", "INSERT"])
 def test_rows_that_the_application_deleted_or_added_since_are_no_damage(incident: Engine, statement: str) -> None:
-    _, waves = approved(incident)
-    for wave in waves:
-        cycle.migrate(incident, SPEC, wave)
-        cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
     statements = {
         "DELETE": """DELETE FROM upload_pipeline.events
                      WHERE event_id IN (SELECT event_id FROM upload_pipeline.events LIMIT 1)""",

@@ -210,6 +210,7 @@ def test_what_the_application_deletes_changes_and_adds_is_counted_and_green(migr
     assert 0 < measured(migrated)["neighbours"]["compared"] < 26
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_chunk_that_our_own_batch_deleted_is_red_though_deletes_are_seen(incident: Engine) -> None:
     # A trigger that the spec wants to fire loses a chunk in our own transaction: its row counts come out right.
     cycle.run_sql(
