@@ -53,10 +53,10 @@ def _brief(check: CheckOutcome) -> str:
     return f"{line[:SHOWN_FINDING].rstrip()} … {line[-SHOWN_FINDING:].lstrip()}"
 
 
-def show_inventory(session: Session, answer: Answer) -> None:
-    """The inventory's figures of the newest assessment."""
+def show_inventory(session: Session, answer: Answer, outcome: Outcome) -> None:
+    """The figures of the inventory that a run took."""
     with session.engine.begin() as connection:
-        assessment = ledger.newest_assessment(connection)
+        assessment = ledger.assessment_of_run(connection, outcome.run_id)
         summary = inventory.summarize(connection, session.store, assessment)
         aside = inventory.quarantined(connection, session.store, assessment.assessment_no)
         classes = inventory.id_classes(connection, session.store, assessment.assessment_no)
@@ -72,22 +72,23 @@ def show_inventory(session: Session, answer: Answer) -> None:
         answer.say(f"  quarantined {row['entity']} {row['id']}: {row['reason']}")
 
 
-def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> None:
+def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> Outcome:
     """Run profile, inventory or assess, and show the gates."""
     outcome = session.run(job, None, **config)
     answer.section("Gates")
     gates_of(answer, outcome)
+    return outcome
 
 
 def make_plan(session: Session, answer: Answer) -> planning.Plan:
     """Plan from scratch and show what came of it."""
     outcome = session.run("plan")
     if any(check.asset == "document_inventory" for check in outcome.checks):
-        show_inventory(session, answer)
+        show_inventory(session, answer, outcome)
     answer.section("Gates of the plan")
     gates_of(answer, outcome)
     with session.engine.begin() as connection:
-        assessment = ledger.newest_assessment(connection)
+        assessment = ledger.assessment_of_run(connection, outcome.run_id)
         number = assessment.assessment_no
         plan = planning.of_assessment(connection, number)
         preview = mapping.preview(connection, session.store, number, 5)

@@ -64,11 +64,14 @@ def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | No
     """The newest plan of this id; None when the open execution already is of it."""
     # Serialises approvals; the unique index on open executions is the last word.
     sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
+    open_one = ledger.unfinished(connection)
+    if open_one is not None and open_one.plan_id == plan_id and open_one.status == "running":
+        return None  # two runs made the same plan side by side, and the other was first
     found = sql.rows(
         connection,
         """SELECT p.assessment_no, p.plan_id, p.content,
                   EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = p.assessment_no) AS used
-           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s ORDER BY p.assessment_no DESC LIMIT 1""",
+           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s ORDER BY p.assessment_no DESC""",
         {"id": plan_id},
     )
     if not found:
@@ -76,17 +79,26 @@ def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | No
         known = f" The newest plan is {newest_plan.plan_id}." if newest_plan else ""
         raise RefusedError(f"There is no plan {plan_id}.{known} Run: uuid-pipeline plan")
     if found[0].used:
-        open_one = ledger.unfinished(connection)
         if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
             return None
         raise RefusedError(
             f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan."
         )
-    plan = Plan(found[0].assessment_no, found[0].plan_id, found[0].content)
+    plans = [Plan(row.assessment_no, row.plan_id, row.content) for row in found if not row.used]
+    # The newest may be another run's, whose gates are being evaluated at this moment; what is red is evaluated. Id maps
+    # of older assessments are gone.
+    oldest = ledger.newest_assessment(connection).assessment_no - 3
+    side_by_side = (one for one in plans if one.assessment_no >= oldest and _evaluated(connection, one))
+    plan = next(side_by_side, plans[0])
     if plan.nothing_to_do:
         raise RefusedError(f"Plan {plan_id} moves nothing; there is nothing to approve.")
     require_fresh(connection, store, plan)
     return plan
+
+
+def _evaluated(connection: Connection, plan: Plan) -> bool:
+    found = gates.latest(connection, Scope(assessment=plan.assessment_no))
+    return all((stage, gate) in found for stage in gates.PLANNING_STAGES for gate in gates.GATES[stage])
 
 
 def _open_of(connection: Connection, plan_id: str) -> ledger.Execution:
