@@ -206,15 +206,19 @@ def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
 
 
 def approve(
-    session: Session, answer: Answer, plan_id: str, attested: tuple[str | None, str | None] = (None, None)
-) -> ledger.Execution:
+    session: Session, answer: Answer, plan_id: str, attested: tuple[str | None, str | None] = (None, None),
+    assessment: int = 0,
+) -> ledger.Execution:  # fmt: skip
     """Approve a plan; its waves become partitions. ``attested``: a provider's snapshot and when it was taken.
 
-    What was risked by approving is said again.
+    ``assessment``: the one whose plan is meant, where several have that id; 0 for the newest. What was risked by
+    approving is said again.
     """
     name, at = (given or "" for given in attested)
     backup_gate.attestation(name, at)
-    outcome = session.run("approve", approve_plan={"plan_id": plan_id, "attest": name, "attested_at": at})
+    outcome = session.run(
+        "approve", approve_plan={"plan_id": plan_id, "assessment": assessment, "attest": name, "attested_at": at}
+    )
     if outcome.error is not None:
         raise outcome.error
     with session.engine.begin() as connection:

@@ -19,15 +19,18 @@ from uuid_pipeline.errors import RefusedError
 
 
 def approve(
-    connection: Connection, store: Store, plan_id: str, attested: Attestation | None = None
-) -> ledger.Execution:
+    connection: Connection, store: Store, plan_id: str, attested: Attestation | None = None,
+    assessment: int | None = None,
+) -> ledger.Execution:  # fmt: skip
     """Approve a plan: begin an execution with the plan's waves and gates, and note the backup that it has.
 
+    Of several plans with one id the newest is meant, or that of the ``assessment`` named: another run may have made the
+    same plan since, and its gates are another run's matter.
     Approving the plan of the open execution again returns that one. Raises RefusedError when the plan is unknown,
     stale, empty or has a gate that did not pass, when the backup is not as the spec asks, or when another execution has
     begun to move rows.
     """
-    plan = _approvable(connection, store, plan_id)
+    plan = _approvable(connection, store, plan_id, assessment)
     if plan is None:
         return _open_of(connection, plan_id)
     _supersede_open(connection, store, plan_id)
@@ -60,8 +63,8 @@ def approve(
     return ledger.execution(connection, execution_id)
 
 
-def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | None:
-    """The newest plan of this id; None when the open execution already is of it."""
+def _approvable(connection: Connection, store: Store, plan_id: str, assessment: int | None) -> Plan | None:
+    """The plan that is meant; None when the open execution already is of it."""
     # Serialises approvals; the unique index on open executions is the last word.
     sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
     open_one = ledger.unfinished(connection)
@@ -71,8 +74,9 @@ def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | No
         connection,
         """SELECT p.assessment_no, p.plan_id, p.content,
                   EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = p.assessment_no) AS used
-           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s ORDER BY p.assessment_no DESC""",
-        {"id": plan_id},
+           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s
+             AND p.assessment_no = coalesce(%(assessment)s, p.assessment_no) ORDER BY p.assessment_no DESC LIMIT 1""",
+        {"id": plan_id, "assessment": assessment},
     )
     if not found:
         newest_plan = newest(connection)
@@ -84,21 +88,11 @@ def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | No
         raise RefusedError(
             f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan."
         )
-    plans = [Plan(row.assessment_no, row.plan_id, row.content) for row in found if not row.used]
-    # The newest may be another run's, whose gates are being evaluated at this moment; what is red is evaluated. Id maps
-    # of older assessments are gone.
-    oldest = ledger.newest_assessment(connection).assessment_no - 3
-    side_by_side = (one for one in plans if one.assessment_no >= oldest and _evaluated(connection, one))
-    plan = next(side_by_side, plans[0])
+    plan = Plan(found[0].assessment_no, found[0].plan_id, found[0].content)
     if plan.nothing_to_do:
         raise RefusedError(f"Plan {plan_id} moves nothing; there is nothing to approve.")
     require_fresh(connection, store, plan)
     return plan
-
-
-def _evaluated(connection: Connection, plan: Plan) -> bool:
-    found = gates.latest(connection, Scope(assessment=plan.assessment_no))
-    return all((stage, gate) in found for stage in gates.PLANNING_STAGES for gate in gates.GATES[stage])
 
 
 def _open_of(connection: Connection, plan_id: str) -> ledger.Execution:
