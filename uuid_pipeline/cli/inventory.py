@@ -12,7 +12,7 @@ def inventory(as_json: JsonOption = False, spec: SpecOption = None) -> None:
         with open_session() as session:
             outcome = session.run("inventory")
             if any(check.asset == "document_inventory" for check in outcome.checks):
-                steps.show_inventory(session, answer)
+                steps.show_inventory(session, answer, outcome)
             answer.section("Gates")
             steps.gates_of(answer, outcome)
             if answer.data["inventory"]["documents"] == 0:

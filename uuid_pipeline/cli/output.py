@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import psycopg
 import typer
+from dagster_postgres.utils import DagsterPostgresException
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
@@ -55,6 +57,9 @@ class Answer:
         self.lines += [f"  {label:<{width}}  {value}" for label, value in pairs]
 
 
+_STANDS = "What was committed stands; the next run goes on from there."
+
+
 def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None) -> None:
     """Run a verb and print its answer; every error of ours becomes words and an exit code."""
     if spec is not None:
@@ -78,7 +83,19 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         )
     except KeyboardInterrupt:
         answer.exit_code = 130
-        answer.data["error"] = "Interrupted. What was committed stands; the next run goes on from there."
+        answer.data["error"] = f"Interrupted. {_STANDS}"
+    except DagsterPostgresException:
+        answer.exit_code = 2
+        answer.data["error"] = (
+            "Dagster's own database does not answer (UUID_PIPELINE_DAGSTER_URL, or the embedded one below "
+            f"UUID_PIPELINE_HOME). {_STANDS}"
+        )
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception:  # noqa: BLE001  (who reads our JSON gets it also when the fault is ours)
+        answer.exit_code = 1
+        sys.stderr.write(_clean(traceback.format_exc()))
+        answer.data["error"] = f"This is a fault of uuid-pipeline's; what led to it stands above. {_STANDS}"
     answer.data["exit_code"] = answer.exit_code
     _print(answer, as_json)
     raise typer.Exit(answer.exit_code)

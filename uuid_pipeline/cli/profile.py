@@ -25,9 +25,9 @@ def profile(try_on_store: TryOnStoreOption = False, as_json: JsonOption = False,
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
-            steps.assess(session, answer, "profile", store_profile={"try_on_store": try_on_store})
+            outcome = steps.assess(session, answer, "profile", store_profile={"try_on_store": try_on_store})
             with session.engine.begin() as connection:
-                found = ledger.newest_assessment(connection).profile
+                found = ledger.assessment_of_run(connection, outcome.run_id).profile
             if "natural_key" in redaction.hidden(session.store.spec):
                 for entity in found["spec"]["entities"].values():
                     entity["witnesses"] = [redaction.mark(witness) for witness in entity["witnesses"]]

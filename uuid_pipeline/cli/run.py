@@ -42,7 +42,7 @@ def run_all(
         if not approve:
             steps.wait_for_approval(answer, plan)
             return
-        execution = steps.approve(session, answer, plan.plan_id, attested)
+        execution = steps.approve(session, answer, plan.plan_id, attested, plan.assessment_no)
     steps.migrate(session, answer, execution)
     steps.validate(session, answer)
     answer.data["status"] = status_of(session, execution)

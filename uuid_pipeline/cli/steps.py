@@ -53,10 +53,10 @@ def _brief(check: CheckOutcome) -> str:
     return f"{line[:SHOWN_FINDING].rstrip()} … {line[-SHOWN_FINDING:].lstrip()}"
 
 
-def show_inventory(session: Session, answer: Answer) -> None:
-    """The inventory's figures of the newest assessment."""
+def show_inventory(session: Session, answer: Answer, outcome: Outcome) -> None:
+    """The figures of the inventory that a run took."""
     with session.engine.begin() as connection:
-        assessment = ledger.newest_assessment(connection)
+        assessment = ledger.assessment_of_run(connection, outcome.run_id)
         summary = inventory.summarize(connection, session.store, assessment)
         aside = inventory.quarantined(connection, session.store, assessment.assessment_no)
         classes = inventory.id_classes(connection, session.store, assessment.assessment_no)
@@ -72,22 +72,23 @@ def show_inventory(session: Session, answer: Answer) -> None:
         answer.say(f"  quarantined {row['entity']} {row['id']}: {row['reason']}")
 
 
-def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> None:
+def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> Outcome:
     """Run profile, inventory or assess, and show the gates."""
     outcome = session.run(job, None, **config)
     answer.section("Gates")
     gates_of(answer, outcome)
+    return outcome
 
 
 def make_plan(session: Session, answer: Answer) -> planning.Plan:
     """Plan from scratch and show what came of it."""
     outcome = session.run("plan")
     if any(check.asset == "document_inventory" for check in outcome.checks):
-        show_inventory(session, answer)
+        show_inventory(session, answer, outcome)
     answer.section("Gates of the plan")
     gates_of(answer, outcome)
     with session.engine.begin() as connection:
-        assessment = ledger.newest_assessment(connection)
+        assessment = ledger.assessment_of_run(connection, outcome.run_id)
         number = assessment.assessment_no
         plan = planning.of_assessment(connection, number)
         preview = mapping.preview(connection, session.store, number, 5)
@@ -205,15 +206,19 @@ def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
 
 
 def approve(
-    session: Session, answer: Answer, plan_id: str, attested: tuple[str | None, str | None] = (None, None)
-) -> ledger.Execution:
+    session: Session, answer: Answer, plan_id: str, attested: tuple[str | None, str | None] = (None, None),
+    assessment: int = 0,
+) -> ledger.Execution:  # fmt: skip
     """Approve a plan; its waves become partitions. ``attested``: a provider's snapshot and when it was taken.
 
-    What was risked by approving is said again.
+    ``assessment``: the one whose plan is meant, where several have that id; 0 for the newest. What was risked by
+    approving is said again.
     """
     name, at = (given or "" for given in attested)
     backup_gate.attestation(name, at)
-    outcome = session.run("approve", approve_plan={"plan_id": plan_id, "attest": name, "attested_at": at})
+    outcome = session.run(
+        "approve", approve_plan={"plan_id": plan_id, "assessment": assessment, "attest": name, "attested_at": at}
+    )
     if outcome.error is not None:
         raise outcome.error
     with session.engine.begin() as connection:

@@ -19,15 +19,18 @@ from uuid_pipeline.errors import RefusedError
 
 
 def approve(
-    connection: Connection, store: Store, plan_id: str, attested: Attestation | None = None
-) -> ledger.Execution:
+    connection: Connection, store: Store, plan_id: str, attested: Attestation | None = None,
+    assessment: int | None = None,
+) -> ledger.Execution:  # fmt: skip
     """Approve a plan: begin an execution with the plan's waves and gates, and note the backup that it has.
 
+    Of several plans with one id the newest is meant, or that of the ``assessment`` named: another run may have made the
+    same plan since, and its gates are another run's matter.
     Approving the plan of the open execution again returns that one. Raises RefusedError when the plan is unknown,
     stale, empty or has a gate that did not pass, when the backup is not as the spec asks, or when another execution has
     begun to move rows.
     """
-    plan = _approvable(connection, store, plan_id)
+    plan = _approvable(connection, store, plan_id, assessment)
     if plan is None:
         return _open_of(connection, plan_id)
     _supersede_open(connection, store, plan_id)
@@ -60,23 +63,26 @@ def approve(
     return ledger.execution(connection, execution_id)
 
 
-def _approvable(connection: Connection, store: Store, plan_id: str) -> Plan | None:
-    """The newest plan of this id; None when the open execution already is of it."""
+def _approvable(connection: Connection, store: Store, plan_id: str, assessment: int | None) -> Plan | None:
+    """The plan that is meant; None when the open execution already is of it."""
     # Serialises approvals; the unique index on open executions is the last word.
     sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
+    open_one = ledger.unfinished(connection)
+    if open_one is not None and open_one.plan_id == plan_id and open_one.status == "running":
+        return None  # two runs made the same plan side by side, and the other was first
     found = sql.rows(
         connection,
         """SELECT p.assessment_no, p.plan_id, p.content,
                   EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.assessment_no = p.assessment_no) AS used
-           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s ORDER BY p.assessment_no DESC LIMIT 1""",
-        {"id": plan_id},
+           FROM uuid_pipeline.plans p WHERE p.plan_id = %(id)s
+             AND p.assessment_no = coalesce(%(assessment)s, p.assessment_no) ORDER BY p.assessment_no DESC LIMIT 1""",
+        {"id": plan_id, "assessment": assessment},
     )
     if not found:
         newest_plan = newest(connection)
         known = f" The newest plan is {newest_plan.plan_id}." if newest_plan else ""
         raise RefusedError(f"There is no plan {plan_id}.{known} Run: uuid-pipeline plan")
     if found[0].used:
-        open_one = ledger.unfinished(connection)
         if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
             return None
         raise RefusedError(

@@ -255,11 +255,21 @@ def _drop_old_parts(connection: Connection) -> None:
 
 
 def newest_assessment(connection: Connection) -> Assessment:
-    """The assessment that stages attach to. Raises RefusedError when there is none."""
+    """Raises RefusedError when there is none."""
+    return assessment_of_run(connection, "")
+
+
+def assessment_of_run(connection: Connection, run_id: str) -> Assessment:
+    """The assessment that a run's stages attach to: the one that it began itself, else the newest.
+
+    Two runs may plan side by side; neither shall take up what the other has half done. Raises RefusedError when there
+    is none.
+    """
     found = sql.rows(
         connection,
         """SELECT assessment_no, spec_digest, catalog_digest, profile FROM uuid_pipeline.assessments
-           WHERE kind = 'plan' ORDER BY assessment_no DESC LIMIT 1""",
+           WHERE kind = 'plan' ORDER BY run_id = %(run)s DESC, assessment_no DESC LIMIT 1""",
+        {"run": run_id},
     )
     if not found:
         raise RefusedError("Nothing has been assessed yet. Run: uuid-pipeline plan")

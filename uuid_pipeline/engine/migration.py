@@ -223,6 +223,18 @@ def _admitted(writing: Writer, store: Store, wave_name: str) -> ledger.Wave:
     return wave
 
 
+def _closed(connection: Connection, execution: ledger.Execution) -> str:
+    """Why an execution takes no wave any more, and what to do."""
+    said = f"Refused: execution {execution.execution_id} is {execution.status}"
+    newer = ledger.unfinished(connection)
+    if newer is not None:
+        return (
+            f"{said}: plan {newer.plan_id} was approved by {newer.approved_by} since, as execution "
+            f"{newer.execution_id} ({newer.status}). To go on with that one: uuid-pipeline run"
+        )
+    return f"{said}. Run: uuid-pipeline plan, then approve. To undo what it has moved: uuid-pipeline rollback --all"
+
+
 def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> ledger.Wave:
     """Ask the ledger whether this wave may write now; the first one records the store as it was before."""
     wave = ledger.wave(connection, wave_name)
@@ -234,10 +246,7 @@ def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> 
     if execution.status == "completed" and wave.status in ("moved", "unneeded"):
         return wave
     if execution.status not in ("approved", "running"):
-        raise RefusedError(
-            f"Refused: execution {execution.execution_id} is {execution.status}. "
-            "Run: uuid-pipeline plan, then approve. To undo what it has moved: uuid-pipeline rollback --all"
-        )
+        raise RefusedError(_closed(connection, execution))
     if execution.expired:
         raise RefusedError(
             f"Refused: the approval of plan {execution.plan_id} expired at {execution.expires_at:%Y-%m-%d %H:%M} UTC. "

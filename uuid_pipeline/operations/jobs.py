@@ -74,9 +74,11 @@ class ApproveConfig(dg.Config):
     """Which plan to approve; the id stands in the metadata of migration_plan.
 
     Where the spec says ``backup: attested``: the name of the provider's snapshot, and when it was taken.
+    ``assessment``: of several plans with that id the one of this assessment; 0 means the newest.
     """
 
     plan_id: str
+    assessment: int = 0
     attest: str = ""
     attested_at: str = ""
 
@@ -85,7 +87,7 @@ class ApproveConfig(dg.Config):
 def approve_plan(context: dg.OpExecutionContext, config: ApproveConfig, store: StoreResource) -> None:
     with store.open() as (engine, bound), engine.begin() as connection:
         attested = backup_gate.attestation(config.attest, config.attested_at)
-        execution = approval.approve(connection, bound, config.plan_id, attested)
+        execution = approval.approve(connection, bound, config.plan_id, attested, config.assessment or None)
         for risk in planning.of_assessment(connection, execution.assessment_no).content["risks"]:
             context.log.warning(f"Approved with the risk: {risk}")
         waves = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]

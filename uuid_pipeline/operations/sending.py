@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import apprise
-
 from uuid_pipeline.errors import UsageError
 
 URLS_VARIABLE = "UUID_PIPELINE_NOTIFY_URLS"
@@ -51,6 +49,8 @@ def send(message: Message, channels: Iterable[str]) -> list[Delivery]:
 def _send(message: Message, url: str, number: int) -> Delivery:
     scheme = url.partition("://")[0]
     channel = f"channel {number} ({scheme if re.fullmatch(r'[a-zA-Z0-9+.-]{1,30}', scheme) else 'unreadable'})"
+    import apprise  # here, since it knows a hundred services and most commands send nothing
+
     sender = apprise.Apprise()
     with apprise.LogCapture(level=apprise.logging.WARNING, fmt="%(message)s") as said:  # type: ignore[no-untyped-call]
         if not sender.add(url):

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import pandas as pd
-
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.planning import Plan
 
@@ -18,6 +16,8 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """A markdown table, or a sentence when there is nothing to show; numbers to the right."""
     if not records:
         return "_nothing to show_"
+    import pandas as pd  # here, since it would be a fifth of every command's start
+
     # As objects: pandas would make 3.0 of a 3 beside a None.
     frame = pd.DataFrame([dict(record) for record in records], dtype=object)
     align = ["right" if frame[name].map(_is_number).all() else "left" for name in frame]

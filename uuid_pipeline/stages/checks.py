@@ -47,13 +47,13 @@ def check_result(result: GateResult) -> dg.AssetCheckResult:
 
 
 def planning_check(stage: str, gate: str, description: str, evaluate: Evaluate) -> dg.AssetChecksDefinition:
-    """A blocking check of a stage before approval, recorded for the newest assessment."""
+    """A blocking check of a stage before approval, recorded for the run's assessment."""
     EVALUATORS.planning[stage, gate] = evaluate
 
     @dg.asset_check(asset=stage, name=gate, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
         with store.open() as (engine, bound), engine.begin() as connection:
-            assessment = ledger.newest_assessment(connection)
+            assessment = ledger.assessment_of_run(connection, context.run.run_id)
             result = evaluate(connection, bound, assessment)
             gates.record(connection, Scope(assessment=assessment.assessment_no), stage, result, context.run.run_id)
         return check_result(result)
@@ -101,9 +101,9 @@ def whole_check(
     return check
 
 
-def require_stages(engine: Engine, stages: Iterable[str], before: str) -> ledger.Assessment:
-    """The newest assessment, once every gate of ``stages`` passed in it: blocking checks bind inside one run only."""
+def require_stages(engine: Engine, stages: Iterable[str], before: str, run_id: str) -> ledger.Assessment:
+    """The run's assessment, once every gate of ``stages`` passed in it: blocking checks bind inside one run only."""
     with engine.begin() as connection:
-        assessment = ledger.newest_assessment(connection)
+        assessment = ledger.assessment_of_run(connection, run_id)
         gates.require(connection, Scope(assessment=assessment.assessment_no), stages, before)
     return assessment

@@ -22,14 +22,16 @@ SHOWN = 50
     tags={"writes": "ledger"},
     description="Every document: id class by recomputation, priority, status, chunks, size; users; orphans.",
 )
-def document_inventory(store: StoreResource) -> dg.MaterializeResult[None]:
+def document_inventory(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
-        number = require_stages(engine, gates.PLANNING_STAGES[:1], "document_inventory").assessment_no
+        number = require_stages(
+            engine, gates.PLANNING_STAGES[:1], "document_inventory", context.run.run_id
+        ).assessment_no
         # One snapshot for counts, parents and children.
         with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
             inventory.take(connection, bound, number)
         with engine.begin() as connection:
-            assessment = require_stages(engine, (), "document_inventory")
+            assessment = require_stages(engine, (), "document_inventory", context.run.run_id)
             summary = inventory.summarize(connection, bound, assessment)
             documents = inventory.documents(connection, bound, number, SHOWN)
             classes = inventory.id_classes(connection, bound, number)

@@ -21,9 +21,9 @@ SHOWN = 50
     tags={"writes": "ledger"},
     description="Clusters: rows of one entity with one normalised natural key, the likely survivor first.",
 )
-def duplicate_clusters(store: StoreResource) -> dg.MaterializeResult[None]:
+def duplicate_clusters(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
-        assessment = require_stages(engine, gates.PLANNING_STAGES[:2], "duplicate_clusters")
+        assessment = require_stages(engine, gates.PLANNING_STAGES[:2], "duplicate_clusters", context.run.run_id)
         with engine.begin() as connection:
             number = assessment.assessment_no
             clusters = duplicates.clusters(connection, bound, number)

@@ -18,9 +18,9 @@ SHOWN = 50
     tags={"writes": "ledger"},
     description="The id map of every entity: old id, target id, ordinal, wave, role.",
 )
-def id_mapping(store: StoreResource) -> dg.MaterializeResult[None]:
+def id_mapping(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
-        number = require_stages(engine, gates.PLANNING_STAGES[:3], "id_mapping").assessment_no
+        number = require_stages(engine, gates.PLANNING_STAGES[:3], "id_mapping", context.run.run_id).assessment_no
         with engine.begin() as connection:
             mapping.build(connection, bound, number, kinds=approach.wave_kinds(bound.spec.strategy))
             moves = mapping.moves(connection, bound, number)

@@ -22,9 +22,9 @@ from uuid_pipeline.stages.store_backup import store_backup
     tags={"writes": "ledger"},
     description="Id map, waves and decisions, frozen under the plan id that a person approves.",
 )
-def migration_plan(store: StoreResource) -> dg.MaterializeResult[None]:
+def migration_plan(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
-        assessment = require_stages(engine, gates.before("migration_plan"), "migration_plan")
+        assessment = require_stages(engine, gates.before("migration_plan"), "migration_plan", context.run.run_id)
         with engine.begin() as connection:
             summary = inventory.summarize(connection, bound, assessment)
             plan = planning.make(connection, bound, assessment, summary)

@@ -19,9 +19,9 @@ from uuid_pipeline.stages.shown import pairs, table
     tags={"writes": "files"},
     description="A dump of what is touched, restored into a scratch database and compared; new where none is valid.",
 )
-def store_backup(store: StoreResource) -> dg.MaterializeResult[None]:
+def store_backup(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound), open_workshop() as workshop:
-        assessment = require_stages(engine, gates.before("store_backup"), "store_backup")
+        assessment = require_stages(engine, gates.before("store_backup"), "store_backup", context.run.run_id)
         made = backup_gate.ensure(engine, bound, assessment, workshop)
     found = {} if made is None else described(made)
     return dg.MaterializeResult(metadata={"asked": bound.spec.backup, **found})

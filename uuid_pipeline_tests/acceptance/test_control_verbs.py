@@ -83,6 +83,29 @@ def test_a_run_is_paused_resumed_and_ends_as_if_nothing_had_been(
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
+    command_line: CommandLine, incident: Engine
+) -> None:
+    before = cycle.rows_of(incident)
+    running = [command_line.start("run", "--approve", "--json") for _ in range(3)]
+    pids = [process.pid for process in running]
+    said = [ended(process) for process in running]
+
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    assert {one.code for one in said} <= {0, 1}
+    assert sum(one.code == 0 for one in said) >= 1
+    for one in said:
+        if one.code == 1:
+            who = any(f"process {pid} on " in one.data["error"] for pid in pids)
+            assert who or "was approved by" in one.data["error"], one.data["error"]
+    moved = cycle.run_sql(
+        incident,
+        "SELECT count(DISTINCT execution_id), sum(last_ordinal - first_ordinal + 1) FROM uuid_pipeline.batches",
+    )
+    assert moved == [(1, 38)]
+    assert command_line("run", "--approve", "--json").code == 0
+
+
 def test_a_cancelled_run_says_how_to_go_back_and_going_back_restores_every_row(
     command_line: CommandLine, incident: Engine, patient_spec: str
 ) -> None:

@@ -1,0 +1,69 @@
+"""What a verb answers when it fails: one JSON object in any case, an exit code, and no password."""
+
+import json
+
+import pytest
+import typer
+from dagster_postgres.utils import DagsterPostgresException
+
+from uuid_pipeline.cli.output import Answer, answer_with
+from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
+
+SECRET = "pl4nted-s3cret"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (UsageError("no such file"), 2),
+        (RefusedError("gates are open"), 1),
+        (PipelineError("pg_dump failed"), 1),
+        (PermissionError(13, "Permission denied", "/nowhere"), 2),
+        (DagsterPostgresException("too many retries for DB connection"), 2),
+        (ZeroDivisionError("division by zero"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_failure_is_one_json_object_with_an_error_and_an_exit_code(
+    raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(answer: Answer) -> None:
+        answer.data["found"] = 3
+        raise raised
+
+    with pytest.raises(typer.Exit) as ended:
+        answer_with(verb, as_json=True, spec=None)
+
+    assert ended.value.exit_code == code
+    said = json.loads(capsys.readouterr().out)
+    assert said["exit_code"] == code
+    assert said["found"] == 3
+    assert said["error"]
+
+
+def test_the_trace_of_a_fault_of_ours_goes_to_stderr_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"postgresql://app:{SECRET}@store.example/db"
+    monkeypatch.setenv("UUID_PIPELINE_DATABASE_URL", url)
+
+    def verb(_: Answer) -> None:
+        raise KeyError(url)
+
+    with pytest.raises(typer.Exit):
+        answer_with(verb, as_json=True, spec=None)
+
+    said = capsys.readouterr()
+    assert "KeyError" in said.err
+    assert SECRET not in said.err + said.out
+    assert "fault of uuid-pipeline" in json.loads(said.out)["error"]
+
+
+def test_leaving_on_purpose_is_no_failure() -> None:
+    def verb(_: Answer) -> None:
+        raise typer.Exit(7)
+
+    with pytest.raises(typer.Exit) as ended:
+        answer_with(verb, as_json=False, spec=None)
+    assert ended.value.exit_code == 7
