@@ -17,6 +17,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 # Set per transaction, not per session, so that a pooler in transaction mode cannot lose or leak them.
 # row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
 # Memory at least what hashes and sorts of a million ids need; compiling our wide expressions costs more than it gives.
+# What a cursor streams is read to its end: by default the server plans for the first tenth of it.
 _PINNED = """
 SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),
        set_config('IntervalStyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
@@ -25,6 +26,7 @@ SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', 
        set_config('transform_null_equals', 'off', true), set_config('array_nulls', 'on', true),
        set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true),
        set_config('idle_in_transaction_session_timeout', '0', true), set_config('jit', 'off', true),
+       set_config('cursor_tuple_fraction', '1', true),
        set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 134217728) / 1024 || 'kB', true),
        set_config('maintenance_work_mem',
                   greatest(pg_size_bytes(current_setting('maintenance_work_mem')), 268435456) / 1024 || 'kB', true)

@@ -1,6 +1,6 @@
 """Whether each id is the one that its row's own natural key gives: gates of a wave and of the whole store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -35,11 +35,23 @@ def _of_wave(connection: Connection, store: Store, wave: ledger.Wave) -> tuple[i
     """Rows looked at, and a sentence for each whose id is not the one of its natural key."""
     looked_at, wrong = 0, list[str]()
     for entity in store.entities:
-        looked_at += _count_as_approved(connection, entity, wave)
-        others = sql.compose("NOT ({same})", same=_as_approved(entity))
-        found = _recompute(connection, store, entity, wave, others)
-        looked_at, wrong = looked_at + found[0], wrong + found[1]
+        under_new_id, as_approved = _counted(connection, entity, wave)
+        places = [_under_old_id(entity)]
+        if as_approved < under_new_id:
+            places.append(_under_new_id(entity))
+        found = _recompute(connection, store, entity, wave, places)
+        looked_at, wrong = looked_at + as_approved + found[0], wrong + found[1]
     return looked_at, wrong
+
+
+def _under_new_id(entity: Entity) -> sql.Composable:
+    """Rows that the map's new id finds, and that are not as approved."""
+    return sql.compose("t.{key} = m.new_id AND NOT ({same})", key=sql.name(entity.key), same=_as_approved(entity))
+
+
+def _under_old_id(entity: Entity) -> sql.Composable:
+    """Rows that did not leave their old id."""
+    return sql.compose("t.{key} = m.old_id AND m.old_id <> m.new_id", key=sql.name(entity.key))
 
 
 def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
@@ -84,23 +96,26 @@ def _span(wave: ledger.Wave) -> dict[str, Any]:
     return {"first": wave.first_ordinal, "last": wave.last_ordinal, "wave": wave.wave}
 
 
-def _count_as_approved(connection: Connection, entity: Entity, wave: ledger.Wave) -> int:
+def _counted(connection: Connection, entity: Entity, wave: ledger.Wave) -> tuple[int, int]:
+    """Rows under the new id that the map has for them, and those of them that are as approved."""
     statement = sql.compose(
-        "SELECT count(*) FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {same}",
+        """SELECT count(*) AS found, count(*) FILTER (WHERE {same}) AS as_approved
+           FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved}""",
         same=_as_approved(entity),
         **_parts(entity, wave),
     )
-    return int(sql.scalar(connection, statement, _span(wave)))
+    row = sql.rows(connection, statement, _span(wave))[0]
+    return int(row.found), int(row.as_approved)
 
 
 def _recompute(
-    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, which: sql.Composable
+    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, places: Sequence[sql.Composable]
 ) -> tuple[int, list[str]]:
     """Rows recomputed from their raw columns, and a sentence for each whose id is another."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
     checked, wrong = 0, list[str]()
-    for rows in _raw_rows(connection, entity, wave, which):
+    for rows in _raw_rows(connection, entity, wave, places):
         for key, mapped, rewritten, *raw in rows:
             target = None if None in raw else target_of(raw)
             # Identity that the application edited after the move is due for the next plan, not wrong.
@@ -112,24 +127,28 @@ def _recompute(
     return checked, wrong
 
 
-def _raw_rows(connection: Connection, entity: Entity, wave: ledger.Wave, which: sql.Composable) -> Iterator[list[Any]]:
+def _raw_rows(
+    connection: Connection, entity: Entity, wave: ledger.Wave, places: Sequence[sql.Composable]
+) -> Iterator[list[Any]]:
     """Id, mapped id, whether the application wrote the row since, and the identity's raw columns, of a wave's rows.
 
-    They are found by their new id, and by their old one those that did not leave it, which are always looked at.
+    ``places`` are conditions that join a row ``t`` with the map row ``m``.
     """
     # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
     fields = entity.spec.template.fields
-    statement = sql.compose(
-        """SELECT t.{key}::text, m.new_id::text, {written}, {values}
-           FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {which}
-           UNION ALL
-           SELECT t.{key}::text, m.new_id::text, {written}, {values}
-           FROM {map} m JOIN {table} t ON t.{key} = m.old_id WHERE {moved} AND m.old_id <> m.new_id""",
-        written=batch.written_since("t"),
-        values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
-        which=which,
-        **_parts(entity, wave),
-    )
+    parts = _parts(entity, wave)
+    selects = [
+        sql.compose(
+            "SELECT t.{key}::text, m.new_id::text, {written}, {values} FROM {map} m JOIN {table} t ON {place} "
+            "WHERE {moved}",
+            written=batch.written_since("t"),
+            values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
+            place=place,
+            **parts,
+        )
+        for place in places
+    ]
     snapshot = ledger.first_snapshot(connection, wave.execution_id)
-    return sql.stream(connection, statement, {**_span(wave), "execution": wave.execution_id, "snapshot": snapshot})
+    values = {**_span(wave), "execution": wave.execution_id, "snapshot": snapshot}
+    return sql.stream(connection, sql.join(" UNION ALL ", selects), values)

@@ -189,7 +189,7 @@ def hold_children(connection: Connection, store: Store, entity: Entity, plan: Ba
         """INSERT INTO {held} (at, ordinal, key, natural_key, {value}, {parent_value})
            SELECT t.ctid, p.ordinal, t.{key}, {natural_key}, CASE WHEN {known} THEN m.{goal} END,
                   p.{goal_of_parent}
-           FROM {parents} p JOIN {table} t ON t.{parent} = p.key LEFT JOIN {map} m ON m.{source} = t.{key} {roles}
+           FROM {parents} p JOIN {table} t ON t.{parent} = p.key LEFT JOIN {map} m ON m.{source} = t.{key} {which}
            ORDER BY p.ordinal FOR UPDATE OF t""",
         held=held.relation,
         value=held.value(entity.key),
@@ -205,7 +205,8 @@ def hold_children(connection: Connection, store: Store, entity: Entity, plan: Ba
         map=map_part(entity.name, plan),
         source=sql.name(direction.source),
         # Several old ids may share one new id: the displaced rows' are restored from the archive, not moved.
-        roles=sql.Text("AND m.role <> 'merge'" if direction is BACK else ""),
+        # Forward, a child that came from another document is an arrival: the batch's own span has what is planned.
+        which=sql.Text("AND m.role <> 'merge'" if direction is BACK else "AND m.ordinal BETWEEN %(first)s AND %(last)s"),
     )
     sql.execute(connection, statement, plan.values)
 
