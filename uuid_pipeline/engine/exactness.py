@@ -1,15 +1,31 @@
 """Whether each id is the one that its row's own natural key gives: gates of a wave and of the whole store."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import batch, ledger, sql
+from uuid_pipeline.engine import batch, deletions, ledger, retrieval, returned, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import recomputer
+
+
+@dataclass
+class _Found:
+    """Rows looked at, a sentence for each whose id is not the one of its natural key, and by entity and old id the
+    rows that may be the application's own again."""
+
+    checked: int = 0
+    wrong: list[str] = field(default_factory=list)
+    back: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows came back, by entity."""
+        return {name: sum(entity == name for entity, _ in self.back) for name in {entity for entity, _ in self.back}}
 
 
 def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
@@ -18,40 +34,48 @@ def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateRe
     The server builds the key anew from the row and compares it with the approved map, whose ids were recomputed
     before approval; rows that differ from it or arrived since are recomputed here.
     """
-    return _exact("ids_exact", *_of_wave(connection, store, wave))
+    return _exact("ids_exact", connection, store, wave.execution_id, [wave])
 
 
 def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: as :func:`ids_exact`, now, for every row of every wave that has moved."""
-    checked, wrong = 0, list[str]()
-    for wave in ledger.waves(connection, execution.execution_id):
-        if wave.status == "moved":
-            found = _of_wave(connection, store, wave)
-            checked, wrong = checked + found[0], wrong + found[1]
-    return _exact("whole_ids_exact", checked, wrong)
+    waves = [wave for wave in ledger.waves(connection, execution.execution_id) if wave.status == "moved"]
+    return _exact("whole_ids_exact", connection, store, execution.execution_id, waves)
 
 
-def _of_wave(connection: Connection, store: Store, wave: ledger.Wave) -> tuple[int, list[str]]:
-    """Rows looked at, and a sentence for each whose id is not the one of its natural key."""
-    looked_at, wrong = 0, list[str]()
-    for entity in store.entities:
-        looked_at += _count_as_approved(connection, entity, wave)
-        others = sql.compose("NOT ({same})", same=_as_approved(entity))
-        found = _recompute(connection, store, entity, wave, others)
-        looked_at, wrong = looked_at + found[0], wrong + found[1]
-    return looked_at, wrong
-
-
-def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
+def _exact(gate: str, connection: Connection, store: Store, execution_id: str, waves: list[ledger.Wave]) -> GateResult:
+    found = _Found()
+    for wave in waves:
+        _look(connection, store, wave, found)
+    if found.back:
+        epoch = retrieval.epoch_before(connection, execution_id)
+        unexplained = deletions.patiently(
+            connection,
+            lambda: returned.unexplained(connection, store, execution_id, epoch, found.counts),
+            lambda left: not left,
+        )
+        found.wrong += [said for (entity, _), said in found.back.items() if entity in unexplained]
+    wrong, back = found.wrong, sum(found.counts.values())
+    said = f"{found.checked} ids made anew from the rows, all equal" + (f"; {back} {returned.SAID}" if back else "")
     return GateResult.of(
         gate,
         not wrong,
-        f"{checked} ids made anew from the rows, all equal"
-        if not wrong
-        else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
+        said if not wrong else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
         "roll back (uuid-pipeline rollback --all) and compare these rows with the spec's identity",
-        figures={"recomputed": checked, "wrong": len(wrong)},
+        figures={"recomputed": found.checked, "wrong": len(wrong), "returned": back},
     )
+
+
+def _look(connection: Connection, store: Store, wave: ledger.Wave, found: _Found) -> None:
+    for entity in store.entities:
+        found.checked += _count_as_approved(connection, entity, wave)
+        others = sql.compose("NOT ({same})", same=_as_approved(entity))
+        checked, wrong = _recompute(connection, store, entity, wave, others)
+        numbers = [] if wave.assessment_no is None else [wave.assessment_no]
+        back = returned.candidates(connection, entity, wave.execution_id, numbers, wrong) if wrong else set()
+        found.checked += checked - len(back)
+        found.wrong += [said for key, said in wrong.items() if key not in back]
+        found.back |= {(entity.name, key): said for key, said in wrong.items() if key in back}
 
 
 def _as_approved(entity: Entity) -> sql.Composable:
@@ -95,11 +119,11 @@ def _count_as_approved(connection: Connection, entity: Entity, wave: ledger.Wave
 
 def _recompute(
     connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, which: sql.Composable
-) -> tuple[int, list[str]]:
-    """Rows recomputed from their raw columns, and a sentence for each whose id is another."""
+) -> tuple[int, dict[str, str]]:
+    """Rows recomputed from their raw columns, and by id a sentence for each whose id is another."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
-    checked, wrong = 0, list[str]()
+    checked, wrong = 0, dict[str, str]()
     for rows in _raw_rows(connection, entity, wave, which):
         for key, mapped, rewritten, *raw in rows:
             target = None if None in raw else target_of(raw)
@@ -108,7 +132,7 @@ def _recompute(
                 continue
             checked += 1
             if target != key:
-                wrong.append(f"{entity.name} {key} should be {target}")
+                wrong[key] = f"{entity.name} {key} should be {target}"
     return checked, wrong
 
 
