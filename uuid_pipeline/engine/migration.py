@@ -1,12 +1,12 @@
 """A wave, carried out batch by batch: gates asked first, the lease held, resumed from the journal."""
 
+import itertools
 import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -416,7 +416,7 @@ def run_batch(
     """
     first, last = span
     began = time.monotonic()
-    for attempt in count(1):
+    for attempt in itertools.count(1):
         if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
             break
         plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last)
@@ -438,7 +438,8 @@ def run_batch(
         return last, _set_locked_aside(writing, store, wave, (first, last))
     raise RefusedError(
         f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
-        f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions (see pg_stat_activity) and run again."
+        f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions (see pg_stat_activity) "
+        "and run again."
     )
 
 

@@ -81,7 +81,8 @@ def _state(connection: Connection, schema: str, table: str, trigger: str) -> Any
 def guard(connection: Connection, lease: Lease, guarded: Sequence[UserTrigger]) -> list[str]:
     """Give these triggers our condition, one table a transaction; those that have it already keep it.
 
-    Raises RefusedError when a table's lock is not to be had for LOCK_SECONDS; what was guarded until then stays recorded.
+    Raises RefusedError when a table's lock is not to be had for LOCK_SECONDS; what was guarded until then stays
+    recorded.
     """
     done: list[str] = []
     for (schema, table), of_table in groupby(guarded, key=lambda trigger: (trigger.schema, trigger.table)):
