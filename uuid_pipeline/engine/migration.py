@@ -438,8 +438,8 @@ def run_batch(
         return last, _set_locked_aside(writing, store, wave, (first, last))
     raise RefusedError(
         f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
-        f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions (see pg_stat_activity) "
-        "and run again."
+        f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions "
+        "(see pg_stat_activity) and run again."
     )
 
 
