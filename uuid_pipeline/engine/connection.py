@@ -116,7 +116,11 @@ def _write_by_default(driver: psycopg.Connection[Any], *_: object) -> None:
 
 def is_pooled(driver: psycopg.Connection[Any]) -> bool:
     """Whether the server's session may be another one in the next transaction: its pid is not the one we were told."""
+    idle = driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     row = driver.execute("SELECT pg_backend_pid()").fetchone()
+    if idle:
+        # Nobody told SQLAlchemy of the transaction that this began; it would stay open, with none of our settings.
+        driver.rollback()
     return row is None or row[0] != driver.info.backend_pid
 
 
