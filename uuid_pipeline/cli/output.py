@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
+from uuid_pipeline.engine.connection import in_words
 from uuid_pipeline.errors import PipelineError, UsageError
 from uuid_pipeline.settings import read_settings, without_secrets
 
@@ -72,8 +73,7 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         answer.data["error"] = _clean(error.message)
     except (DBAPIError, psycopg.Error) as error:
         answer.exit_code = 1
-        detail = getattr(error, "orig", None) or error
-        answer.data["error"] = _clean(f"The database refused a statement: {str(detail).strip()}")
+        answer.data["error"] = _clean(in_words(error))
     except OSError as error:
         answer.exit_code = 2
         named = f" {error.filename}" if error.filename is not None else ""

@@ -133,6 +133,24 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
     return one.exec_driver_sql(asked).one() == other.exec_driver_sql(asked).one()
 
 
+# The server ended the session (an administrator, a shutdown, a crash, a restart); what begins with 08 is the network's.
+_ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
+
+
+def in_words(error: Exception) -> str:
+    """What came of a statement, for people: a lost connection is none that was refused, and says what to do."""
+    cause = getattr(error, "orig", None) or error
+    said = " ".join(str(cause).split())
+    state = getattr(cause, "sqlstate", None)
+    broken = state is None and isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
+    if broken or state in _ENDED or str(state).startswith("08"):
+        return (
+            f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
+            "run again: it goes on from there."
+        )
+    return f"The store refused a statement: {said}"
+
+
 def _unreachable(url: URL, text: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()
     detail = without_secrets(reason[0] if reason else type(error).__name__, text)

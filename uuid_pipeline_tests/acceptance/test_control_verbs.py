@@ -83,6 +83,32 @@ def test_a_run_is_paused_resumed_and_ends_as_if_nothing_had_been(
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+# Ours, on the ledger: the execution is paused in the very transaction that ends its first wave.
+PAUSED_AFTER_CANARY = """
+CREATE FUNCTION public.pause() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    UPDATE uuid_pipeline.executions SET desired = 'pause' WHERE execution_id = NEW.execution_id; RETURN NULL; END$$;
+CREATE TRIGGER pause AFTER UPDATE ON uuid_pipeline.waves FOR EACH ROW
+WHEN (NEW.kind = 'canary' AND NEW.status = 'moved' AND OLD.status <> 'moved') EXECUTE FUNCTION public.pause();
+"""
+
+
+def test_a_run_that_is_paused_between_two_waves_waits_there(command_line: CommandLine, incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    assert command_line("plan").code == 0
+    cycle.run_sql(incident, PAUSED_AFTER_CANARY)
+    running = command_line.start("run", "--approve", "--json")
+    wait_until(incident, "SELECT count(*) = 1 FROM uuid_pipeline.executions WHERE desired = 'pause'")
+
+    assert command_line("run", "--json").code == 1
+    assert running.poll() is None
+    assert command_line("resume", "--json").code == 0
+
+    said = ended(running)
+    assert (said.code, said.data["status"]) == (0, "completed"), said.data.get("error")
+    assert "paused between two waves" in said.err
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+
+
 def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     command_line: CommandLine, incident: Engine
 ) -> None:
