@@ -1,5 +1,6 @@
 """Pause, resume, cancel, finalize and drop-ledger as a user meets them."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -130,6 +131,26 @@ def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     )
     assert moved == [(1, 38)]
     assert command_line("run", "--approve", "--json").code == 0
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_end_says_so_and_the_next_one_goes_on(
+    command_line: CommandLine, incident: Engine, patient_spec: str, asked: signal.Signals
+) -> None:
+    before, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    arguments = ("run", "--approve", "--json", "--spec", patient_spec)
+    with kept_waiting(incident, lambda: command_line.start(*arguments)) as running:
+        running.send_signal(asked)
+        said = ended(running)
+
+    assert said.code == 130
+    assert said.data["error"].startswith("Interrupted. What was committed stands")
+    assert "Traceback" not in said.err
+    assert cycle.run_sql(incident, "SELECT holder FROM uuid_pipeline.lease") == [(None,)]
+    assert command_line(*arguments).code == 0
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    assert command_line("rollback", "--all", "--spec", patient_spec).code == 0
+    assert cycle.catalog_of(incident) == objects
 
 
 def test_a_cancelled_run_says_how_to_go_back_and_going_back_restores_every_row(
