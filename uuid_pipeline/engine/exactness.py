@@ -70,12 +70,7 @@ def _look(connection: Connection, store: Store, wave: ledger.Wave, found: _Found
     for entity in store.entities:
         found.checked += _count_as_approved(connection, entity, wave)
         others = sql.compose("NOT ({same})", same=_as_approved(entity))
-        checked, wrong = _recompute(connection, store, entity, wave, others)
-        numbers = [] if wave.assessment_no is None else [wave.assessment_no]
-        back = returned.candidates(connection, entity, wave.execution_id, numbers, wrong) if wrong else set()
-        found.checked += checked - len(back)
-        found.wrong += [said for key, said in wrong.items() if key not in back]
-        found.back |= {(entity.name, key): said for key, said in wrong.items() if key in back}
+        _recompute(connection, store, entity, wave, others, found)
 
 
 def _as_approved(entity: Entity) -> sql.Composable:
@@ -118,26 +113,30 @@ def _count_as_approved(connection: Connection, entity: Entity, wave: ledger.Wave
 
 
 def _recompute(
-    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, which: sql.Composable
-) -> tuple[int, dict[str, str]]:
-    """Rows recomputed from their raw columns, and by id a sentence for each whose id is another."""
+    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, which: sql.Composable, found: _Found
+) -> None:
+    """Recompute these rows from their raw columns."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
-    checked, wrong = 0, dict[str, str]()
     for rows in _raw_rows(connection, entity, wave, which):
-        for key, mapped, rewritten, *raw in rows:
+        for key, mapped, rewritten, back, *raw in rows:
             target = None if None in raw else target_of(raw)
             # Identity that the application edited after the move is due for the next plan, not wrong.
             if rewritten and target != mapped:
                 continue
-            checked += 1
-            if target != key:
-                wrong[key] = f"{entity.name} {key} should be {target}"
-    return checked, wrong
+            said = f"{entity.name} {key} should be {target}"
+            if target == key:
+                found.checked += 1
+            elif back:
+                found.back[entity.name, key] = said
+            else:
+                found.checked += 1
+                found.wrong.append(said)
 
 
 def _raw_rows(connection: Connection, entity: Entity, wave: ledger.Wave, which: sql.Composable) -> Iterator[list[Any]]:
-    """Id, mapped id, whether the application wrote the row since, and the identity's raw columns, of a wave's rows.
+    """Id, mapped id, whether the application wrote the row since, whether it may have deleted and written it again,
+    and the identity's raw columns, of a wave's rows.
 
     They are found by their new id, and by their old one those that did not leave it, which are always looked at.
     """
@@ -145,12 +144,14 @@ def _raw_rows(connection: Connection, entity: Entity, wave: ledger.Wave, which: 
     sql.execute(connection, "SELECT pg_current_xact_id()")
     fields = entity.spec.template.fields
     statement = sql.compose(
-        """SELECT t.{key}::text, m.new_id::text, {written}, {values}
+        """SELECT t.{key}::text, m.new_id::text, {written}, false, {values}
            FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved} AND {which}
            UNION ALL
-           SELECT t.{key}::text, m.new_id::text, {written}, {values}
+           SELECT t.{key}::text, m.new_id::text, {written}, {back}, {values}
            FROM {map} m JOIN {table} t ON t.{key} = m.old_id WHERE {moved} AND m.old_id <> m.new_id""",
         written=batch.written_since("t"),
+        # Of the same snapshot as the row: the application may delete and write it again once more.
+        back=returned.came_back(entity),
         values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
         which=which,
         **_parts(entity, wave),

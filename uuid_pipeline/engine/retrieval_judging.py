@@ -66,7 +66,7 @@ def judge(
             verdict.excluded[document] = "its wave has not moved"
         else:
             judged.append((sight, sampled[sight.sampled]))
-    judged = _places(connection, store, execution_id, moved, before, verdict, judged)
+    judged = _places(connection, view, store, execution_id, moved, before, verdict, judged)
     judged = _losses(connection, store, execution_id, seen, judged, before, verdict)
     _queries(view, seen, judged, before, verdict)
     _neighbours(connection, store, execution_id, seen, judged, verdict)
@@ -99,6 +99,7 @@ Judged = list[tuple[Sight, Before | None]]
 
 def _places(
     connection: Connection,
+    view: Connection,
     store: Store,
     execution_id: str,
     moved: Sequence[ledger.Wave],
@@ -111,7 +112,7 @@ def _places(
     if not elsewhere:
         return judged
     maps = {wave.assessment_no for wave in moved if wave.assessment_no is not None}
-    back = returned.candidates(connection, store.main, execution_id, maps, elsewhere)
+    back = returned.candidates(view, store.main, execution_id, maps, elsewhere)
     counts = {store.main.name: len(back)} if back else {}
     if returned.unexplained(connection, store, execution_id, before.get("epoch"), counts):
         verdict.unexplained, back = True, set()

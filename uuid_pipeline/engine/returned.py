@@ -15,25 +15,37 @@ from uuid_pipeline.engine.store import Entity, Store
 SAID = "deleted after the move and written again under the old id, due for the next plan"
 
 
+def came_back(entity: Entity) -> sql.Composable:
+    """Whether the row ``t`` under the old id of ``m`` is one that the application wrote since, with none under the new.
+
+    Wants the values of :func:`batch.written_since`.
+    """
+    return sql.compose(
+        "({written}) AND NOT EXISTS (SELECT FROM {table} n WHERE n.{key} = m.new_id)",
+        written=batch.written_since("t"),
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+    )
+
+
 def candidates(
-    connection: Connection, entity: Entity, execution_id: str, assessments: Collection[int], ids: Collection[str]
+    view: Connection, entity: Entity, execution_id: str, assessments: Collection[int], ids: Collection[str]
 ) -> set[str]:
-    """Those of these old ids whose row the application wrote since the execution began, and whose new id has no row."""
+    """Those of these old ids whose row came back; ``view`` is the snapshot in which they were seen."""
     # age() counts from this transaction's own id, once it has one.
-    sql.execute(connection, "SELECT pg_current_xact_id()")
+    sql.execute(view, "SELECT pg_current_xact_id()")
     statement = sql.compose(
         """SELECT t.{key}::text AS id FROM {map} m JOIN {table} t ON t.{key} = m.old_id
-           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = ANY(%(ids)s::{type}[]) AND {written}
-             AND NOT EXISTS (SELECT FROM {table} n WHERE n.{key} = m.new_id)""",
+           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = ANY(%(ids)s::{type}[]) AND {back}""",
         key=sql.name(entity.key),
         map=ledger.map_table(entity),
         table=sql.table(entity.table.schema, entity.table.name),
         type=sql.Text(entity.key_type),
-        written=batch.written_since("t"),
+        back=came_back(entity),
     )
-    snapshot = ledger.first_snapshot(connection, execution_id)
+    snapshot = ledger.first_snapshot(view, execution_id)
     values = {"maps": sorted(assessments), "ids": sorted(ids), "execution": execution_id, "snapshot": snapshot}
-    return {row.id for row in sql.rows(connection, statement, values)}
+    return {row.id for row in sql.rows(view, statement, values)}
 
 
 def unexplained(
