@@ -21,5 +21,14 @@ class RefusedError(PipelineError):
     """The work was refused (a gate, a right, a lease, a missing approval): exit code 1."""
 
 
+class InterruptedRunError(PipelineError):
+    """Somebody asked the process to end (Ctrl-C, SIGTERM): exit code 130, as a shell gives it."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("Interrupted. What was committed stands; the next run goes on from there.")
+
+
 class BatchError(PipelineError):
     """A batch's own proof failed; its transaction was rolled back and nothing of it stayed."""

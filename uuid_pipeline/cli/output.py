@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.errors import PipelineError, UsageError
+from uuid_pipeline.engine.connection import in_words
+from uuid_pipeline.errors import InterruptedRunError, PipelineError, UsageError
 from uuid_pipeline.settings import read_settings, without_secrets
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
@@ -65,6 +68,10 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
     if spec is not None:
         os.environ["UUID_PIPELINE_SPEC"] = str(spec.absolute())
     answer = Answer()
+    # Who asks us to end (a service manager, docker stop) gets what Ctrl-C gives: what is altered is put back first.
+    # Dagster does so from its first run on.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         verb(answer)
     except PipelineError as error:
@@ -72,8 +79,7 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         answer.data["error"] = _clean(error.message)
     except (DBAPIError, psycopg.Error) as error:
         answer.exit_code = 1
-        detail = getattr(error, "orig", None) or error
-        answer.data["error"] = _clean(f"The database refused a statement: {str(detail).strip()}")
+        answer.data["error"] = _clean(in_words(error))
     except OSError as error:
         answer.exit_code = 2
         named = f" {error.filename}" if error.filename is not None else ""
@@ -82,8 +88,8 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
             "UUID_PIPELINE_HOME to a directory that can be written and has room."
         )
     except KeyboardInterrupt:
-        answer.exit_code = 130
-        answer.data["error"] = f"Interrupted. {_STANDS}"
+        interrupted = InterruptedRunError()
+        answer.exit_code, answer.data["error"] = interrupted.exit_code, interrupted.message
     except DagsterPostgresException:
         answer.exit_code = 2
         answer.data["error"] = (

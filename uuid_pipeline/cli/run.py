@@ -33,7 +33,7 @@ def run_all(
 ) -> None:
     """The whole way, from whatever state the store is in."""
     steps.finish_rollback(session, answer)
-    execution = resumable(session, answer)
+    execution, begun = resumable(session, answer), False
     if execution is None:
         steps.put_back(session, answer)
         plan = steps.make_plan(session, answer)
@@ -43,7 +43,8 @@ def run_all(
             steps.wait_for_approval(answer, plan)
             return
         execution = steps.approve(session, answer, plan.plan_id, attested, plan.assessment_no)
-    steps.migrate(session, answer, execution)
+        begun = True
+    steps.migrate(session, answer, execution, begun=begun)
     steps.validate(session, answer)
     answer.data["status"] = status_of(session, execution)
     answer.data["message"] = f"Execution {execution.execution_id} is {answer.data['status']}."

@@ -1,5 +1,6 @@
 """The steps that verbs are made of: each runs jobs and adds to the answer what came of them."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -248,14 +249,19 @@ def require_open(session: Session) -> ledger.Execution:
     return execution
 
 
-def migrate(session: Session, answer: Answer, execution: ledger.Execution, only: str | None = None) -> None:
-    """Carry out the execution's waves in order, or one of them; each ends with its gates."""
+def migrate(
+    session: Session, answer: Answer, execution: ledger.Execution, only: str | None = None, begun: bool = False
+) -> None:
+    """Carry out the execution's waves in order, or one of them; each ends with its gates.
+
+    A paused execution is refused, unless this run has ``begun`` it before it was paused: then it is waited for.
+    """
     answer.data["execution_id"] = execution.execution_id
     answer.data["plan_id"] = execution.plan_id
     shown = answer.data.setdefault("waves", [])
     with session.engine.begin() as connection:
         writer = lease.holder(connection)
-        if writer is None or not writer.alive:  # else the lease itself refuses, and says whose it is
+        if not begun and (writer is None or not writer.alive):  # else the lease itself refuses, and says whose it is
             control.require_not_paused(connection, execution.execution_id)
         waves = ledger.waves(connection, execution.execution_id)
     chosen = [wave for wave in waves if only in (None, wave.wave, wave.kind, _short(wave))]
@@ -270,9 +276,22 @@ def migrate(session: Session, answer: Answer, execution: ledger.Execution, only:
         answer.section(f"Wave {wave.wave}: {size}")
         record = {"wave": wave.wave, "kind": wave.kind, "documents": wave.documents, "status": "failed"}
         shown.append(record)
-        gates_of(answer, session.run("migrate", partition=wave.wave))
+        gates_of(answer, _carry_out(session, wave, begun))
+        begun = True
         # A sweep knows what it takes only when it has looked.
         record |= {"status": "moved", "documents": _now(session, wave).documents}
+
+
+def _carry_out(session: Session, wave: ledger.Wave, begun: bool) -> Outcome:
+    """Run a wave; a pause that comes before it is waited out, where this run has begun the execution."""
+    say = logging.getLogger("uuid_pipeline.progress").info
+    while True:
+        if begun:
+            control.await_resumption(session.engine, wave.execution_id, say)
+        outcome = session.run("migrate", partition=wave.wave)
+        # The pause may have come while the run of the wave began.
+        if not begun or outcome.error is None or outcome.error.message != control.paused(wave.execution_id):
+            return outcome
 
 
 def _unneeded(session: Session, wave: ledger.Wave) -> bool:
@@ -303,7 +322,7 @@ def wish(session: Session, answer: Answer, job: str) -> None:
     answer.data |= {"execution_id": execution.execution_id, "status": execution.status, "writer_alive": live}
     now = {
         "pause": "waits after its current batch" if live else "moves nothing before it is resumed",
-        "resume": "goes on" if live else "may go on: uuid-pipeline run",
+        "resume": "goes on" if live else "may go on; where no run waits for that: uuid-pipeline run",
         "cancel": "ends after its current batch" if live else "is cancelled; to undo it: uuid-pipeline rollback --all",
     }
     answer.data["message"] = f"Execution {execution.execution_id} {now[job]}."

@@ -16,7 +16,7 @@ from uuid_pipeline.errors import RefusedError
 # Sorts before the application's own triggers, which then see the id that will be stored.
 TRIGGER = "00_uuid_pipeline_alias_ids"
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
         for entity in entities:
             _open_to_readers(connection, entity)
 
-    patiently(engine, views, in_ledger)
+    patiently(engine, views, in_ledger, "ACCESS EXCLUSIVE")
     for moved in store.tables:
         _install_on(engine, store, moved, entities)
         reach("aliasing")
@@ -137,7 +137,8 @@ def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Seque
         if _fires_on(connection, moved, wanted) != sorted(columns):
             sql.execute(connection, _trigger(moved, wanted, columns))
 
-    patiently(engine, [sql.shown(sql.table(moved.table.schema, moved.table.name))], in_table)
+    where = sql.shown(sql.table(moved.table.schema, moved.table.name))
+    patiently(engine, [where], in_table, "SHARE ROW EXCLUSIVE")
 
 
 def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[str]) -> sql.Composable:
@@ -211,11 +212,11 @@ def remove(engine: Engine) -> None:
     for row in on_tables:
         # Dropping our own function drops its trigger, which asks for no right on the table.
         drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
-        patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop))
+        patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
         reach("removing")
     with engine.begin() as connection:
         rest = [row.name for row in sql.rows(connection, _REST) if row.kind != "FUNCTION"]
-    patiently(engine, rest, _drop_rest)
+    patiently(engine, rest, _drop_rest, "ACCESS EXCLUSIVE")
 
 
 _REST = r"""
@@ -246,21 +247,29 @@ def _drop_rest(connection: Connection) -> None:
         sql.execute(connection, sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=name))
 
 
-def patiently(engine: Engine, relations: Sequence[str], work: Callable[[Connection], object]) -> None:
+def patiently(
+    engine: Engine, relations: Sequence[str], work: Callable[[Connection], object], mode: patience.Mode
+) -> None:
     """One short transaction that makes or drops triggers of ours, tried again while locks are not to be had.
 
-    Raises RefusedError when patience runs out, naming who holds the relations.
+    ``mode``: what the work asks of the relations. Raises RefusedError when patience runs out, naming who holds them.
     """
 
-    def once() -> None:
+    def once(wait: float) -> None:
         with engine.begin() as connection:
-            patience.set_up(connection)
+            patience.set_up(connection, wait)
             # Two installations at once would replace the same functions, which the server takes for an error.
             sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.aliases', 0))")
             work(connection)
 
+    def in_the_way() -> frozenset[str]:
+        with engine.begin() as connection:
+            named = "SELECT to_regclass(name)::oid AS oid FROM unnest(%(names)s::text[]) name"
+            found = sql.rows(connection, named, {"names": list(relations)})
+            return patience.holders(connection, [row.oid for row in found if row.oid is not None], mode)
+
     try:
-        patience.patiently(once, PATIENCE_SECONDS)
+        patience.patiently(once, PATIENCE_SECONDS, in_the_way)
     except patience.OutOfPatienceError as error:
         raise RefusedError(_who_holds(engine, relations)) from error
 

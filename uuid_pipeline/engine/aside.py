@@ -1,5 +1,7 @@
 """Planned rows that a batch leaves: gone, changed, taken, busy or locked; each journaled with its reason."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
@@ -153,14 +155,16 @@ def set_all_aside(connection: Connection, store: Store, plan: BatchPlan) -> None
         sql.execute(connection, statement, {**plan.values, "entity": root.name})
 
 
-def waiting(connection: Connection, waves: list[ledger.Wave]) -> list[tuple[ledger.Wave, int]]:
+def waiting(
+    connection: Connection, waves: list[ledger.Wave], reasons: Sequence[str] = WAITING
+) -> list[tuple[ledger.Wave, int]]:
     """(wave, ordinal) of what is to be taken up again."""
     of_name = {wave.wave: wave for wave in waves}
     found = sql.rows(
         connection,
         """SELECT DISTINCT wave, ordinal FROM uuid_pipeline.unmoved
            WHERE wave = ANY(%(waves)s) AND reason = ANY(%(reasons)s) ORDER BY wave, ordinal""",
-        {"waves": list(of_name), "reasons": list(WAITING)},
+        {"waves": list(of_name), "reasons": list(reasons)},
     )
     connection.rollback()
     return [(of_name[row.wave], int(row.ordinal)) for row in found]

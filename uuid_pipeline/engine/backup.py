@@ -114,9 +114,10 @@ def direct(engine: Engine, direct_url: str | None) -> Iterator[Engine]:
     Raises RefusedError when there is a pooler and no other way, or the other way leads elsewhere.
     """
     with engine.connect() as through:
-        if not _pooled(through):
-            yield engine
-            return
+        pooled = _pooled(through)
+    if not pooled:
+        yield engine
+        return
     if direct_url is None:
         raise RefusedError(
             "The store is reached through a pooler that lends out sessions (as pgbouncer in transaction mode). "

@@ -118,7 +118,11 @@ def _write_by_default(driver: psycopg.Connection[Any], *_: object) -> None:
 
 def is_pooled(driver: psycopg.Connection[Any]) -> bool:
     """Whether the server's session may be another one in the next transaction: its pid is not the one we were told."""
+    idle = driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     row = driver.execute("SELECT pg_backend_pid()").fetchone()
+    if idle:
+        # Nobody told SQLAlchemy of the transaction that this began; it would stay open, with none of our settings.
+        driver.rollback()
     return row is None or row[0] != driver.info.backend_pid
 
 
@@ -129,6 +133,24 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
     """
     asked = "SELECT pg_postmaster_start_time()::text, oid, datname FROM pg_database WHERE datname = current_database()"
     return one.exec_driver_sql(asked).one() == other.exec_driver_sql(asked).one()
+
+
+# The server ended the session (an administrator, a shutdown, a crash, a restart); what begins with 08 is the network's.
+_ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
+
+
+def in_words(error: Exception) -> str:
+    """What came of a statement, for people: a lost connection is none that was refused, and says what to do."""
+    cause = getattr(error, "orig", None) or error
+    said = " ".join(str(cause).split())
+    state = getattr(cause, "sqlstate", None)
+    broken = state is None and isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
+    if broken or state in _ENDED or str(state).startswith("08"):
+        return (
+            f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
+            "run again: it goes on from there."
+        )
+    return f"The store refused a statement: {said}"
 
 
 def _unreachable(url: URL, text: str, error: Exception) -> str:

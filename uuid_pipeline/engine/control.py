@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger, sql
@@ -62,7 +62,28 @@ def desired(connection: Connection, execution_id: str) -> str:
 def require_not_paused(connection: Connection, execution_id: str) -> None:
     """Raise RefusedError when nobody has resumed a paused execution: a new run must not start it by itself."""
     if desired(connection, execution_id) == "pause":
-        raise RefusedError(f"Execution {execution_id} is paused. To go on: uuid-pipeline resume")
+        raise RefusedError(paused(execution_id))
+
+
+def paused(execution_id: str) -> str:
+    """What somebody is told who would begin a paused execution."""
+    return f"Execution {execution_id} is paused. To go on: uuid-pipeline resume"
+
+
+def await_resumption(engine: Engine, execution_id: str, say: Callable[[str], None]) -> None:
+    """Between two waves: wait while paused, with no lease to keep. A cancelled one is refused by its next wave."""
+    waited = False
+    while True:
+        with engine.begin() as connection:
+            wish = desired(connection, execution_id)
+        if wish != "pause":
+            break
+        if not waited:
+            say(f"{execution_id}: paused between two waves; uuid-pipeline resume lets it go on")
+        waited = True
+        time.sleep(POLL_SECONDS)
+    if waited:
+        say(f"{execution_id}: resumed" if wish == "run" else f"{execution_id}: cancelled")
 
 
 def obey(connection: Connection, wave: ledger.Wave, lease: Lease, say: Callable[[str], None]) -> None:

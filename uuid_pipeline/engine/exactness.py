@@ -1,15 +1,31 @@
 """Whether each id is the one that its row's own natural key gives: gates of a wave and of the whole store."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import batch, ledger, sql
+from uuid_pipeline.engine import batch, deletions, ledger, retrieval, returned, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import recomputer
+
+
+@dataclass
+class _Found:
+    """Rows looked at, a sentence for each whose id is not the one of its natural key, and by entity and old id the
+    rows that may be the application's own again."""
+
+    checked: int = 0
+    wrong: list[str] = field(default_factory=list)
+    back: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows came back, by entity."""
+        return {name: sum(entity == name for entity, _ in self.back) for name in {entity for entity, _ in self.back}}
 
 
 def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
@@ -18,52 +34,68 @@ def ids_exact(connection: Connection, store: Store, wave: ledger.Wave) -> GateRe
     The server builds the key anew from the row and compares it with the approved map, whose ids were recomputed
     before approval; rows that differ from it or arrived since are recomputed here.
     """
-    return _exact("ids_exact", *_of_wave(connection, store, wave))
+    return _exact("ids_exact", connection, store, wave.execution_id, [wave])
 
 
 def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: as :func:`ids_exact`, now, for every row of every wave that has moved."""
-    checked, wrong = 0, list[str]()
-    for wave in ledger.waves(connection, execution.execution_id):
-        if wave.status == "moved":
-            found = _of_wave(connection, store, wave)
-            checked, wrong = checked + found[0], wrong + found[1]
-    return _exact("whole_ids_exact", checked, wrong)
+    waves = [wave for wave in ledger.waves(connection, execution.execution_id) if wave.status == "moved"]
+    return _exact("whole_ids_exact", connection, store, execution.execution_id, waves)
 
 
-def _of_wave(connection: Connection, store: Store, wave: ledger.Wave) -> tuple[int, list[str]]:
-    """Rows looked at, and a sentence for each whose id is not the one of its natural key."""
-    looked_at, wrong = 0, list[str]()
-    for entity in store.entities:
-        under_new_id, as_approved = _counted(connection, entity, wave)
-        places = [_under_old_id(entity)]
-        if as_approved < under_new_id:
-            places.append(_under_new_id(entity))
-        found = _recompute(connection, store, entity, wave, places)
-        looked_at, wrong = looked_at + as_approved + found[0], wrong + found[1]
-    return looked_at, wrong
-
-
-def _under_new_id(entity: Entity) -> sql.Composable:
-    """Rows that the map's new id finds, and that are not as approved."""
-    return sql.compose("t.{key} = m.new_id AND NOT ({same})", key=sql.name(entity.key), same=_as_approved(entity))
-
-
-def _under_old_id(entity: Entity) -> sql.Composable:
-    """Rows that did not leave their old id."""
-    return sql.compose("t.{key} = m.old_id AND m.old_id <> m.new_id", key=sql.name(entity.key))
-
-
-def _exact(gate: str, checked: int, wrong: list[str]) -> GateResult:
+def _exact(gate: str, connection: Connection, store: Store, execution_id: str, waves: list[ledger.Wave]) -> GateResult:
+    found = _Found()
+    for wave in waves:
+        _look(connection, store, wave, found)
+    if found.back:
+        epoch = retrieval.epoch_before(connection, execution_id)
+        unexplained = deletions.patiently(
+            connection,
+            lambda: returned.unexplained(connection, store, execution_id, epoch, found.counts),
+            lambda left: not left,
+        )
+        found.wrong += [said for (entity, _), said in found.back.items() if entity in unexplained]
+    wrong, back = found.wrong, sum(found.counts.values())
+    said = f"{found.checked} ids made anew from the rows, all equal" + (f"; {back} {returned.SAID}" if back else "")
     return GateResult.of(
         gate,
         not wrong,
-        f"{checked} ids made anew from the rows, all equal"
-        if not wrong
-        else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
+        said if not wrong else f"{len(wrong)} wrong: {'; '.join(wrong[:5])}",
         "roll back (uuid-pipeline rollback --all) and compare these rows with the spec's identity",
-        figures={"recomputed": checked, "wrong": len(wrong)},
+        figures={"recomputed": found.checked, "wrong": len(wrong), "returned": back},
     )
+
+
+def _look(connection: Connection, store: Store, wave: ledger.Wave, found: _Found) -> None:
+    for entity in store.entities:
+        under_new_id, as_approved = _counted(connection, entity, wave)
+        found.checked += as_approved
+        places = [_under_old_id(entity)]
+        if as_approved < under_new_id:
+            places.append(_under_new_id(entity))
+        _recompute(connection, store, entity, wave, places, found)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where to look for rows to recompute: what joins a row ``t`` with the map row ``m``, and whether such a row may be
+    one that the application deleted and wrote again."""
+
+    on: sql.Composable
+    back: sql.Composable
+
+
+def _under_new_id(entity: Entity) -> _Place:
+    """Rows that the map's new id finds, and that are not as approved."""
+    on = sql.compose("t.{key} = m.new_id AND NOT ({same})", key=sql.name(entity.key), same=_as_approved(entity))
+    return _Place(on, sql.Text("false"))
+
+
+def _under_old_id(entity: Entity) -> _Place:
+    """Rows that did not leave their old id."""
+    on = sql.compose("t.{key} = m.old_id AND m.old_id <> m.new_id", key=sql.name(entity.key))
+    # Of the same snapshot as the row: the application may delete and write it again once more.
+    return _Place(on, returned.came_back(entity))
 
 
 def _as_approved(entity: Entity) -> sql.Composable:
@@ -109,42 +141,49 @@ def _counted(connection: Connection, entity: Entity, wave: ledger.Wave) -> tuple
 
 
 def _recompute(
-    connection: Connection, store: Store, entity: Entity, wave: ledger.Wave, places: Sequence[sql.Composable]
-) -> tuple[int, list[str]]:
-    """Rows recomputed from their raw columns, and a sentence for each whose id is another."""
+    connection: Connection,
+    store: Store,
+    entity: Entity,
+    wave: ledger.Wave,
+    places: Sequence[_Place],
+    found: _Found,
+) -> None:
+    """Recompute these rows from their raw columns."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
-    checked, wrong = 0, list[str]()
     for rows in _raw_rows(connection, entity, wave, places):
-        for key, mapped, rewritten, *raw in rows:
+        for key, mapped, rewritten, back, *raw in rows:
             target = None if None in raw else target_of(raw)
             # Identity that the application edited after the move is due for the next plan, not wrong.
             if rewritten and target != mapped:
                 continue
-            checked += 1
-            if target != key:
-                wrong.append(f"{entity.name} {key} should be {target}")
-    return checked, wrong
+            said = f"{entity.name} {key} should be {target}"
+            if target == key:
+                found.checked += 1
+            elif back:
+                found.back[entity.name, key] = said
+            else:
+                found.checked += 1
+                found.wrong.append(said)
 
 
 def _raw_rows(
-    connection: Connection, entity: Entity, wave: ledger.Wave, places: Sequence[sql.Composable]
+    connection: Connection, entity: Entity, wave: ledger.Wave, places: Sequence[_Place]
 ) -> Iterator[list[Any]]:
-    """Id, mapped id, whether the application wrote the row since, and the identity's raw columns, of a wave's rows.
-
-    ``places`` are conditions that join a row ``t`` with the map row ``m``.
-    """
+    """Id, mapped id, whether the application wrote the row since, whether it may have deleted and written it again,
+    and the identity's raw columns, of a wave's rows."""
     # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
     fields = entity.spec.template.fields
     parts = _parts(entity, wave)
     selects = [
         sql.compose(
-            "SELECT t.{key}::text, m.new_id::text, {written}, {values} FROM {map} m JOIN {table} t ON {place} "
-            "WHERE {moved}",
+            """SELECT t.{key}::text, m.new_id::text, {written}, {back}, {values}
+               FROM {map} m JOIN {table} t ON {on} WHERE {moved}""",
             written=batch.written_since("t"),
+            back=place.back,
             values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
-            place=place,
+            on=place.on,
             **parts,
         )
         for place in places

@@ -73,7 +73,8 @@ def install(engine: Engine, store: Store, mode: Mode, names: Sequence[str], run_
             aliases.install(engine, store, sorted({GUARD, *in_force}))
         for entity in chosen:
             relation = sql.shown(sql.table(entity.table.schema, entity.table.name))
-            aliases.patiently(engine, [relation], partial(_guard, store=store, entity=entity, mode=mode, how=how))
+            work = partial(_guard, store=store, entity=entity, mode=mode, how=how)
+            aliases.patiently(engine, [relation], work, "SHARE ROW EXCLUSIVE")
         with connection.begin():
             ledger.audit(connection, "guard installed", {"mode": mode, "entities": [one.name for one in chosen]})
     return [entity.name for entity in chosen]
@@ -248,7 +249,8 @@ def remove(engine: Engine, store: Store, run_id: str) -> list[str]:
         for row in found:
             # Dropping our own function drops its trigger, which asks for no right on the table.
             drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
-            aliases.patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop))
+            relations = [row.name] if row.name else []
+            aliases.patiently(engine, relations, partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
         with connection.begin():
             leases.hold(connection, lease)
             _close(connection, names)

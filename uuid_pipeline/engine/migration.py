@@ -1,9 +1,10 @@
 """A wave, carried out batch by batch: gates asked first, the lease held, resumed from the journal."""
 
+import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -49,6 +50,10 @@ MAX_PAUSE_SECONDS = 1.0
 # Pauses before what was busy or locked is taken up again, at the end of a wave and of a sweep.
 RETAKE_SECONDS = (0.2, 0.5, 1.0)
 SWEEP_RETAKE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+# More of these at the end of a sweep, for what is locked alone: somebody's transaction ends sooner than work does.
+LOCKED_RETAKE_SECONDS = (4.0,) * 12
+# A rollback leaves nothing aside: it goes on asking for the locks of its smallest batch for this long.
+BACK_PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -338,9 +343,17 @@ def _waves_to_retake(writing: Writer, wave: ledger.Wave) -> list[ledger.Wave]:
 
 def _retake(writing: Writer, store: Store, tally: Tally) -> None:
     """Take up again, one by one, what was busy or locked; what stays so is counted and left to the next run."""
+    if tally.wave.kind != "sweep":
+        _retake_after(writing, store, tally, RETAKE_SECONDS, aside.WAITING)
+        return
+    _retake_after(writing, store, tally, SWEEP_RETAKE_SECONDS, aside.WAITING)
+    _retake_after(writing, store, tally, LOCKED_RETAKE_SECONDS, ("locked",))
+
+
+def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[float], reasons: Sequence[str]) -> None:
     waves = _waves_to_retake(writing, tally.wave)
-    for pause in SWEEP_RETAKE_SECONDS if tally.wave.kind == "sweep" else RETAKE_SECONDS:
-        left = aside.waiting(writing.connection, waves)
+    for pause in pauses:
+        left = aside.waiting(writing.connection, waves, reasons)
         if not left:
             return
         tally.say(f"{len(left)} documents are busy or locked; looking again")
@@ -402,7 +415,10 @@ def run_batch(
     gets no locks, BatchError with the differing rows when a proof failed.
     """
     first, last = span
-    for attempt in range(1, MAX_TRIES + 1):
+    began = time.monotonic()
+    for attempt in itertools.count(1):
+        if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
+            break
         plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last)
         try:
             result = _try_batch(writing, store, wave, plan, direction, attempt)
@@ -421,8 +437,9 @@ def run_batch(
     if direction is batch.FORWARD:
         return last, _set_locked_aside(writing, store, wave, (first, last))
     raise RefusedError(
-        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows through "
-        f"{MAX_TRIES} tries. What was committed stands; end the long transactions (see pg_stat_activity) and run again."
+        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
+        f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions "
+        "(see pg_stat_activity) and run again."
     )
 
 

@@ -108,7 +108,9 @@ def run(
     # It would become the encoding of the dump, which must be the store's own: SQL_ASCII can be read as no other.
     environment.pop("PGCLIENTENCODING", None)
     if url is not None:
-        conninfo, password = _parameters(url)
+        # A role may read by default, and a scratch database is restored into all the same. (pg_dump, which only reads,
+        # may meet a pooler, and that takes no options.)
+        conninfo, password = _parameters(url, "-c default_transaction_read_only=off" if program == "pg_restore" else "")
         command += ["--no-password", f"--dbname={conninfo}"]
         environment |= {"PGPASSWORD": password} if password else {}
     shown = None if url is None else url.render_as_string(hide_password=False)
@@ -124,8 +126,8 @@ def run(
     return Ran(program, done.returncode, done.stdout, messages.replace(secret, "***") if secret else messages)
 
 
-def _parameters(url: URL) -> tuple[str, str | None]:
-    """The connection as libpq reads it, and apart from it the password."""
+def _parameters(url: URL, options: str) -> tuple[str, str | None]:
+    """The connection as libpq reads it, with these options beside its own, and apart from it the password."""
     target = url.set(drivername="postgresql+psycopg")
     _, read = target.get_dialect()().create_connect_args(target)
     parameters = {name: str(value) for name, value in read.items()}
@@ -135,4 +137,6 @@ def _parameters(url: URL) -> tuple[str, str | None]:
             "it. Use a key file without a password and of mode 0600."
         )
     password = parameters.pop("password", None)
+    if options:
+        parameters["options"] = f"{parameters.get('options', '')} {options}".strip()
     return make_conninfo(**{"connect_timeout": "10", "application_name": "uuid_pipeline", **parameters}), password

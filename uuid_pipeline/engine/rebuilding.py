@@ -25,7 +25,7 @@ from uuid_pipeline.errors import RefusedError
 Done = TypeVar("Done")
 Say = Callable[[str], None]
 
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 120.0
 # How often a sign of life is given while an index is built: well within leases.LEASE_SECONDS.
 RENEW_SECONDS = 5.0
 BUILD_TRIES = 3
@@ -38,7 +38,7 @@ class NotBuiltError(RefusedError):
 def drop(connection: Connection, lease: Lease, indexes: Sequence[VectorIndex], say: Say) -> list[str]:
     """Drop these indexes, each in a transaction with its record; returns the names of those that are dropped now.
 
-    One whose table's lock is not to be had for a minute stays, and says so: slow is better than stopped.
+    One whose table's lock is not to be had for LOCK_SECONDS stays, and says so: slow is better than stopped.
     """
     with connection.begin():
         gone = {(record["schema"], record["name"]) for record in catalogs.altered_indexes(connection)}

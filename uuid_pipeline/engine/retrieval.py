@@ -96,6 +96,12 @@ def whole_documents_retrievable(connection: Connection, store: Store, execution:
     )  # fmt: skip
 
 
+def epoch_before(connection: Connection, execution_id: str) -> str | None:
+    """Since when the server counted deletes as the execution began; None where that was not noted."""
+    before = _figures(connection, execution_id, "before")
+    return None if before is None else before.get("epoch")
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was seen after, and the judgement of it."""

@@ -6,7 +6,15 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import deletions, ledger, retrieval_asking, retrieval_comparison, retrieval_query, sql
+from uuid_pipeline.engine import (
+    deletions,
+    ledger,
+    retrieval_asking,
+    retrieval_comparison,
+    retrieval_query,
+    returned,
+    sql,
+)
 from uuid_pipeline.engine.deletions import Deletions
 from uuid_pipeline.engine.retrieval_asking import Asker, Subject
 from uuid_pipeline.engine.retrieval_comparison import Before
@@ -58,7 +66,7 @@ def judge(
             verdict.excluded[document] = "its wave has not moved"
         else:
             judged.append((sight, sampled[sight.sampled]))
-    judged = _places(verdict, judged)
+    judged = _places(connection, view, store, execution_id, moved, before, verdict, judged)
     judged = _losses(connection, store, execution_id, seen, judged, before, verdict)
     _queries(view, seen, judged, before, verdict)
     _neighbours(connection, store, execution_id, seen, judged, verdict)
@@ -89,12 +97,30 @@ def _merged(connection: Connection, store: Store, moved: Sequence[ledger.Wave], 
 Judged = list[tuple[Sight, Before | None]]
 
 
-def _places(verdict: Verdict, judged: Judged) -> Judged:
+def _places(
+    connection: Connection,
+    view: Connection,
+    store: Store,
+    execution_id: str,
+    moved: Sequence[ledger.Wave],
+    before: Mapping[str, Any],
+    verdict: Verdict,
+    judged: Judged,
+) -> Judged:
     """A document that is still under its old id, though its wave moved and nothing set it aside."""
-    for sight, _ in judged:
-        if sight.now not in (None, sight.sampled.target):
-            verdict.faults.append(f"{sight.now} is not under its target id {sight.sampled.target}")
-    return [(sight, before) for sight, before in judged if sight.now in (None, sight.sampled.target)]
+    elsewhere = {s.now: s.sampled.target for s, _ in judged if s.now is not None and s.now != s.sampled.target}
+    if not elsewhere:
+        return judged
+    maps = {wave.assessment_no for wave in moved if wave.assessment_no is not None}
+    back = returned.candidates(view, store.main, execution_id, maps, elsewhere)
+    counts = {store.main.name: len(back)} if back else {}
+    if returned.unexplained(connection, store, execution_id, before.get("epoch"), counts):
+        verdict.unexplained, back = True, set()
+    verdict.excluded |= dict.fromkeys(back, returned.SAID)
+    verdict.faults += [
+        f"{now} is not under its target id {target}" for now, target in elsewhere.items() if now not in back
+    ]
+    return [(sight, was) for sight, was in judged if sight.now not in elsewhere]
 
 
 def _losses(

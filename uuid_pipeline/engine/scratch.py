@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
-from uuid_pipeline.engine.connection import store_url
+from uuid_pipeline.engine.connection import is_pooled, store_url
 from uuid_pipeline.engine.extensions import Extension
 from uuid_pipeline.errors import PipelineError, RefusedError
 from uuid_pipeline.settings import without_secrets
@@ -139,12 +139,20 @@ def _url_of(store: Connection | Engine | URL | str) -> URL:
     return store_url(store if isinstance(store, str) else store.render_as_string(hide_password=False))
 
 
+# What a role's own defaults could put in the way of making a database. CREATE DATABASE takes no transaction of ours, so
+# these are the session's; a pooler would hand them on to others.
+_UNHINDERED = {"statement_timeout": "0", "lock_timeout": "0", "default_transaction_read_only": "off"}
+
+
 @contextmanager
 def _connected(url: URL, database: str | None = None) -> Iterator[psycopg.Connection[Any]]:
     target = url.set(drivername="postgresql+psycopg", database=database or url.database)
     _, parameters = target.get_dialect()().create_connect_args(target)
     settings = {"connect_timeout": "10", "application_name": "uuid_pipeline", **parameters}
     with psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=None) as connection:
+        if not is_pooled(connection):
+            for name, value in _UNHINDERED.items():
+                connection.execute(sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         yield connection
 
 

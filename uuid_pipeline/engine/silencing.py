@@ -28,7 +28,7 @@ CONDITION = "current_setting('uuid_pipeline.batch', true) IS DISTINCT FROM 'on'"
 # As the server writes it back.
 DEPARSED = "current_setting('uuid_pipeline.batch'::text, true) IS DISTINCT FROM 'on'::text"
 
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def _state(connection: Connection, schema: str, table: str, trigger: str) -> Any
 def guard(connection: Connection, lease: Lease, guarded: Sequence[UserTrigger]) -> list[str]:
     """Give these triggers our condition, one table a transaction; those that have it already keep it.
 
-    Raises RefusedError when a table's lock is not to be had for a minute; what was guarded until then stays recorded.
+    Raises RefusedError when a table's lock is not to be had for LOCK_SECONDS; what was guarded until then stays
+    recorded.
     """
     done: list[str] = []
     for (schema, table), of_table in groupby(guarded, key=lambda trigger: (trigger.schema, trigger.table)):
@@ -178,7 +179,7 @@ def _put_back_one(connection: Connection, altered: Altered) -> str:
 
 
 def _locked(connection: Connection, lease: Lease, schema: str, table: str, work: Callable[[], Done]) -> Done:
-    """Do the work in a transaction that holds the table's lock; tried again, with growing pauses, for a minute.
+    """Do the work in a transaction that holds the table's lock; tried again, with growing pauses, for LOCK_SECONDS.
 
     The lock keeps the application's own releases out between reading a definition and replacing it.
     """

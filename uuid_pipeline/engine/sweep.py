@@ -94,13 +94,31 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
 
 def later_arrivals(connection: Connection, store: Store, execution_id: str) -> dict[str, int]:
     """Rows by entity that came after the last look of this execution: no failure, and due for the next plan."""
-    seen = _seen(connection, execution_id)
+    values = {"seen": _seen(connection, execution_id), "execution": execution_id}
+    counted = "SELECT (SELECT count(*) {unseen}) + (SELECT count(DISTINCT t.{key}) {returned})"
     return {
         entity.name: int(
-            sql.scalar(connection, sql.compose("SELECT count(*) {unseen}", unseen=_unseen(entity)), {"seen": seen})
+            sql.scalar(
+                connection,
+                sql.compose(counted, unseen=_unseen(entity), key=sql.name(entity.key), returned=_returned(entity)),
+                values,
+            )
         )
         for entity in store.entities
     }
+
+
+def _returned(entity: Entity) -> sql.Composable:
+    """FROM and WHERE of the rows (``t``) that the application deleted and wrote again under an id that had moved."""
+    return sql.compose(
+        """FROM {map} m JOIN {table} t ON t.{key} = m.old_id
+           WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id <> m.old_id
+             AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s
+                             AND u.ordinal = m.ordinal AND u.reason <> 'gone')""",
+        key=sql.name(entity.key),
+        map=ledger.map_table(entity),
+        table=sql.table(entity.table.schema, entity.table.name),
+    )
 
 
 def _unseen(entity: Entity) -> sql.Composable:

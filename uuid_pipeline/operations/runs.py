@@ -9,8 +9,9 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
+from dagster._core.errors import DagsterExecutionInterruptedError
 
-from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
+from uuid_pipeline.errors import InterruptedRunError, PipelineError, RefusedError, UsageError
 from uuid_pipeline.operations.executor import on_workers
 
 MACHINE_TAG = "uuid_pipeline/machine"
@@ -80,7 +81,12 @@ def _run_on_workers(
 def _error(
     result: dg.ExecuteInProcessResult | dg.JobExecutionResult, checks: tuple[CheckOutcome, ...]
 ) -> PipelineError:
-    """The first failure in words: ours if an engine error, else the red gates, else Dagster's own message."""
+    """The first failure in words: ours if an engine error, else the red gates, else Dagster's own message.
+
+    An interruption comes before all of these: what was going on then fails in ways that say nothing.
+    """
+    if any(_interrupted(event) for event in result.all_events):
+        return InterruptedRunError()
     for event in result.all_events:
         if event.event_type != dg.DagsterEventType.STEP_FAILURE:
             continue
@@ -100,6 +106,21 @@ def _error(
                 cause = cause.cause
             return RefusedError(f"The run {result.run_id} failed: {cause.message.strip()}. See it in: uuid-pipeline ui")
     return RefusedError(f"The run {result.run_id} failed. See it in: uuid-pipeline ui")
+
+
+def _interrupted(event: dg.DagsterEvent) -> bool:
+    if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+        return "Execution was interrupted" in (event.message or "")
+    if event.event_type != dg.DagsterEventType.STEP_FAILURE:
+        return False
+    errors = [event.step_failure_data.error]
+    while errors:
+        error = errors.pop()
+        if error is not None:
+            if error.cls_name == DagsterExecutionInterruptedError.__name__:
+                return True
+            errors += [error.cause, error.context]
+    return False
 
 
 def report_dead_runs(instance: dg.DagsterInstance) -> None:

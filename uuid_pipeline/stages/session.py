@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
 from uuid_pipeline.engine import catalog, ledger, profile
-from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.connection import in_words, open_store
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError, RefusedError
@@ -39,10 +39,7 @@ class StoreResource(dg.ConfigurableResource[None]):
         except PipelineError as error:
             raise failure(error) from error
         except (DBAPIError, psycopg.Error) as error:
-            detail = getattr(error, "orig", None) or error
-            message = without_secrets(
-                f"The store refused a statement: {detail}".strip(), settings.database_url, settings.direct_url
-            )
+            message = without_secrets(in_words(error), settings.database_url, settings.direct_url)
             raise failure(RefusedError(message)) from error
 
 

@@ -1,5 +1,6 @@
 """Pause, resume, cancel, finalize and drop-ledger as a user meets them."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ throttle: {long_transaction_seconds: 0.1, check_seconds: 0.1}
 
 
 def wait_until(store: Engine, question: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # for what hangs, not for a busy machine
     while cycle.run_sql(store, question) != [(True,)]:
         assert time.monotonic() < deadline, question
         time.sleep(0.05)
@@ -83,6 +84,32 @@ def test_a_run_is_paused_resumed_and_ends_as_if_nothing_had_been(
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
+# Ours, on the ledger: the execution is paused in the very transaction that ends its first wave.
+PAUSED_AFTER_CANARY = """
+CREATE FUNCTION public.pause() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    UPDATE uuid_pipeline.executions SET desired = 'pause' WHERE execution_id = NEW.execution_id; RETURN NULL; END$$;
+CREATE TRIGGER pause AFTER UPDATE ON uuid_pipeline.waves FOR EACH ROW
+WHEN (NEW.kind = 'canary' AND NEW.status = 'moved' AND OLD.status <> 'moved') EXECUTE FUNCTION public.pause();
+"""
+
+
+def test_a_run_that_is_paused_between_two_waves_waits_there(command_line: CommandLine, incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    assert command_line("plan").code == 0
+    cycle.run_sql(incident, PAUSED_AFTER_CANARY)
+    running = command_line.start("run", "--approve", "--json")
+    wait_until(incident, "SELECT count(*) = 1 FROM uuid_pipeline.executions WHERE desired = 'pause'")
+
+    assert command_line("run", "--json").code == 1
+    assert running.poll() is None
+    assert command_line("resume", "--json").code == 0
+
+    said = ended(running)
+    assert (said.code, said.data["status"]) == (0, "completed"), said.data.get("error")
+    assert "paused between two waves" in said.err
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+
+
 def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     command_line: CommandLine, incident: Engine
 ) -> None:
@@ -104,6 +131,26 @@ def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     )
     assert moved == [(1, 38)]
     assert command_line("run", "--approve", "--json").code == 0
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_end_says_so_and_the_next_one_goes_on(
+    command_line: CommandLine, incident: Engine, patient_spec: str, asked: signal.Signals
+) -> None:
+    before, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    arguments = ("run", "--approve", "--json", "--spec", patient_spec)
+    with kept_waiting(incident, lambda: command_line.start(*arguments)) as running:
+        running.send_signal(asked)
+        said = ended(running)
+
+    assert said.code == 130
+    assert said.data["error"].startswith("Interrupted. What was committed stands")
+    assert "Traceback" not in said.err
+    assert cycle.run_sql(incident, "SELECT holder FROM uuid_pipeline.lease") == [(None,)]
+    assert command_line(*arguments).code == 0
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    assert command_line("rollback", "--all", "--spec", patient_spec).code == 0
+    assert cycle.catalog_of(incident) == objects
 
 
 def test_a_cancelled_run_says_how_to_go_back_and_going_back_restores_every_row(

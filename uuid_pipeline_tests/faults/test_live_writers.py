@@ -97,6 +97,7 @@ def test_documents_that_stay_locked_are_set_aside_and_the_next_run_takes_them_up
 ) -> None:
     monkeypatch.setattr(migration, "RETAKE_SECONDS", (0.1,))
     monkeypatch.setattr(migration, "SWEEP_RETAKE_SECONDS", (0.1,))
+    monkeypatch.setattr(migration, "LOCKED_RETAKE_SECONDS", (0.1,))
     execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
     before = cycle.rows_of(store)
     held = [str(row["document_id"]) for row in before["documents"][:7]]

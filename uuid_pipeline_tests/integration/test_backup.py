@@ -365,6 +365,34 @@ def test_fingerprints_and_dump_are_of_one_moment(incident: Engine, workshop: Wor
     assert {t["table"]: t["restored_rows"] for t in made.tables}["upload_pipeline.events"] == 167
 
 
+def test_a_role_that_reads_by_default_and_may_not_idle_restores_on_the_stores_own_server(
+    incident: Engine, incident_url: str, workshop: Workshop, new_role: NewRole
+) -> None:
+    role = new_role("SUPERUSER")
+    for setting in ("default_transaction_read_only = on", "idle_in_transaction_session_timeout = '300ms'"):
+        cycle.run_sql(incident, f'ALTER ROLE "{role}" SET {setting}')
+    store = open_store(as_role(incident_url, role))
+    idle: list[int] = []
+
+    def look() -> None:
+        # Whatever our sessions have open while the dump is restored would hold back the store's vacuum, or be ended.
+        count = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = %(role)s "
+            "AND state LIKE 'idle in transaction%%'"
+        )
+        idle.extend(n for (n,) in cycle.run_sql(incident, count, role=role))
+
+    sync_points.on("restored", look)
+    try:
+        made = backup.take(store, bound(store), workshop)
+    finally:
+        store.dispose()
+
+    assert idle == [0]
+    assert made.differences == []
+    assert "store's own server" in str(made.restored_on)
+
+
 Spoil = Callable[[Engine, Path], object]
 
 

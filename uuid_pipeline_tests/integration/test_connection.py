@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.connection import in_words, open_store
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
@@ -98,3 +98,21 @@ def test_only_who_asks_for_it_may_not_write(incident_url: str, new_role: NewRole
             connection.exec_driver_sql("CREATE TABLE second ()")
     with store.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE second ()")
+
+
+def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(incident_url: str) -> None:
+    store = open_store(incident_url)
+    with store.connect() as connection:
+        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        with psycopg.connect(incident_url, autocommit=True) as administrator:
+            administrator.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
+        with pytest.raises(DBAPIError) as lost:
+            connection.exec_driver_sql("SELECT 1")
+        connection.rollback()
+        with pytest.raises(DBAPIError) as refused:
+            connection.exec_driver_sql("SELECT no_such_column")
+    store.dispose()
+
+    assert in_words(lost.value).startswith("The connection to the store was lost (")
+    assert "run again" in in_words(lost.value)
+    assert in_words(refused.value).startswith("The store refused a statement: column")

@@ -71,12 +71,12 @@ def test_a_table_that_is_not_there_needs_no_lock(store: Engine) -> None:
 def test_another_error_is_not_tried_again(store: Engine) -> None:
     tries = []
 
-    def fail() -> None:
+    def fail(_wait: float) -> None:
         tries.append(1)
         cycle.run_sql(store, "SELECT no_such_column FROM shop.things")
 
     with pytest.raises(ProgrammingError):
-        patience.patiently(fail, 60.0)
+        patience.patiently(fail, 60.0, frozenset)
     assert len(tries) == 1
 
 
@@ -85,3 +85,44 @@ def test_whoever_lost_the_lease_does_nothing(store: Engine) -> None:
         cycle.run_sql(store, "UPDATE uuid_pipeline.lease SET epoch = epoch + 1")
         with pytest.raises(RefusedError, match="lost its lease"):
             patience.with_table(connection, lease, ("shop", "things"), "SHARE ROW EXCLUSIVE", pytest.fail, 60.0)
+
+
+def test_a_table_that_overlapping_transactions_never_let_go_of_is_had_by_waiting_longer(store: Engine) -> None:
+    """Each writer is done in a second, and there is always one: short tries would find the table held for ever."""
+    ended = threading.Event()
+
+    def write(delay: float) -> None:
+        time.sleep(delay)
+        with cycle.session(store) as writer:
+            while not ended.is_set():
+                writer.execute("INSERT INTO shop.things (code) VALUES ('meanwhile')")
+                time.sleep(0.9)
+                writer.commit()
+
+    writers = [threading.Thread(target=write, args=(0.3 * n,)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    try:
+        time.sleep(0.7)
+        assert count_under_lock(store, ("shop", "things"), 30.0) == 1
+    finally:
+        ended.set()
+        for writer in writers:
+            writer.join()
+
+
+def test_tries_grow_while_holders_come_and_go_and_stay_short_behind_one_that_stays() -> None:
+    waits = patience.Waits()
+    seconds = []
+    for now in range(12):
+        waits.refused(frozenset({f"holder {now}"}), now / 2)
+        seconds.append(waits.seconds)
+    assert seconds == sorted(seconds)
+    assert seconds[0] < 0.5
+    assert seconds[-1] == patience.LONGEST_WAIT_SECONDS
+
+    for now in range(12):
+        assert not waits.refused(frozenset({"one that stays", f"holder {now}"}), 6.0 + now)
+    assert waits.seconds == patience.SHORT_WAIT_SECONDS
+    assert waits.refused(frozenset({"another"}), 20.0)
+    assert waits.seconds > patience.SHORT_WAIT_SECONDS

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import ledger, migration, sweep, sync_points
+from uuid_pipeline.engine import deletions, ledger, migration, sweep, sync_points
 from uuid_pipeline.spec import Sweep
 from uuid_pipeline_tests.integration import cycle
 
@@ -167,6 +167,7 @@ def test_busy_documents_wait_until_the_end_of_the_wave_or_the_sweep_or_the_next_
 ) -> None:
     monkeypatch.setattr(migration, "RETAKE_SECONDS", (0.1,))
     monkeypatch.setattr(migration, "SWEEP_RETAKE_SECONDS", (0.1,))
+    monkeypatch.setattr(migration, "LOCKED_RETAKE_SECONDS", (0.1,))
     document = SPEC.entities["document"].model_copy(update={"busy": WORKING})
     spec = cycle.spec_with(entities=SPEC.entities | {"document": document})
     execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
@@ -218,3 +219,70 @@ def left_of(store: Engine, before: cycle.Rows) -> set[str]:
     """Documents that are still under the id they had."""
     now = {str(row["document_id"]) for row in cycle.rows_of(store)["documents"]}
     return now & {str(row["document_id"]) for row in before["documents"]}
+
+
+# A document with all its rows, deleted and written again under the id that its writer knows, in one transaction.
+AGAIN = """
+CREATE TEMPORARY TABLE was ON COMMIT DROP AS
+SELECT * FROM upload_pipeline.documents WHERE document_id = uuid_pipeline.resolve_document(%(old)s);
+CREATE TEMPORARY TABLE chunks_were ON COMMIT DROP AS
+SELECT * FROM upload_pipeline.document_chunks WHERE document_id = (SELECT document_id FROM was);
+DELETE FROM upload_pipeline.events WHERE document_id = (SELECT document_id FROM was);
+DELETE FROM upload_pipeline.upload_jobs WHERE document_id = (SELECT document_id FROM was);
+DELETE FROM upload_pipeline.document_chunks WHERE document_id = (SELECT document_id FROM was);
+DELETE FROM upload_pipeline.documents WHERE document_id = (SELECT document_id FROM was);
+INSERT INTO upload_pipeline.documents
+SELECT (jsonb_populate_record(w, jsonb_build_object('document_id', %(old)s::text))).* FROM was w;
+INSERT INTO upload_pipeline.document_chunks
+SELECT (jsonb_populate_record(w, jsonb_build_object('document_id', %(old)s::text, 'chunk_id', m.old_id))).*
+FROM chunks_were w JOIN uuid_pipeline.id_map_chunk m ON m.new_id = w.chunk_id
+"""
+
+
+def test_what_was_deleted_after_its_move_and_written_again_under_its_old_id_is_an_arrival(incident: Engine) -> None:
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    canary, *rest = cycle.all_waves_of(incident, execution)
+    run_wave(incident, SPEC, canary)
+    [(old,)] = cycle.run_sql(incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 1")
+    chunks = "SELECT chunk_id::text FROM upload_pipeline.document_chunks WHERE document_id = uuid_pipeline"
+    [*below] = cycle.run_sql(incident, f"{chunks}.resolve_document(%(old)s)", old=old)
+    with cycle.session(incident) as application:
+        for statement in AGAIN.split(";"):
+            application.execute(statement, {"old": old})
+        application.commit()
+    assert len(cycle.run_sql(incident, f"{chunks}.resolve_document(%(old)s)", old=old)) == len(below) > 0
+
+    found = {result.gate: result for result in cycle.check_wave(incident, SPEC, canary)}
+    cycle.assert_green(found.values())
+    assert "1 deleted after the move and written again under the old id" in found["ids_exact"].finding
+    for wave in rest:
+        if wave.wave in {w.wave for w in cycle.all_waves_of(incident, execution) if w.status != "unneeded"}:
+            run_wave(incident, SPEC, wave)
+    assert later(incident, execution) == {"document": 1, "chunk": len(below)}
+    cycle.assert_green(cycle.validate(incident, SPEC))
+
+    before = cycle.rows_of(incident)
+    plan = cycle.assess_and_plan(incident, SPEC)
+    assert plan.moves == {"document": 1, "chunk": len(below)}
+    cycle.finish(incident, SPEC, cycle.approve(incident, SPEC, plan.plan_id))
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+
+
+def test_a_moved_document_that_is_put_back_under_its_old_id_by_hand_is_wrong(
+    incident: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletions, "STATISTICS_SECONDS", 0)
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    canary = cycle.all_waves_of(incident, execution)[0]
+    run_wave(incident, SPEC, canary)
+    with cycle.session(incident) as tampering:
+        tampering.execute("SET LOCAL session_replication_role = replica")
+        tampering.execute(
+            """UPDATE upload_pipeline.documents d SET document_id = m.old_id
+               FROM uuid_pipeline.id_map_document m WHERE m.new_id = d.document_id AND m.ordinal = 1"""
+        )
+        tampering.commit()
+
+    red = {result.gate for result in cycle.check_wave(incident, SPEC, canary) if not result.passed}
+
+    assert red >= {"ids_exact", "documents_retrievable"}
