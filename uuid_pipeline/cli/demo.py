@@ -4,21 +4,27 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.cli import report
+from uuid_pipeline.cli import notices, report, steps
 from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.demo import incident, server, sized, twins
-from uuid_pipeline.engine import backup, backup_gate, inventory, ledger
+from uuid_pipeline.engine import backup, backup_gate, inventory, ledger, unretrievable
 from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.errors import UsageError
+from uuid_pipeline.reports import bundle_file
+from uuid_pipeline.reports.bundle_file import Checked
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.stages.session import DEMO_DATABASE
+
+# So many documents are also rehearsed, certified and bundled within the demo's minute.
+WHOLE = 1_000
 
 ScenarioName = Literal["incident", "twins"]
 
@@ -68,9 +74,15 @@ def demo(
             # Before anything is thrown away: the new store may not fit.
             sized.require_room(wanted.documents, server.start(settings.home).data)
             start_over(settings)
-        build(settings, wanted, answer)
+        new = build(settings, wanted, answer)
+        whole = wanted.documents <= WHOLE
         with open_session() as session:
+            if new and whole:
+                answer.section("Rehearsal, on a restored copy")
+                steps.rehearse(session, answer, None)
             show_run(session, answer)
+            show_result(session, answer, whole)
+            look_around(answer)
 
     answer_with(verb, as_json, None)
 
@@ -113,8 +125,8 @@ def drop_databases(found: server.EmbeddedServer) -> None:
         engine.dispose()
 
 
-def build(settings: Settings, wanted: Scenario, answer: Answer) -> None:
-    """The wanted store, unless an earlier demo built it. Raises UsageError when it built another."""
+def build(settings: Settings, wanted: Scenario, answer: Answer) -> bool:
+    """The wanted store, unless an earlier demo built it; whether it is new. Raises UsageError when it built another."""
     embedded = server.start(settings.home)
     server.ensure_database(embedded, DEMO_DATABASE)
     engine = open_store(embedded.url(DEMO_DATABASE))
@@ -134,6 +146,7 @@ def build(settings: Settings, wanted: Scenario, answer: Answer) -> None:
                 )
             else:
                 answer.say("Going on with the store that an earlier demo left (--fresh starts over).")
+            return found is None
     finally:
         engine.dispose()
 
@@ -185,13 +198,46 @@ def show_run(session: Session, answer: Answer) -> None:
     answer.say(f"Orphans now: {sum(left.values())}. Executions completed: {len(done)}.")
     if kept is not None:
         answer.say(f"Kept: {backup_gate.described(kept)}.")
-    report.write(session, answer)
+
+
+def show_result(session: Session, answer: Answer, whole: bool) -> None:
+    """What people get to read of it: documents to be processed again, notices, the report and, where ``whole``, the
+    evidence for it, checked."""
+    with session.engine.begin() as connection:
+        found = unretrievable.listed(connection, session.store, limit=0)
+    answer.data["regeneration"] = {"waiting": found.waiting, "queued": found.queued, "reasons": found.by_reason}
+    answer.section("For people")
+    why = ", ".join(f"{count} {unretrievable.WORDS[reason]}" for reason, count in found.by_reason.items())
+    total = found.waiting + found.queued
+    answer.say(f"To be processed again: {total} documents, whatever their ids ({why or 'none'}).")
+    told = Answer()
+    notices.write(session, told, None, [])
+    answer.data["notices"] = told.data
+    answer.lines += told.lines
+    report.write(session, answer, bundle=report.place(session).parent if whole else None)
+    if whole:
+        show_evidence(answer, bundle_file.check(Path(answer.data["report"]["bundle"]["path"])))
+
+
+def show_evidence(answer: Answer, checked: Checked) -> None:
+    """Whether the bundle is as it was written, and what its certificate says of the ids."""
+    entities = checked.read("certificate.json")["entities"].values()
+    rows, agreeing = (sum(entity[name] for entity in entities) for name in ("rows", "agreeing"))
+    answer.data["evidence"] = {"intact": not checked.problems, "rows": rows, "agreeing": agreeing}
+    answer.pairs([
+        ("Bundle", "; ".join(checked.problems) or f"{len(checked.files)} files, intact to the byte"),
+        ("Certificate", f"{agreeing} of {rows} ids as two implementations that share no code make them"),
+    ])  # fmt: skip
+
+
+def look_around(answer: Answer) -> None:
+    """The commands to go on with."""
     answer.section("Look around")
     answer.pairs(
         [
             ("Dagster UI", "uuid-pipeline ui     (http://127.0.0.1:3000)"),
             ("State", "uuid-pipeline status"),
-            ("Notices to review", "uuid-pipeline notices"),
+            ("Process again", "uuid-pipeline regenerate"),
             ("Health", "uuid-pipeline health"),
             ("Undo it all", "uuid-pipeline rollback --all"),
             ("Stop the server", "uuid-pipeline demo --stop"),

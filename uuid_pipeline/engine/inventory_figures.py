@@ -72,13 +72,14 @@ _SHAPES = {"day": "YYYY-MM-DD", "week": "YYYY-MM-DD", "month": "YYYY-MM", "year"
 _CHILDREN: LiteralString = (
     """SELECT CASE WHEN i.children = 0 THEN 0 WHEN i.children <= 3 THEN 1 WHEN i.children <= 10 THEN 2
                    WHEN i.children <= 30 THEN 3 WHEN i.children <= 100 THEN 4 ELSE 5 END AS place,
-              count(*) AS documents, sum(i.children)::bigint AS children""" + _FROM + "GROUP BY 1 ORDER BY 1"
+              count(*) AS documents, sum(i.children)::bigint AS children, """ + _DUE + _FROM + "GROUP BY 1 ORDER BY 1"
 )  # fmt: skip
 _CHILD_BANDS = ("none", "1 to 3", "4 to 10", "11 to 30", "31 to 100", "more than 100")
 _SIZES: LiteralString = (
     """SELECT CASE WHEN i.size IS NULL THEN 6 WHEN i.size < 1e4 THEN 0 WHEN i.size < 1e5 THEN 1 WHEN i.size < 1e6 THEN 2
                    WHEN i.size < 1e7 THEN 3 WHEN i.size < 1e8 THEN 4 ELSE 5 END AS place,
-              count(*) AS documents, coalesce(sum(i.size), 0)::bigint AS bytes""" + _FROM + "GROUP BY 1 ORDER BY 1"
+              count(*) AS documents, coalesce(sum(i.size), 0)::bigint AS bytes, """
+    + _DUE + _FROM + "GROUP BY 1 ORDER BY 1"
 )  # fmt: skip
 _SIZE_BANDS = (
     "under 10 kB", "10 to 100 kB", "100 kB to 1 MB", "1 to 10 MB", "10 to 100 MB", "100 MB and more", "no size",

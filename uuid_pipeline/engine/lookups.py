@@ -31,6 +31,7 @@ class Lookups:
     """What a sample of documents gave: found by the target id, with chunks under it, and how long look-ups took.
 
     Times are of look-ups by the id that the document has, so that before and after compare the same work.
+    ``round_trip``: a question that reads nothing, asked between these; None in records of an earlier version.
     """
 
     sampled: int
@@ -38,6 +39,7 @@ class Lookups:
     with_children_by_target: int | None
     by_key: Timing | None
     children: Timing | None
+    round_trip: Timing | None = None
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,15 +75,26 @@ def measure_mapped(connection: Connection, store: Store, assessment: int, moved:
     return _measure(connection, store, [(row.target if moved else row.key, row.target) for row in found])
 
 
-def degraded(before: Timing | None, after: Timing | None) -> bool | None:
-    """Whether look-ups became slower than the limit allows; None when one of the two was not measured."""
+def degraded(
+    before: Timing | None, after: Timing | None, trips: tuple[Timing | None, Timing | None] = (None, None)
+) -> bool | None:
+    """Whether look-ups became slower than the limit allows; None when one of the two was not measured.
+
+    ``trips``: the round trips of then and now. What slows these as well is the machine or the way there, not the
+    tables: look-ups are slower only where they are so compared with them.
+    """
     if before is None or after is None:
         return None
-    return after.median > before.median * (1 + DEGRADED) and after.median - before.median > NOISE_MS
+    slower = after.median > before.median * (1 + DEGRADED) and after.median - before.median > NOISE_MS
+    then, now = trips
+    if not slower or then is None or now is None:
+        return slower
+    return after.median * then.median > before.median * now.median * (1 + DEGRADED)
 
 
 def from_record(record: dict[str, Any]) -> Lookups:
-    timings = {name: Timing(**record[name]) if record[name] else None for name in ("by_key", "children")}
+    names = ("by_key", "children", "round_trip")
+    timings = {name: Timing(**record[name]) if record.get(name) else None for name in names}
     return Lookups(**{**record, **timings})
 
 
@@ -89,13 +102,16 @@ def _measure(connection: Connection, store: Store, documents: list[tuple[str, st
     by_key, of_children = _by_key(store), _children(store)
     for key, _ in documents:  # the first look at a page is the disk's time, not the look-up's
         _timed(connection, by_key, key)
-    times = [_timed(connection, by_key, key)[1] for key, _ in documents]
+    trips, times = [], []
+    for key, _ in documents:
+        trips.append(_timed(connection, sql.Text("SELECT length(%(id)s)"), key)[1])
+        times.append(_timed(connection, by_key, key)[1])
     listed = [_timed(connection, of_children, key)[1] for key, _ in documents] if of_children is not None else []
     found = sum(_timed(connection, by_key, target)[0] > 0 for _, target in documents)
     with_children = None
     if of_children is not None:
         with_children = sum(_timed(connection, of_children, target)[0] > 0 for _, target in documents)
-    return Lookups(len(documents), found, with_children, _timing(times), _timing(listed))
+    return Lookups(len(documents), found, with_children, _timing(times), _timing(listed), _timing(trips))
 
 
 def _by_key(store: Store) -> sql.Composable:

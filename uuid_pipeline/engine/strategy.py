@@ -222,7 +222,7 @@ def _decisions(approve: str, waves: Sequence[StrategyWave], spec: Spec) -> tuple
     found = [
         Decision(
             "before anything moves", "Is this plan what we want?",
-            ("the risks below, heaviest first", "clusters: which row stays", "triggers: which are silent, which fire"),
+            ("the risks, heaviest first", "clusters: which row stays", "triggers: which are silent, which fire"),
             (approve, f"uuid-pipeline migrate --wave {first.name}"),
             ("change the spec", "uuid-pipeline plan"),
         )

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from uuid_pipeline.engine.trials.obstacles import UNIQUE
 from uuid_pipeline.reports.tables import UNKNOWN
+
+
+def collision(entry: Mapping[str, Any]) -> str:
+    """Whose row stands in the way. Only a unique key has one: a foreign key misses a row, a trigger writes."""
+    if entry["kind"] not in UNIQUE:
+        return "no row"
+    return str(entry["collides_with"] or UNKNOWN)
 
 
 def approach_records(analysis: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -29,7 +37,7 @@ def entry_records(analysis: Mapping[str, Any]) -> list[dict[str, Any]]:
             "object": f"{e['kind']} {e['object']} on {e['table']}",
             "outcome": " ".join(part for part in (e["outcome"], e["sqlstate"]) if part),
             "rows": UNKNOWN if e["documents"] is None else e["documents"],
-            "collides with": e["collides_with"],
+            "collides with": collision(e),
             "message": e["message"],
             "by": e["basis"],
         }

@@ -33,6 +33,8 @@ def performance(before: Lookups | None, now: Lookups) -> list[dict[str, Any]]:
          "now": _ms(now.by_key)},
         {"figure": "chunks of a document, median ms", "before": _ms(before.children if before else None),
          "now": _ms(now.children)},
+        {"figure": "round trip that reads nothing, median ms", "before": _ms(before.round_trip if before else None),
+         "now": _ms(now.round_trip)},
     ]  # fmt: skip
 
 

@@ -494,6 +494,15 @@ def test_the_demo_goes_on_with_what_it_left_starts_over_with_fresh_and_stops_its
     assert running is not None
     store = running.url("incident")
     assert deterministic(store) == (38, 38, 87, 87)
+    # All that the incident's report asks for is shown within the demo, and holds.
+    assert first.data["rehearsal"]["passed"]
+    assert first.data["plan"]["estimate"]["basis"].startswith("rehearsal 1 ")
+    assert "there is no duplicate content" in first.data["verdict"]
+    assert first.data["regeneration"] == {"waiting": 9, "queued": 0, "reasons": {"no_chunks": 9, "failed": 1}}
+    assert (first.data["notices"]["kind"], first.data["notices"]["users"]) == ("after", 27)
+    assert all(Path(path).exists() for paths in first.data["notices"]["files"].values() for path in paths)
+    assert first.data["evidence"] == {"intact": True, "rows": 125, "agreeing": 125}
+    assert demo("verify-bundle", first.data["report"]["bundle"]["path"], "--against-store").code == 0
     ask(running.url("postgres"), "CREATE DATABASE of_somebody_else")
 
     second = demo("demo", "--json")
@@ -503,7 +512,8 @@ def test_the_demo_goes_on_with_what_it_left_starts_over_with_fresh_and_stops_its
     ask(store, "TRUNCATE upload_pipeline.documents CASCADE")
     fresh = demo("demo", "--fresh")
     assert fresh.code == 0
-    for figure in ("38", "27", "3.52 MB", "76.3 %", "uuid-pipeline ui", "uuid-pipeline rollback --all"):
+    for figure in ("38", "27", "3.52 MB", "76.3 %", "uuid-pipeline ui", "uuid-pipeline rollback --all",
+                   "rehearsal 1 ", "To be processed again: 9", "support.md", "intact to the byte"):  # fmt: skip
         assert figure in fresh.out
     assert deterministic(store) == (38, 38, 87, 87)
     assert ask(store, "SELECT count(*) FROM uuid_pipeline.executions") == [(1,)]

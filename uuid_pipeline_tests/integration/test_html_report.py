@@ -13,9 +13,12 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine
 
+from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import figures, inventory_figures, ledger, lookups
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.trials import analysis
+from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.reports.html.report import Report
@@ -23,6 +26,7 @@ from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
+CLIENTS = tuple(installation.client_directories())
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr", "col"}
 FOREIGN = {"rect", "line"}
 TITLES = (
@@ -196,6 +200,53 @@ def test_the_sections_say_what_the_journal_the_gates_and_the_fingerprints_say(re
     assert sections["failures"]["figures"]["complete_yet_unreachable"] == 29
     assert sections["duplicates"]["figures"]["clusters"] == {"document": 0}
     assert sections["inventory"]["figures"]["summary"]["bytes"] == 3_520_000
+
+
+def table(report: Report, section: str, caption: str) -> list[dict[str, Any]]:
+    """A table of the report by its columns."""
+    blocks = as_json(report)["sections"][section]["blocks"]
+    [found] = [block for block in blocks if block.get("caption") == caption]
+    return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+
+
+def test_a_gate_of_the_waves_is_shown_by_its_largest_wave_and_a_sweep_of_nothing_draws_no_bar(
+    report: Report, page: Page
+) -> None:
+    shown = {row["Gate"]: row["Finding, of one wave"] for row in table(report, "gates", "Gates of the waves")}
+    assert shown["conservation"] == "030-remaining-001: 18 planned, 18 moved"
+    assert all(finding.startswith("030-remaining-001: ") for finding in shown.values())
+    widths = [a["style"] for a in page.named("i")]
+    assert widths == ["width: 100.0%"] * 3 + ["width: 0%"] * 2
+
+
+def test_every_chart_of_documents_tells_those_to_be_moved_from_the_others(report: Report) -> None:
+    blocks = as_json(report)["sections"]["inventory"]["blocks"]
+    [charts] = [block["blocks"] for block in blocks if block["kind"] == "grid"]
+    of_documents = [chart for chart in charts if not chart["title"].startswith("Users")]
+    assert len(of_documents) == 6
+    for chart in of_documents:
+        assert chart["part_label"] == "to be moved", chart["title"]
+        assert sum(bar["part"] for bar in chart["bars"]) == sum(bar["value"] for bar in chart["bars"]) == 38
+
+
+def test_only_a_unique_key_collides_with_a_row_and_every_column_has_a_heading(incident: Engine) -> None:
+    assessed = cycle.assess(incident, SPEC)
+    tried = analysis.analyse(incident, assessed.store, Workshop(Path("/nonexistent"), CLIENTS))
+    cycle.run_sql(
+        incident,
+        """UPDATE uuid_pipeline.assessments
+           SET profile = profile || jsonb_build_object('constraint_analysis', %(it)s::jsonb)""",
+        it=json.dumps(tried, default=str),
+    )
+    cycle.plan(incident, assessed)
+
+    report = made(incident)
+
+    met = table(report, "constraints", "Constraints and triggers that do not simply let it pass")
+    whose = {(row["Outcome"], row["Collides with"].split(" row ")[0]) for row in met}
+    assert whose == {("fails 23505", "its own old"), ("fails 23503", "no row"), ("changes", "no row")}
+    assert "These 38 violations" in report.as_html()
+    assert not re.search(r"<th[^>]*>\s*</th>", report.as_html())
 
 
 def test_documents_to_process_again_are_listed_with_why_and_the_plan_with_time_and_triggers(

@@ -78,6 +78,8 @@ def test_users_statuses_uploads_sizes_and_chunks_are_those_of_the_tables(inciden
     sizes = documents(incident, "bytes_len")
     assert found["storage"]["bytes"] == sum(sizes) == sum(band["bytes"] for band in found["storage"]["bands"])
     assert found["storage"]["largest"] == max(sizes)
+    for bands in (found["children"], found["storage"]["bands"], found["statuses"], found["recency"]):
+        assert sum(band["due"] for band in bands) == sum(band["documents"] for band in bands) == 38
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,13 @@ def test_slower_means_half_as_slow_again_and_more_than_noise(before: float, afte
     assert lookups.degraded(Timing(before, before), Timing(after, after)) is expected
 
 
+@pytest.mark.parametrize(("trip", "slower"), [(0.1, True), (4.0, False), (0.3, True)])
+def test_what_slows_any_round_trip_is_not_held_against_the_tables(trip: float, slower: bool) -> None:
+    then, now = Timing(0.2, 0.3), Timing(9.0, 12.0)
+
+    assert lookups.degraded(then, now, (Timing(0.1, 0.2), Timing(trip, trip))) is slower
+
+
 def test_the_verdict_follows_the_criteria_that_bind() -> None:
     ready = Criterion("a", "A", "", "", "ready")
     unmeasured, red = replace(ready, verdict="not measured"), replace(ready, verdict="not ready")

@@ -156,6 +156,43 @@ def test_twins_are_told_from_the_row_itself(twins: Engine) -> None:
     )
 
 
+COPIED = """
+INSERT INTO upload_pipeline.documents
+SELECT gen_random_uuid(), {user}, filename, mime, bytes_len, {content}, parsed_sha256, raw_path, parsed_path,
+       processing_status, created_at, updated_at FROM upload_pipeline.documents ORDER BY document_id LIMIT 3
+"""
+
+
+def test_duplicates_that_each_pass_alone_are_told_since_one_id_goes_to_one_row(incident: Engine) -> None:
+    cycle.run_sql(incident, COPIED.format(user="user_id", content="upper(file_sha256)"))
+
+    found = analyse(incident)
+
+    assert found["verdict"] == (
+        "these 41 violations of uq_user_filehash are the copy against its own original; "
+        "3 document rows collide with a twin of the same natural key, which merging resolves"
+    )
+    for approach in (CHILDREN_FIRST, COPY, CASCADE, DEFER, AT_ONCE):
+        met = one(found, approach, "documents_pkey")
+        assert (met["outcome"], met["documents"], met["whose"]) == ("fails", 3, {"a twin": 3})
+        assert "of rows that share a target id only the first gets it" in met["message"]
+
+    cycle.run_sql(incident, "DROP INDEX upload_pipeline.uq_user_filehash")
+    cycle.run_sql(incident, "UPDATE upload_pipeline.documents SET file_sha256 = lower(file_sha256)")
+    assert analyse(incident)["verdict"] == (
+        "3 document rows collide with a twin of the same natural key, which merging resolves"
+    )
+
+
+def test_content_that_two_owners_have_is_called_no_duplicate_and_is_not_passed_over(incident: Engine) -> None:
+    cycle.run_sql(incident, COPIED.format(user="gen_random_uuid()", content="file_sha256"))
+
+    assert analyse(incident)["verdict"] == (
+        "these 41 violations of uq_user_filehash are the copy against its own original; "
+        "no owner has duplicate content, and 6 with the same content as another owner's row stay apart"
+    )
+
+
 LIBRARY = """
 CREATE SCHEMA lib;
 CREATE TABLE lib.books (id text PRIMARY KEY, reader text NOT NULL, isbn text NOT NULL, shelf int NOT NULL UNIQUE);

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import patience, sql
 from uuid_pipeline.engine.store import Entity, Store
-from uuid_pipeline.engine.trials import copying, entries, moving, obstacles, trying
+from uuid_pipeline.engine.trials import copying, counting, entries, moving, obstacles, trying
 from uuid_pipeline.engine.trials.entries import Entry
 from uuid_pipeline.engine.trials.known import KNOWN
 from uuid_pipeline.engine.trials.moving import Looked, Sampled
@@ -65,9 +65,9 @@ def analyse(
         if numbers is None:
             looked = moving.fewer(connection, store)
             numbers = _counted(connection, store, known, found)
-    counted, totals = numbers or (found, None)
+    counted, totals, alike = numbers or (found, None, 0)
     return {
-        "verdict": verdict(store.main.name, *_extent(looked, store.main), counted) if numbers else NOT_COUNTED,
+        "verdict": verdict(store.main.name, *_extent(looked, store.main), counted, alike) if numbers else NOT_COUNTED,
         "approaches": [] if totals is None else _approaches(movers, looked, counted, totals),
         "constraint_analysis": [asdict(entry) for entry in counted],
         "sample": [asdict(row) for row in sampled],
@@ -81,14 +81,14 @@ def analyse(
     }
 
 
-Counted = tuple[list[Entry], dict[tuple[str, str], int]]
+Counted = tuple[list[Entry], dict[tuple[str, str], int], int]
 
 
 def _counted(connection: Connection, store: Store, known: Sequence[Obstacle], found: Sequence[Entry]) -> Counted | None:
-    """As ``entries.counted``; None when the time was not enough."""
+    """As ``entries.counted``, and the main entity's look-alikes; None when the time was not enough."""
     savepoint = connection.begin_nested()
     try:
-        counted = entries.counted(connection, store, known, found)
+        counted = *entries.counted(connection, store, known, found), counting.look_alikes(connection, store.main)
     except DBAPIError as error:
         savepoint.rollback()
         if patience.sqlstate(error) != psycopg.errors.QueryCanceled.sqlstate:

@@ -170,6 +170,16 @@ def count(connection: Connection, entity: Entity, conditions: dict[str, sql.Comp
     return dict(zip(names, found[:-1], strict=True)), found[-1]
 
 
+def look_alikes(connection: Connection, entity: Entity) -> int:
+    """Rows that would move and have the natural key of another owner's row, but for the owner."""
+    alike = sql.compose(
+        """m.rest IN (SELECT r.rest FROM {looked} r WHERE r.rest <> '[]' GROUP BY r.rest
+                      HAVING count(DISTINCT r.owner) > 1)""",
+        looked=table(entity),
+    )
+    return count(connection, entity, {"alike": alike})[1]
+
+
 def whose(connection: Connection, entity: Entity, approach: Approach, obstacle: Obstacle) -> dict[str, int]:
     """Of the rows that a unique obstacle of the entity's own table refuses, whose row stands in the way of how many."""
     if obstacle.place != (entity.table.schema, entity.table.name) or obstacle.kind not in UNIQUE:

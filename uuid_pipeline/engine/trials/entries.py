@@ -13,7 +13,7 @@ from uuid_pipeline.engine.trials import counting
 from uuid_pipeline.engine.trials.approaches import Approach
 from uuid_pipeline.engine.trials.findings import Attempt, Refusal
 from uuid_pipeline.engine.trials.known import KNOWN
-from uuid_pipeline.engine.trials.obstacles import Obstacle, references_to, touching
+from uuid_pipeline.engine.trials.obstacles import UNIQUE, Obstacle, references_to, touching
 from uuid_pipeline.engine.trials.trying import Tried
 
 Outcome = Literal["passes", "fails", "changes", "loses", "leaves behind", "unknown"]
@@ -154,7 +154,11 @@ def counted(
             if group:
                 numbers, _ = counting.count(connection, entity, conditions)
                 judged = [
-                    _judged(entry, numbers.get(str(n), _harmless(entity, known, entry)), _loses(approach, known, entry))
+                    _judged(
+                        _meeting(entity, known, entry, numbers.get(str(n))),
+                        numbers.get(str(n), _harmless(entity, known, entry)),
+                        _loses(approach, known, entry),
+                    )
                     for n, entry in enumerate(group)
                 ]
                 failing = {k: c for k, c in conditions.items() if judged[int(k)].outcome == "fails"}
@@ -198,6 +202,17 @@ def _loses(approach: Approach, known: Sequence[Obstacle], entry: Entry) -> bool:
 def _holds_softly(store: Store, entity: Entity, entry: Entry) -> sql.Composable | None:
     found = next((r for r in _soft(store, entity) if r.name == entry.object and r.form in ("key", "text")), None)
     return None if found is None else counting.holds(found)
+
+
+def _meeting(entity: Entity, known: Sequence[Obstacle], entry: Entry, number: int | None) -> Entry:
+    """An entry as it is where rows meet each other: each was tried alone, and of those that want one id one gets it."""
+    obstacle = _obstacle(known, entry)
+    if entry.outcome != "passes" or not number or obstacle is None or obstacle.kind not in UNIQUE:
+        return entry
+    if (obstacle.place, obstacle.columns) != ((entity.table.schema, entity.table.name), (entity.key,)):
+        return entry
+    said = "each row passes alone; of rows that share a target id only the first gets it"
+    return replace(entry, outcome="fails", basis="derived, not tried", message=said)
 
 
 def _judged(entry: Entry, number: int | None, loses: bool) -> Entry:

@@ -8,8 +8,11 @@ OWN, TWIN, OTHER_USER, OTHER = "its own old row", "a twin", "another user's row"
 UNIQUE = ("primary key", "unique constraint", "unique index", "exclusion")
 
 
-def verdict(entity: str, moving: int, exact: bool, entries: Sequence[Entry]) -> str:
-    """One sentence on the unique violations that moving the rows of ``entity`` meets, by whose row refuses them."""
+def verdict(entity: str, moving: int, exact: bool, entries: Sequence[Entry], alike: int = 0) -> str:
+    """One sentence on the unique violations that moving the rows of ``entity`` meets, by whose row refuses them.
+
+    ``alike``: how many of the rows have the natural key of another owner's row, but for the owner.
+    """
     unique = [e for e in entries if e.entity == entity and e.kind in UNIQUE and e.outcome == "fails" and e.documents]
     most = {who: max((e.whose or {}).get(who, 0) for e in unique) if unique else 0
             for who in (OWN, TWIN, OTHER_USER, OTHER)}  # fmt: skip
@@ -17,10 +20,16 @@ def verdict(entity: str, moving: int, exact: bool, entries: Sequence[Entry]) -> 
     clauses = _collisions(entity, most, _names(unique, OWN))
     alone = not (most[TWIN] or most[OTHER_USER] or most[OTHER])
     if most[OWN] and alone:
-        clauses.append(f"there is no duplicate content{seen}")
+        clauses.append(f"{_no_duplicates(alike)}{seen}")
     if not clauses:
-        return f"no unique key refuses any of the {moving} ids to change{seen}; there is no duplicate content"
+        return f"no unique key refuses any of the {moving} ids to change{seen}; {_no_duplicates(alike)}"
     return "; ".join(clauses)
+
+
+def _no_duplicates(alike: int) -> str:
+    if not alike:
+        return "there is no duplicate content"
+    return f"no owner has duplicate content, and {alike} with the same content as another owner's row stay apart"
 
 
 def _collisions(entity: str, most: Mapping[str, int], own: str) -> list[str]:

@@ -17,8 +17,8 @@ def plots(found: dict[str, Any]) -> tuple[Chart, ...]:
         ),
         _due_chart("Documents by age", found["recency"], "age"),
         _due_chart("Documents by status", found["statuses"], "status", "no status"),
-        _chart("Documents by number of chunks", found["children"], "band", "documents", "documents"),
-        _chart("Documents by size", (found["storage"] or {}).get("bands"), "band", "documents", "documents"),
+        _due_chart("Documents by number of chunks", found["children"], "band"),
+        _due_chart("Documents by size", (found["storage"] or {}).get("bands"), "band"),
         _priorities(found["priorities"]["bands"]),
     ]
     return tuple(chart for chart in charts if chart is not None and chart.bars)
@@ -39,10 +39,12 @@ def _chart(title: str, rows: list[dict[str, Any]] | None, label: str, value: str
 def _due_chart(title: str, rows: list[dict[str, Any]] | None, label: str, missing: str = "") -> Chart | None:
     if rows is None:
         return None
+    # Figures that an earlier version kept say of some bands only how many documents there are.
+    told = all("due" in row for row in rows)
     bars = tuple(
-        Bar(missing if row[label] is None else str(row[label]), row["documents"], row["due"]) for row in rows
-    )  # fmt: skip
-    return Chart(title, _said(bars, "documents"), bars, AS_IT_IS, TO_MOVE)
+        Bar(missing if row[label] is None else str(row[label]), row["documents"], row.get("due")) for row in rows
+    )
+    return Chart(title, _said(bars, "documents"), bars, AS_IT_IS, TO_MOVE if told else "")
 
 
 def _uploads(uploads: dict[str, Any] | None) -> Chart | None:

@@ -15,9 +15,9 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
         return None
     blocks: list[Block] = []
     if kept is not None:
-        blocks += [Table("Backup", ("", "Value"), _backup(kept)), _tables(kept)]
+        blocks += [Table("Backup", ("Part", "Value"), _backup(kept)), _tables(kept)]
     if rehearsed is not None:
-        blocks.append(Table("Rehearsal on a restored copy", ("", "Value"), _rehearsal(rehearsed)))
+        blocks.append(Table("Rehearsal on a restored copy", ("Part", "Value"), _rehearsal(rehearsed)))
     whole = kept is not None and (kept["mode"] == "attested" or bool(kept["equal"]))
     lead = "A dump counts once it was restored elsewhere and its fingerprints were those of the store."
     return Section(

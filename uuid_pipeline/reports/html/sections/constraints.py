@@ -4,6 +4,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import kept_evidence
 from uuid_pipeline.engine.store import Store
+from uuid_pipeline.reports.constraints import collision
 from uuid_pipeline.reports.html.blocks import Badge, Banner, Cell, Section, Table
 from uuid_pipeline.reports.html.subject import Subject
 
@@ -21,18 +22,17 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
     )  # fmt: skip
     met = [entry for entry in found["constraint_analysis"] if entry["outcome"] != "passes"]
     entries: tuple[tuple[Cell, ...], ...] = tuple(
-        (e["approach"], f"{e['kind']} {e['object']} on {e['table']}",
-         " ".join(part for part in (e["outcome"], e["sqlstate"]) if part), e["documents"], e["collides_with"],
-         e["message"])
+        (e["approach"], f"{e['entity']}: {e['kind']} {e['object']} on {e['table']}",
+         " ".join(part for part in (e["outcome"], e["sqlstate"]) if part), e["documents"], collision(e), e["message"])
         for e in met[:SHOWN]
     )  # fmt: skip
     more = f"the first {SHOWN} of {len(met)}" if len(met) > SHOWN else ""
     how = f"tried on {found['where']}; {found['note']}" if found["tried"] else found["note"]
     blocks = (
-        Banner(Badge("plain", "Verdict"), found["verdict"], f"How: {how}."),
+        Banner(Badge("plain", "Verdict"), found["verdict"][:1].upper() + found["verdict"][1:], f"How: {how}."),
         Table("Approaches", ("Approach", "Entity", "Result", "Fails for", "Finding"), approaches),
         Table("Constraints and triggers that do not simply let it pass",
-              ("Approach", "Object", "Outcome", "Rows", "Collides with", "Message"), entries, more),
+              ("Approach", "Entity and obstacle", "Outcome", "Rows", "Collides with", "Message"), entries, more),
     )  # fmt: skip
     lead = "The known ways to change these ids, each against every constraint and trigger of the store."
     data = {name: found[name] for name in ("verdict", "approaches", "tried")}

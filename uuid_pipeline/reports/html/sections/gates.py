@@ -10,15 +10,16 @@ from uuid_pipeline.reports.html.wording import passed
 
 SHOWN_FINDINGS = 20
 
-# A gate of the waves is said once, with how many waves passed it; those that did not are listed.
+# A gate of the waves is said once, with how many waves passed it, and what it found in one: one that did not pass it,
+# else the one with most documents, since a sweep that found nothing shows nothing.
 _WAVES = """
 WITH newest AS (SELECT DISTINCT ON (g.wave, g.gate) g.wave, g.gate, g.passed, g.finding, g.remedy
                 FROM uuid_pipeline.gates g WHERE g.execution_id = %(execution)s AND g.wave IS NOT NULL
                 ORDER BY g.wave, g.gate, g.gate_no DESC)
 SELECT gate, count(*) AS waves, count(*) FILTER (WHERE passed) AS passed,
-       coalesce((array_agg(wave || ': ' || finding ORDER BY wave) FILTER (WHERE NOT passed))[1],
-                (array_agg(wave || ': ' || finding ORDER BY wave DESC))[1]) AS finding
-FROM newest GROUP BY gate ORDER BY gate
+       (array_agg(replace(wave, %(execution)s || '-', '') || ': ' || finding
+                  ORDER BY passed, w.documents DESC, wave))[1] AS finding
+FROM newest JOIN uuid_pipeline.waves w USING (wave) GROUP BY gate ORDER BY gate
 """
 
 

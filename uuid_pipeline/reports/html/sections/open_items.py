@@ -23,5 +23,5 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section:
     lead = "Nothing is left to do."
     if rows:
         lead = f"{plural(len(rows), 'item')}, {blocking or 'none'} of them in the way of production."
-    table = Table("Open items", ("About", "", "Who must act", "What", "Command"), tuple(rows), empty="none")
+    table = Table("Open items", ("About", "State", "Who must act", "What", "Command"), tuple(rows), empty="none")
     return Section("open", "What is still open", lead, (table,), data={"items": data})

@@ -53,11 +53,11 @@ def _blocks(strategy: Strategy, readings: Readings) -> list[Block]:
         for step in strategy.timeline
     )  # fmt: skip
     return [
-        Table("Why this approach", ("Reason",), tuple((reason,) for reason in strategy.approach.reasons)),
+        Text(f"Why this approach: {'; '.join(strategy.approach.reasons)}."),
         Text(f"The waves take {seconds(estimate.seconds)} by the estimate, without their gates ({estimate.basis})."),
         Table("Timeline, counted from the first wave", ("Step", "Begins", "Takes", "Note"), time,
               empty="the plan moves nothing"),
-        Table("Rollback triggers", ("Trigger", "Undo it when", "Now", "Measured by", "Command"),
+        Table("Rollback triggers", ("Undo it when", "Now", "Measured by", "Command"),
               tuple(_trigger(*pair) for pair in readings), empty="the spec sets none"),
         Table("Decision points", ("Decision", "Look at", "Yes", "No"),
               tuple(_decision(decision) for decision in strategy.decisions), empty="nothing is to be decided"),
@@ -65,8 +65,7 @@ def _blocks(strategy: Strategy, readings: Readings) -> list[Block]:
 
 
 def _trigger(trigger: rollback_triggers.RollbackTrigger, reading: rollback_triggers.Reading | None) -> tuple[Cell, ...]:
-    name = trigger.name.replace("_", " ")
-    return name, trigger.when, _now(trigger, reading), _source(trigger, reading), Code(trigger.command)
+    return trigger.when, _now(trigger, reading), _source(trigger, reading), Code(trigger.command)
 
 
 def _now(trigger: rollback_triggers.RollbackTrigger, reading: rollback_triggers.Reading | None) -> Cell:

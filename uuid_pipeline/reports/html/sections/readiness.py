@@ -41,6 +41,7 @@ def performance(subject: Subject) -> Table:
     rows = [
         *_timed("Document by its id", before.by_key if before else None, now.by_key),
         *_timed("Chunks of a document", before.children if before else None, now.children),
+        *_timed("Round trip that reads nothing", before.round_trip if before else None, now.round_trip),
     ]
     return Table(
         f"Performance: {now.sampled} documents looked up from here, one by one",

@@ -29,7 +29,7 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
         said = f"{plural(requests['queued'], 'document')} queued for the application's workers since "
         blocks.append(Text(f"{said}{moment(requests['since'])}, first by {requests['by']}."))
     elif found.waiting:
-        blocks.append(Table("To queue them for the application's workers", ("Command",), ((Code(COMMAND),),)))
+        blocks.append(Table("To queue them for the application's workers", ("Step", "Command"), _steps(store, found)))
     lead = "There is none: every document has what it is found by."
     if count:
         lead = "They have nothing, or too little, to be found by: they must be processed again, or deleted."
@@ -39,6 +39,18 @@ def section(connection: Connection, store: Store, subject: Subject) -> Section |
         {"documents": count, "waiting": found.waiting, "queued": found.queued, "by_reason": found.by_reason,
          "unknown": list(found.unknown), "list_id": found.list_id},
     )  # fmt: skip
+
+
+def _steps(store: Store, found: Listed) -> tuple[tuple[Cell, ...], ...]:
+    """What to type, as far as the spec allows it; the id holds as long as no document comes or goes."""
+    see = ("See the list of now, and its id", Code(COMMAND))
+    if store.spec.regeneration.statement is None:
+        return (see, ("Queue it", "the spec has no statement for that: regeneration.statement"))
+    return (
+        see,
+        ("Approve the list of this report, and queue it", Code(f"{COMMAND} --queue --approve {found.list_id}")),
+        ("Take back what nobody has begun", Code(f"{COMMAND} --undo")),
+    )
 
 
 def _documents(store: Store, found: Listed, count: int) -> Table:
