@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Images of containers forbid Python to keep what it has compiled: each process would compile all of Dagster again, two
+# thirds of its start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test check bench test-system lock
 help:

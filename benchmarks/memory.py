@@ -27,8 +27,20 @@ def _descendants(pid: int) -> Iterator[int]:
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
-                yield child
+                if not _is_same_memory(pid, child):
+                    yield child
                 yield from _descendants(child)
+
+
+def _is_same_memory(parent: int, child: int) -> bool:
+    """Whether a child, made by vfork, still runs in its parent's very memory: its pages are private to the two.
+
+    Its parent stands still meanwhile, so both are described alike to the page.
+    """
+    with suppress(OSError):
+        one, other = (Path(f"/proc/{pid}/statm").read_text() for pid in (parent, child))
+        return one == other
+    return False
 
 
 def _own_bytes(pid: int) -> int:

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, second_opinion, sql
+from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.connection import store_identity
 from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
@@ -103,6 +102,8 @@ def newest(connection: Connection, execution_id: str) -> dict[str, Any] | None:
 
 
 def _implementations(connection: Connection) -> list[dict[str, str]]:
+    import numpy as np  # here and below, since few commands make a certificate and all would wait for it
+
     server = str(sql.scalar(connection, "SELECT current_setting('server_version')"))
     return [
         {
@@ -159,6 +160,8 @@ def _second(
     store: Store, lineage: list[Entity], widths: list[int], raw: list[list[str | None]]
 ) -> tuple[list[str | None], list[str | None]]:
     """By the second implementation: each row's target, and its parent's; ancestors first, each of them once."""
+    from uuid_pipeline.engine import second_opinion
+
     above: list[str | None] = [None] * len(raw)
     targets: list[str | None] = above
     for level in range(len(lineage) - 1, -1, -1):

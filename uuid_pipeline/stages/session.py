@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 import psycopg
+from pydantic import PrivateAttr
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -23,24 +24,57 @@ DEMO_DATABASE = "incident"
 class StoreResource(dg.ConfigurableResource[None]):
     """The store that UUID_PIPELINE_DATABASE_URL names (unset: the embedded demo server), never in run config."""
 
+    # Every stage and check opens the store. With connections of its own, which know no table yet, each would have the
+    # server read its catalogs anew: on a small store that was much of a run.
+    _in_run: bool = PrivateAttr(default=False)
+    _kept: Engine | None = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        """From here to the end of the run, which has this resource for itself, one engine serves all its steps."""
+        self._in_run = True
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        if self._kept is not None:
+            self._kept.dispose()
+        self._in_run, self._kept = False, None
+
     @contextmanager
     def open(self) -> Iterator[tuple[Engine, Store]]:
         """An engine and the bound store; errors of ours become a Dagster Failure with their message alone."""
         settings = read_settings()
         try:
-            engine = open_store(store_url(settings))
+            engine = self._opened(settings)
             try:
                 with engine.begin() as connection:
                     store = bound_store(connection, settings)
                     ledger.create(connection, store)
                 yield engine, store
             finally:
-                engine.dispose()
+                if engine is not self._kept:
+                    engine.dispose()
         except PipelineError as error:
             raise failure(error) from error
         except (DBAPIError, psycopg.Error) as error:
             message = without_secrets(in_words(error), settings.database_url, settings.direct_url)
             raise failure(RefusedError(message)) from error
+
+    def _opened(self, settings: Settings) -> Engine:
+        """The run's engine while the store answers; else a new one. Raises UsageError when it cannot be reached."""
+        if self._kept is not None and not _answers(self._kept):
+            self._kept.dispose()
+            self._kept = None
+        engine = self._kept or open_store(store_url(settings))
+        if self._in_run:
+            self._kept = engine
+        return engine
+
+
+def _answers(engine: Engine) -> bool:
+    try:
+        engine.connect().close()
+    except DBAPIError:
+        return False
+    return True
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """The benchmarks run, compare equal work, and can fail."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 
 from benchmarks import contenders, store, verdicts
+from benchmarks.memory import tree_bytes
 from benchmarks.probe import Sample, latencies
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline_tests.conftest import NewDatabase
@@ -95,3 +98,38 @@ def test_latencies_are_of_their_span_alone() -> None:
     assert latencies(samples, 100, 110).p50 == 50.0
     with pytest.raises(PipelineError, match="no two queries"):
         latencies(samples, 200, 300)
+
+
+# Holds 64 MB and, as long as nobody writes to the pipe, a child that still runs in its memory: vfork before its exec.
+_STARTING_ANOTHER = """
+import os, sys
+held = b"x" * 2**26
+open_pipe = (os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)
+os.posix_spawn("/bin/cat", ["cat"], {}, file_actions=[open_pipe])
+"""
+
+
+def test_memory_of_a_process_that_starts_another_is_not_counted_twice(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen([sys.executable, "-c", _STARTING_ANOTHER, str(pipe)])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while not children.read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    counted = tree_bytes(process.pid)
+
+    with pipe.open("w"):
+        assert 2**26 < counted < 1.5 * 2**26
+    assert process.wait(timeout=60) == 0
+
+
+def test_memory_of_a_child_is_counted() -> None:
+    holding = "import sys; held = b'x' * 2**26; print(flush=True); sys.stdin.read()"
+    command = ["/bin/sh", "-c", '"$0" -c "$1"; true', sys.executable, holding]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert tree_bytes(process.pid) > 2**26
