@@ -206,7 +206,9 @@ def hold_children(connection: Connection, store: Store, entity: Entity, plan: Ba
         source=sql.name(direction.source),
         # Several old ids may share one new id: the displaced rows' are restored from the archive, not moved.
         # Forward, a child that came from another document is an arrival: the batch's own span has what is planned.
-        which=sql.Text("AND m.role <> 'merge'" if direction is BACK else "AND m.ordinal BETWEEN %(first)s AND %(last)s"),
+        which=sql.Text(
+            "AND m.role <> 'merge'" if direction is BACK else "AND m.ordinal BETWEEN %(first)s AND %(last)s"
+        ),
     )
     sql.execute(connection, statement, plan.values)
 
