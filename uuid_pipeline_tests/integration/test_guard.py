@@ -490,6 +490,10 @@ def test_a_dump_with_it_restores_and_goes_on_guarding(
     restored.dispose()
 
 
+THREE = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+VALUES (%s, %s, %s, %s, 1, %s, %s), (%s, %s, %s, %s, 1, %s, %s), (%s, %s, %s, %s, 1, %s, %s)
+"""
 COLUMNS = "(document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)"
 
 
@@ -498,8 +502,7 @@ def test_rows_that_come_many_at_once_are_judged_one_by_one_and_their_children_fi
     several, loaded = [upload(f"several {n}") for n in range(3)], [upload(f"copied {n}") for n in range(3)]
     one, last = upload("document and job in one statement"), upload("one statement, and the job comes first")
     with cycle.session(store) as app:
-        insert = f"INSERT INTO upload_pipeline.documents {COLUMNS} VALUES {', '.join(['(%s, %s, %s, %s, 1, %s, %s)'] * 3)}"
-        app.execute(insert, [value for made in several for value in (made.id, made.user, "f", "m", made.sha, "r")])
+        app.execute(THREE, [value for made in several for value in (made.id, made.user, "f", "m", made.sha, "r")])
         with app.cursor() as cursor, cursor.copy(f"COPY upload_pipeline.documents {COLUMNS} FROM STDIN") as copy:
             for made in loaded:
                 copy.write_row((made.id, made.user, "f", "m", 1, made.sha, "r"))
@@ -537,7 +540,8 @@ def test_the_tables_owner_needs_no_other_right(store: Engine, incident_url: str,
     role = new_role("NOSUPERUSER BYPASSRLS")
     database = store.url.database
     cycle.run_sql(store, "DROP SCHEMA uuid_pipeline CASCADE")
-    cycle.run_sql(store, f"GRANT CREATE ON DATABASE {database} TO {role}; GRANT USAGE ON SCHEMA upload_pipeline TO {role}")
+    cycle.run_sql(store, f"GRANT CREATE ON DATABASE {database} TO {role}")
+    cycle.run_sql(store, f"GRANT USAGE ON SCHEMA upload_pipeline TO {role}")
     for (table,) in cycle.run_sql(store, "SELECT tablename FROM pg_tables WHERE schemaname = 'upload_pipeline'"):
         cycle.run_sql(store, f"ALTER TABLE upload_pipeline.{table} OWNER TO {role}")
     owner = open_store(as_role(incident_url, role))
