@@ -1,15 +1,18 @@
 """SQL text: identifiers quoted by the driver, values always bound."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, LiteralString
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, LiteralString, TypeVar
 
+import psycopg
 from psycopg import sql
 from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError
 
 ROWS_AT_ONCE = 10_000
 _streams = itertools.count()
 
+Found = TypeVar("Found")
 Composable = sql.Composable
 Text = sql.SQL
 
@@ -80,9 +83,20 @@ def stream(connection: Connection, statement: Composable, values: Mapping[str, A
     """Rows through a server-side cursor, ROWS_AT_ONCE at a time: memory stays the same at any size.
 
     The driver's own cursor: SQLAlchemy's rows cost more than what is done with them. Wants an open transaction.
+    Raises DBAPIError as :func:`execute` does.
     """
     driver: Any = connection.connection.driver_connection
+    text = statement.as_string(None)
     with driver.cursor(name=f"stream_{next(_streams)}") as cursor:
-        cursor.execute(statement.as_string(None), dict(values))
-        while found := cursor.fetchmany(ROWS_AT_ONCE):
+        _as_elsewhere(driver, text, lambda: cursor.execute(text, dict(values)))
+        while found := _as_elsewhere(driver, text, lambda: cursor.fetchmany(ROWS_AT_ONCE)):
             yield found
+
+
+def _as_elsewhere(driver: Any, text: str, work: Callable[[], Found]) -> Found:
+    """The driver's errors as those that SQLAlchemy makes of them: whoever catches one catches the other."""
+    try:
+        return work()
+    except psycopg.Error as error:
+        raised: Exception = DBAPIError.instance(text, {}, error, psycopg.Error, connection_invalidated=driver.closed)
+        raise raised from error

@@ -9,6 +9,7 @@ from uuid_pipeline.engine import gates, ledger
 from uuid_pipeline.engine.evaluators import Evaluate, EvaluateWave, EvaluateWhole, Evaluators
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.stages.session import StoreResource
+from uuid_pipeline.stages.shown import number
 
 # Every check made below, so that a rehearsal evaluates the same gates.
 EVALUATORS = Evaluators()
@@ -40,7 +41,7 @@ ROWS = {
 def check_result(result: GateResult) -> dg.AssetCheckResult:
     """What the UI shows of a gate."""
     text = result.finding if result.passed else f"{result.finding}\n\nRemedy: {result.remedy}"
-    figures = {name: dg.MetadataValue.float(float(value)) for name, value in result.figures.items()}
+    figures = {name: number(float(value)) for name, value in result.figures.items()}
     asset, entry = ROWS.get(result.gate, (None, None))
     rows = {} if asset is None else {f"rows: {entry}": dg.MetadataValue.asset(dg.AssetKey(asset))}
     return dg.AssetCheckResult(passed=result.passed, description=text, metadata={**figures, **rows})

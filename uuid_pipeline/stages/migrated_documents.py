@@ -11,7 +11,7 @@ from uuid_pipeline.reports.progress import waited
 from uuid_pipeline.stages.checks import wave_check
 from uuid_pipeline.stages.migration_plan import migration_plan
 from uuid_pipeline.stages.session import StoreResource
-from uuid_pipeline.stages.shown import table
+from uuid_pipeline.stages.shown import number, table
 
 WAVES = dg.DynamicPartitionsDefinition(name="waves")
 WRITER_POOL = "store_writer"
@@ -59,8 +59,8 @@ def progress_events(context: dg.AssetExecutionContext) -> migration.Report:
                     "documents_of": progress.total,
                     "rows": progress.rows,
                     "batches": progress.batches,
-                    "documents_per_second": _rate(progress),
-                    "seconds_left": (progress.total - progress.documents) / max(_rate(progress), 0.001),
+                    "documents_per_second": number(_rate(progress)),
+                    "seconds_left": number((progress.total - progress.documents) / max(_rate(progress), 0.001)),
                 },
             )
         )
@@ -114,9 +114,9 @@ def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) 
         metadata={
             "documents": run.documents,
             "batches": run.batches,
-            "seconds": run.seconds,
-            "documents_per_second": run.documents / max(run.seconds, 0.001),
-            "waited_seconds": float(sum(wait["seconds"] for wait in waits)),
+            "seconds": number(run.seconds),
+            "documents_per_second": number(run.documents / max(run.seconds, 0.001)),
+            "waited_seconds": number(float(sum(wait["seconds"] for wait in waits))),
             "waits": table(waits),
             "rows": sum(run.rows.values()),
             "rows_by_table": table([{"table": table, "rows": count} for table, count in run.rows.items()]),

@@ -25,6 +25,11 @@ def pairs(lines: Sequence[tuple[str, str]]) -> dg.MarkdownMetadataValue:
     return _fitted(pairs_markdown(lines))
 
 
+def number(value: float) -> dg.FloatMetadataValue:
+    """A number with as many digits as one reads; whole ones as they are."""
+    return dg.MetadataValue.float(value if value == round(value) else float(f"{value:.6g}"))
+
+
 def bullets(lines: Iterable[str]) -> dg.MarkdownMetadataValue:
     """A list, or that there is nothing."""
     return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "_nothing_")

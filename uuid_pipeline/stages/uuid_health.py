@@ -8,7 +8,7 @@ from uuid_pipeline.engine.health.history import Tick
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.health import check_records, figure_records
 from uuid_pipeline.stages.session import StoreResource, failure
-from uuid_pipeline.stages.shown import table
+from uuid_pipeline.stages.shown import number, table
 
 
 class HealthConfig(dg.Config):
@@ -43,13 +43,13 @@ def uuid_health(  # Dagster reads this annotation, and knows no parameter in it 
 
 def _metadata(shown: Tick) -> dict[str, dg.MetadataValue]:
     """Every known figure as a number, which the UI plots; what is unknown stands in the table with its reason."""
-    known = {one.name: dg.MetadataValue.float(float(one.value)) for one in shown.figures if one.value is not None}
+    known = {one.name: number(one.value) for one in shown.figures if one.value is not None}
     return {
         "figures": table(figure_records(shown)),
         "checks": table(check_records(shown)),
         "tick": dg.MetadataValue.int(shown.tick_no),
         "whole_tables_read": dg.MetadataValue.bool(shown.whole),
-        "seconds": dg.MetadataValue.float(shown.seconds),
+        "seconds": number(shown.seconds),
         **known,
     }
 
@@ -66,7 +66,7 @@ def _check_result(check: Check) -> dg.AssetCheckResult:
         metadata={
             "severity": check.severity,
             "runbook": check.runbook,
-            **({} if check.value is None else {"figure": float(check.value)}),
+            **({} if check.value is None else {"figure": number(check.value)}),
             **({} if check.threshold is None else {"threshold": float(check.threshold)}),
             **({} if check.failing_since is None else {"failing_since": check.failing_since.isoformat()}),
         },

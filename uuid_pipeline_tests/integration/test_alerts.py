@@ -6,7 +6,7 @@ from email import message_from_string, policy
 import dagster as dg
 import pytest
 
-from uuid_pipeline.operations.alerts import delivery, sensors
+from uuid_pipeline.operations.alerts import delivery, events, sensors
 from uuid_pipeline.operations.alerts.decision import State
 from uuid_pipeline_tests.receivers import Received, smtp, webhook
 
@@ -38,7 +38,9 @@ def gate() -> dg.AssetCheckResult:
 
 
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """Where nobody else writes, every event is there when it is looked for."""
+    monkeypatch.setattr(events, "SETTLED_SECONDS", 0.0)
     with dg.DagsterInstance.ephemeral() as made:
         yield made
 
@@ -97,6 +99,19 @@ def test_a_failed_check_is_sent_once_with_figure_threshold_link_and_runbook_and_
     ticked(instance, cursor)
 
     assert [one["title"] for one in hook.bodies[1:]] == ["[uuid-pipeline] recovered: measured.small_enough"]
+
+
+def test_an_event_that_a_slower_writer_may_still_precede_is_left_to_the_next_tick(
+    instance: dg.DagsterInstance, hook: Received, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cursor, _ = ticked(instance, None)
+    evaluate(instance, passed=False)
+    monkeypatch.setattr(events, "SETTLED_SECONDS", 3600.0)
+    cursor, _ = ticked(instance, cursor)
+    assert hook.bodies == []
+    monkeypatch.setattr(events, "SETTLED_SECONDS", 0.0)
+    ticked(instance, cursor)
+    assert len(hook.bodies) == 1
 
 
 def test_a_channel_that_fails_is_tried_again_shown_and_gets_each_alert_once(

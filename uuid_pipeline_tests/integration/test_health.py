@@ -1,6 +1,7 @@
 """Health: each figure against what the test itself made of the store, thresholds, history, and what a tick may cost."""
 
 import threading
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,8 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.engine import gates, ledger
 from uuid_pipeline.engine.gates import GateResult, Scope
-from uuid_pipeline.engine.health import history, latency, tick
+from uuid_pipeline.engine.health import generation, history, identified, latency, tick
+from uuid_pipeline.engine.health import look as health_look
 from uuid_pipeline.engine.health.history import Tick
 from uuid_pipeline.spec import Describe, Health, HealthThresholds, Spec
 from uuid_pipeline_tests.integration import cycle
@@ -148,7 +150,7 @@ def test_without_created_at_generation_is_unknown_and_no_alarm(store: Engine) ->
 
 
 @pytest.mark.begins("migrated")
-def test_a_large_store_is_read_whole_only_when_it_is_due_and_new_rows_are_found_by_an_index(store: Engine) -> None:
+def test_a_large_store_is_read_whole_only_when_it_is_due_and_new_rows_are_found_at_every_tick(store: Engine) -> None:
     first = look(store, LARGE)
     assert first.whole
     put(store, False)
@@ -159,18 +161,62 @@ def test_a_large_store_is_read_whole_only_when_it_is_due_and_new_rows_are_found_
     assert f"[as of {first.at:%Y-%m-%d %H:%M} UTC; now unknown: whole tables are read every 24 hours]" in finding(
         second, "mismatch"
     )
-    # No index of documents begins with created_at.
-    assert finding(second, "generation_new").startswith("unknown: no index of documents begins with created_at")
+    assert values(second)["generation_new"] == 0
+    assert finding(second, "generation_new").endswith(", in the last 1000 pages: no index begins with created_at")
     # The sample sees it, whatever has been read whole.
     assert values(second)["mismatch_sampled"] == 1 / 39
     cycle.run_sql(store, "CREATE INDEX ON upload_pipeline.documents (created_at)")
     third = look(store, LARGE)
-    assert values(third)["generation_new"] is not None
+    assert finding(third, "generation_new").startswith("0 of 1 documents created since")
+    assert "pages" not in finding(third, "generation_new")
     assert not third.whole
 
     cycle.run_sql(store, "UPDATE uuid_pipeline.health_ticks SET at = at - interval '25 hours'")
     assert values(look(store, LARGE))["mismatch"] == 1 / 39
     assert look(store, LARGE, full=True).whole
+
+
+MANY = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+SELECT gen_random_uuid(), gen_random_uuid(), repeat('f', 1000), 'm', 1, repeat('a', 64), 'r'
+FROM generate_series(1, %(rows)s)
+"""
+
+
+def test_without_an_index_no_more_than_the_end_of_the_table_is_looked_at(
+    store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(store, LARGE)
+    cycle.run_sql(store, MANY, rows=50)
+    for _ in range(3):
+        put(store, True)
+    [(pages,)] = cycle.run_sql(store, "SELECT pg_relation_size('upload_pipeline.documents') / 8192")
+    assert pages > 5
+    assert finding(look(store, LARGE), "generation_new").startswith("3 of 53 documents")
+
+    monkeypatch.setattr(generation, "LAST_PAGES", 1)
+    last = next(figure for figure in look(store, LARGE).figures if figure.name == "generation_new")
+    assert last.part == 3
+    assert 3 <= (last.whole or 0) < 53
+
+
+def test_a_level_that_takes_too_long_costs_its_own_figure_alone(store: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = cycle.spec_with(health=Health(full_scan_seconds=30))
+    stream, real = identified.stream, time.monotonic
+
+    def slow(connection: Any, bound: Any, entity: Any, *how: Any) -> Any:
+        """The chunks are read when the time is over."""
+        if entity.name == "chunk" and not how:
+            clock.append(31)
+        return stream(connection, bound, entity, *how)
+
+    clock = [0.0]
+    monkeypatch.setattr(identified, "stream", slow)
+    monkeypatch.setattr(health_look.time, "monotonic", lambda: real() + sum(clock))
+    found = look(store, spent)
+    assert values(found)["mismatch"] == 1
+    assert values(found)["consistency"] == pytest.approx(29 / 38)
+    assert finding(found, "mismatch_chunk") == "unknown: the scan took longer than health.full_scan_seconds (30)"
 
 
 @pytest.mark.begins("migrated")
@@ -281,10 +327,39 @@ def test_what_takes_too_long_or_is_locked_is_unknown_and_the_rest_is_measured(st
         found = tick.take(store, bound, "a run")
     assert found is not None
     assert finding(found, "consistency") == "unknown: canceling statement due to statement timeout"
+    assert values(found)["mismatch_chunk"] is None
     assert values(found)["retrieval"] is None
     assert values(found)["generation"] is None
     assert values(found)["mismatch_sampled"] == 1
     assert "pipeline_consistency" not in failed(found)
+
+
+def test_documents_that_are_locked_leave_every_figure_of_them_unknown_and_the_tick_is_kept(store: Engine) -> None:
+    bound = cycle.bound_store(store, cycle.spec_with(health=Health(statement_seconds=0.3, full_scan_seconds=0.3)))
+    with cycle.session(store) as blocker:
+        blocker.execute("LOCK TABLE upload_pipeline.documents IN ACCESS EXCLUSIVE MODE")
+        found = tick.take(store, bound, "a run")
+    assert found is not None
+    known = {name for name, value in values(found).items() if value is not None}
+    assert known <= {"orphans"}
+    assert failed(found) == {}
+
+
+def test_what_failed_and_is_unknown_now_has_not_recovered(store: Engine) -> None:
+    first = look(store)
+    assert "retrieval_success" in failed(first)
+    bound = cycle.bound_store(store, cycle.spec_with(health=Health(statement_seconds=0.5, full_scan_seconds=0.5)))
+    with cycle.session(store) as blocker:
+        blocker.execute("LOCK TABLE upload_pipeline.document_chunks IN ACCESS EXCLUSIVE MODE")
+        found = tick.take(store, bound, "a run")
+    assert found is not None
+    assert values(found)["retrieval"] is None
+    check = next(check for check in found.checks if check.name == "retrieval_success")
+    assert (check.passed, check.value, check.failing_since) == (False, None, first.at)
+    assert check.finding.endswith("; it failed when it was last known")
+    # Where there is nothing left to measure, nothing fails.
+    cycle.run_sql(store, "TRUNCATE upload_pipeline.documents CASCADE")
+    assert failed(look(store)) == {}
 
 
 def test_history_is_kept_for_the_specs_days_and_read_back_as_it_was(store: Engine) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,11 @@ def test_a_check_is_told_once_when_it_begins_to_fail_and_once_when_it_recovers()
         ("recovered", "check-3", 101.0),
     ]
     assert failing == {}
+
+
+def test_since_when_is_what_the_check_knows_not_when_it_was_first_looked_at() -> None:
+    failing, [alert] = of_checks({}, [replace(evaluated(1, False), since=12.0)])
+    assert (alert.since, failing) == (12.0, {"uuid_health.mismatch": 12.0})
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.booleans())), st.integers(0, 30))

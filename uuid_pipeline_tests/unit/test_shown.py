@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from uuid_pipeline.stages.shown import bullets, launchpad, table
+from uuid_pipeline.stages.shown import bullets, launchpad, number, table
 
 
 def test_a_table_shows_nothing_for_what_is_not_there_and_whole_numbers_as_they_are() -> None:
@@ -37,3 +37,12 @@ def test_the_launchpads_link_holds_the_config() -> None:
     [config] = parse_qs(link.query)["config"]
     assert yaml.safe_load(config) == {"ops": {"approve_plan": {"config": {"plan_id": "0e12"}}}}
     assert "`uuid-pipeline approve 0e12`" in made
+
+
+def test_a_number_has_as_many_digits_as_one_reads_and_a_count_all_of_them() -> None:
+    assert [number(value).value for value in (0.7631578947368421, 13.69798999996874, 0.00004, 12_345_678.0)] == [
+        0.763158,
+        13.698,
+        0.00004,
+        12_345_678.0,
+    ]

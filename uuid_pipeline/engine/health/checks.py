@@ -26,7 +26,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Check:
-    """A rule applied at a tick. ``value`` is None where the figure is unknown, which passes, and says so.
+    """A rule applied at a tick. ``value`` is None where the figure is unknown, which alarms by itself of nothing.
+
+    What failed before and cannot be measured now has not recovered: it goes on failing, and says so.
 
     ``failing_since``: the first of the ticks that have failed without a break, in UTC; None while it passes.
     """
@@ -90,7 +92,9 @@ def _evaluated(
         finding = f"{figure.finding}; health.thresholds.{rule.setting} is null, so it is not checked"
         return Check(rule.name, rule.figure, rule.severity, True, figure.value, None, finding)
     if figure.value is None:
-        return Check(rule.name, rule.figure, rule.severity, True, None, threshold, figure.finding)
+        since = failing.get(rule.name) if figure.whole != 0 else None
+        finding = f"{figure.finding}; it failed when it was last known" if since else figure.finding
+        return Check(rule.name, rule.figure, rule.severity, since is None, None, threshold, finding, since)
     failed = rule.fails(figure.value, threshold)
     finding = f"{100 * figure.value:.1f} % ({figure.finding}); {rule.setting}: {100 * threshold:g} %"
     since = failing.get(rule.name, now) if failed else None

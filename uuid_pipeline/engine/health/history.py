@@ -76,7 +76,7 @@ WHERE figure = %(figure)s AND value IS NOT NULL ORDER BY tick_no DESC LIMIT 1
 def carried(connection: Connection, figure: Figure) -> Figure:
     """The last known value of a figure that this tick could not have, with its time; itself when there is none."""
     found = sql.rows(connection, _LAST_KNOWN, {"figure": figure.name})
-    if figure.value is not None or not found:
+    if figure.value is not None or figure.whole == 0 or not found:
         return figure
     row = found[0]
     said = row.finding.split(" [as of ", 1)[0]

@@ -4,7 +4,7 @@ import statistics
 import time
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.health.figure import Figure, unknown
+from uuid_pipeline.engine.health.figure import Figure, nothing, unknown
 from uuid_pipeline.engine.health.look import Look
 
 NAME, DEGRADATION = "lookup_milliseconds", "lookup_degradation"
@@ -22,8 +22,8 @@ def measure(look: Look) -> list[Figure]:
     """The median of LOOKUPS look-ups as a client sees them, round trip included."""
     keys = [row.key for row in look.sample[:LOOKUPS]]
     if not keys:
-        nothing = "the store has no documents"
-        return [unknown(NAME, "milliseconds", nothing), unknown(DEGRADATION, "share", nothing)]
+        why = "the store has no documents"
+        return [nothing(NAME, "milliseconds", why), nothing(DEGRADATION, "share", why)]
     statements = _lookups(look)
     taken = []
     for key in keys:

@@ -1,7 +1,7 @@
 """Migration failure rate: of the documents that the newest execution's waves took on, those that did not move."""
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.health.figure import Figure, share, unknown
+from uuid_pipeline.engine.health.figure import Figure, nothing, share
 from uuid_pipeline.engine.health.look import Look
 
 NAME = "migration_failure"
@@ -32,6 +32,6 @@ def measure(look: Look) -> list[Figure]:
     roots = [root.name for root in look.store.roots]
     row = sql.rows(look.connection, _FAILED, {"roots": roots})[0]
     if row.execution is None:
-        return [unknown(NAME, "share", "nothing was migrated yet")]
+        return [nothing(NAME, "share", "nothing was migrated yet")]
     what = f"documents of execution {row.execution} did not move, or their wave has a red gate"
     return [share(NAME, int(row.failed), int(row.documents), what)]

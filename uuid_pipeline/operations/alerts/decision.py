@@ -15,7 +15,10 @@ LONGEST_PAUSE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one check, as Dagster recorded it; ``at`` in seconds since 1970, ``event`` its storage id."""
+    """One evaluation of one check, as Dagster recorded it; ``at`` in seconds since 1970, ``event`` its storage id.
+
+    ``since``: since when it fails, where the check itself knows: a sensor may have been switched on later.
+    """
 
     event: int
     asset: str
@@ -29,6 +32,7 @@ class Evaluation:
     figure: float | None = None
     threshold: float | None = None
     runbook: str | None = None
+    since: float | None = None
 
     @property
     def subject(self) -> str:
@@ -92,8 +96,9 @@ def of_checks(failing: dict[str, float], evaluations: Iterable[Evaluation]) -> t
     for evaluation in evaluations:
         known = now.get(evaluation.subject)
         if not evaluation.passed and known is None:
-            now[evaluation.subject] = evaluation.at
-            alerts.append(_alert(evaluation, "failed", evaluation.at))
+            since = evaluation.since or evaluation.at
+            now[evaluation.subject] = since
+            alerts.append(_alert(evaluation, "failed", since))
         elif evaluation.passed and known is not None:
             del now[evaluation.subject]
             alerts.append(_alert(evaluation, "recovered", known))

@@ -1,5 +1,9 @@
 """What happened, read from Dagster's event log: evaluations of checks, and runs that failed."""
 
+import itertools
+import time
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -10,6 +14,8 @@ from uuid_pipeline.settings import read_settings, without_secrets
 # Evaluated by the alerts themselves: an alert about them would go where the failed one could not.
 OWN_ASSET = "alerts"
 EVENTS_A_TICK = 500
+# An event gets its number before its transaction ends: one that is seen so soon may have a lower one behind it.
+SETTLED_SECONDS = 2.0
 
 
 def newest(instance: dg.DagsterInstance) -> int:
@@ -23,8 +29,14 @@ def evaluations(instance: dg.DagsterInstance, after: int) -> tuple[list[Evaluati
     records = instance.event_log_storage.get_event_records(
         dg.EventRecordsFilter(event_type=kind, after_cursor=after), limit=EVENTS_A_TICK, ascending=True
     )
-    found = [_evaluation(record) for record in records]
+    found = [_evaluation(record) for record in _settled(records)]
     return [one for one in found if one.asset != OWN_ASSET], max([after, *[one.event for one in found]])
+
+
+def _settled(records: Sequence[dg.EventLogRecord]) -> list[dg.EventLogRecord]:
+    """The records before the first one that is too new: the cursor must not pass what is not visible yet."""
+    newest = time.time() - SETTLED_SECONDS
+    return list(itertools.takewhile(lambda record: record.event_log_entry.timestamp <= newest, records))
 
 
 def _evaluation(record: dg.EventLogRecord) -> Evaluation:
@@ -45,11 +57,16 @@ def _evaluation(record: dg.EventLogRecord) -> Evaluation:
         figure=_number(metadata.get("figure")),
         threshold=_number(metadata.get("threshold")),
         runbook=_text(metadata.get("runbook")),
+        since=_seconds(metadata.get("failing_since")),
     )
 
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _seconds(value: object) -> float | None:
+    return datetime.fromisoformat(str(value)).timestamp() if value else None
 
 
 def _text(value: object) -> str | None:
@@ -61,11 +78,8 @@ def failed_runs(instance: dg.DagsterInstance, after: int) -> tuple[list[FailedRu
 
     One that failed because a blocking check did is left to the alert about that check.
     """
-    records = instance.event_log_storage.get_event_records(
-        dg.EventRecordsFilter(event_type=dg.DagsterEventType.RUN_FAILURE, after_cursor=after),
-        limit=EVENTS_A_TICK,
-        ascending=True,
-    )
+    failures = dg.EventRecordsFilter(event_type=dg.DagsterEventType.RUN_FAILURE, after_cursor=after)
+    records = _settled(instance.event_log_storage.get_event_records(failures, limit=EVENTS_A_TICK, ascending=True))
     last = max([after, *[record.storage_id for record in records]])
     return [_failed_run(instance, record) for record in records if not _failed_by_check(instance, record)], last
 
