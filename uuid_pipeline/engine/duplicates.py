@@ -155,6 +155,34 @@ WHERE i.indrelid = %(oid)s AND i.indisunique AND (i.indpred IS NOT NULL OR i.ind
 """
 
 
+def _across_parents(connection: Connection, store: Store, assessment: int) -> list[str]:
+    """Rows of one natural key below different documents: merging stays within one document, so they never become one.
+
+    Only an identity that does not name the parent makes these.
+    """
+    faults = []
+    for entity in store.entities:
+        if entity.parent is None or entity.parent_column in entity.spec.template.fields:
+            continue
+        statement = sql.compose(
+            """SELECT count(*) AS n, min(s.keys) AS keys FROM (
+                   SELECT (array_agg(i.key::text ORDER BY i.key))[:2] AS keys
+                   FROM {inventory} i JOIN {parents} p ON p.assessment_no = %(no)s AND p.key = i.parent_key
+                   WHERE i.assessment_no = %(no)s AND i.target_id IS NOT NULL
+                   GROUP BY i.target_id HAVING count(DISTINCT p.target_id) > 1) s""",
+            inventory=ledger.inventory_table(entity),
+            parents=ledger.inventory_table(store.entity(entity.parent)),
+        )
+        found = sql.rows(connection, statement, {"no": assessment})[0]
+        if found.n:
+            faults.append(
+                f"{found.n} natural keys of {entity.name} are shared by rows of different {entity.parent}s "
+                f"({' and '.join(found.keys)}, for one), which cannot become one row: put {{{entity.parent_column}}} "
+                f"into the identity of {entity.name}"
+            )
+    return faults
+
+
 def conflicts_resolvable(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: whatever merging displaces can be told apart, archived and brought back."""
     found = clusters(connection, store, assessment)
@@ -165,6 +193,7 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         if store.entity(name).spec.on_duplicate == "block"
         for of_entity in [[c for c in below if c["entity"] == name]]
     ]
+    faults += _across_parents(connection, store, assessment)
     for moved in store.tables if found else ():
         where = f"{moved.table.schema}.{moved.table.name}"
         if not moved.table.primary_key:
