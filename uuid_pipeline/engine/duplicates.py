@@ -145,13 +145,18 @@ def never_across_users(connection: Connection, store: Store, assessment: int) ->
     )
 
 
-# Unique indexes over part of a table or over expressions: what a turned row would meet there cannot be foreseen.
+# Unique indexes over part of a table or over expressions, and exclusion constraints: what a turned row would meet there
+# cannot be foreseen. A constraint depends on its columns, and its index on the constraint.
 _ODD_UNIQUE = """
-SELECT i.indexrelid::regclass::text AS name FROM pg_index i
-WHERE i.indrelid = %(oid)s AND i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)
+SELECT format(CASE WHEN i.indisexclusion THEN 'the exclusion constraint %%s holds an id'
+              ELSE 'the unique index %%s is partial or over an expression that uses an id' END, i.indexrelid::regclass)
+       AS sentence
+FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype = 'x'
+WHERE i.indrelid = %(oid)s
+  AND (i.indisexclusion OR i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL))
   AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-              WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refobjid = i.indrelid
-                AND a.attname = ANY(%(columns)s))
+              WHERE (d.classid, d.objid) IN (('pg_class'::regclass, i.indexrelid), ('pg_constraint'::regclass, k.oid))
+                AND d.refobjid = i.indrelid AND a.attname = ANY(%(columns)s))
 """
 
 
@@ -200,7 +205,7 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
             faults.append(f"{where} has no primary key, so a re-pointed row could not be found again")
         columns = [column for column, _ in moved.columns]
         odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
-        faults += [f"the unique index {row.name} is partial or over an expression that uses an id" for row in odd]
+        faults += [row.sentence for row in odd]
     if found:
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
     said = (

@@ -99,6 +99,29 @@ def test_an_identity_without_the_owner_that_joins_two_users_is_refused(incident:
     assert "owner" in gate.remedy
 
 
+@pytest.mark.parametrize(
+    ("constraint", "said"),
+    [
+        ("EXCLUDE USING btree (thing_id WITH =, n WITH =)", "the exclusion constraint shop.held_x holds an id"),
+        ("EXCLUDE USING btree (n WITH =, lower(thing_id::text) WITH =)", "shop.held_x holds an id"),
+        ("EXCLUDE USING btree (part WITH =)", None),
+        ("UNIQUE (thing_id, n)", None),
+    ],
+)
+def test_what_merging_would_meet_in_an_exclusion_constraint_is_a_red_gate(
+    empty_store: Engine, constraint: str, said: str | None
+) -> None:
+    cycle.run_sql(empty_store, shop.STORE)
+    cycle.run_sql(empty_store, f"ALTER TABLE shop.parts ADD CONSTRAINT held_x {constraint}")
+    assert cycle.assess(empty_store, shop.SPEC).gates["conflicts_resolvable"].passed
+    cycle.run_sql(empty_store, "UPDATE shop.things SET code = 'same'")
+
+    gate = cycle.assess(empty_store, shop.SPEC).gates["conflicts_resolvable"]
+
+    assert gate.passed == (said is None)
+    assert (said or "") in gate.finding
+
+
 def test_children_of_different_documents_that_share_a_natural_key_are_a_red_gate(incident: Engine) -> None:
     loose = SPEC.entities["chunk"].model_copy(
         update={"identity": "{chunker_name}:{chunker_version}:{chunk_ord}", "witnesses": []}
