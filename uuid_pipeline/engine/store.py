@@ -49,6 +49,7 @@ class Reference:
     foreign_key: str | None
     form: Form = "key"
     path: tuple[str, ...] = ()
+    keeps_orphans: bool = False
 
     @property
     def name(self) -> str:
@@ -223,7 +224,8 @@ def _references(spec: Spec, catalog: Catalog, entities: tuple[Entity, ...]) -> t
             if form == "key" and (soft.table, soft.column) in shared:
                 form = "text"
             path = tuple(soft.path.split(".")) if soft.path else ()
-            found.append(Reference(table, soft.column, soft.entity, None, form, path))
+            keeps = soft.orphans == "keep"
+            found.append(Reference(table, soft.column, soft.entity, None, form, path, keeps))
     _refuse_undeclared_parents(entities, found)
     return tuple(found)
 

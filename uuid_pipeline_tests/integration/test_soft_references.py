@@ -137,3 +137,25 @@ def test_ids_that_json_text_spells_with_escapes_are_refused_before_anything_move
     gate = cycle.assess(empty_store, spec).gates["no_collision"]
     assert not gate.passed
     assert "1 rows of notes.body.book spell ids with escapes" in gate.finding
+
+
+@pytest.mark.parametrize("keys", [UUIDS, TEXTS], ids=["uuid", "text"])
+def test_history_that_holds_ids_of_what_is_gone_moves_where_the_spec_keeps_its_orphans(
+    empty_store: Engine, keys: dict[str, str]
+) -> None:
+    cycle.run_sql(empty_store, LIBRARY.format(**keys, titles=12))
+    history = "CREATE TABLE lib.history AS SELECT n, {book} AS book FROM generate_series(1, 15) n"
+    cycle.run_sql(empty_store, history.format(**keys))
+    line = "  - {{table: history, column: book, entity: book{more}}}\n"
+    before = cycle.rows_of(empty_store, "lib")
+    red = cycle.assess(empty_store, spec_of(MARKS + line.format(more=""))).gates["no_orphans"]
+    assert not red.passed
+    assert "history.book 3" in red.finding
+    assert "orphans: keep" in red.remedy
+    spec = spec_of(MARKS + line.format(more=", orphans: keep"))
+
+    cycle.run_all(empty_store, spec)
+
+    assert cycle.rows_of(empty_store, "lib")["history"] == rewritten(before, "history")
+    cycle.roll_back(empty_store, spec)
+    assert cycle.rows_of(empty_store, "lib") == before
