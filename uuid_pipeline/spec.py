@@ -115,12 +115,14 @@ class SoftReference(_Part):
     """A column that holds an entity's key without a foreign key.
 
     ``path`` leads to the id inside a json(b) column: names separated by dots, ``*`` for every element of an array.
+    ``orphans: keep``: it may hold values that are no row's key, as history or a column of mixed content does.
     """
 
     table: Name
     column: Name
     entity: Name
     path: str | None = Field(default=None, pattern=r"^[^.]+(\.[^.]+)*$")
+    orphans: Literal["block", "keep"] = "block"
     optional: bool = False
 
 

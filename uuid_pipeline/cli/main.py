@@ -1,8 +1,11 @@
 """The command line's front door: one verb a file."""
 
+import json
+import sys
 import warnings
 
 import typer
+from typer.exceptions import TyperException
 
 from uuid_pipeline.cli import (
     approve,
@@ -57,4 +60,14 @@ def main() -> None:
     """Run the command line; Dagster's notices on preview features are not for its users."""
     warnings.filterwarnings("ignore", module=r"dagster.*")
     warnings.filterwarnings("ignore", message=r".*preview.*")
-    app()
+    if "--json" not in sys.argv[1:]:
+        app()
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.Abort:
+        sys.exit(1)
+    except TyperException as error:
+        # Whoever reads our JSON gets it for a misspelt option too.
+        sys.stdout.write(json.dumps({"error": error.format_message(), "exit_code": 2}, ensure_ascii=False) + "\n")
+        sys.stderr.write(f"Error: {error.format_message()}\n")
+        sys.exit(2)

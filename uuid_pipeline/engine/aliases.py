@@ -29,8 +29,8 @@ class AliasUse:
 
 
 def create_functions(connection: Connection) -> None:
-    """Make ``ids_in_json`` and ``rewritten_json`` in the ledger schema, where they do not stand yet."""
-    functions.put_json(connection)
+    """Make the functions that read and rewrite embedded ids in the ledger schema, where they do not stand yet."""
+    functions.put_embedded(connection)
 
 
 def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:

@@ -64,6 +64,7 @@ class Table:
     columns: dict[str, Column]
     primary_key: tuple[str, ...]
     unique_keys: tuple[tuple[str, ...], ...]
+    null_equal_keys: frozenset[tuple[str, ...]]  # of the unique keys those that take NULL for a value like any other
     indexed_first: frozenset[str]
 
 
@@ -113,11 +114,13 @@ WHERE a.attrelid = ANY(%(oids)s) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """
 
+# NULLS NOT DISTINCT came with 15.
 _KEYS = """
 SELECT i.indrelid AS oid, i.indisprimary, i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AS is_key,
        array(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, position)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             WHERE k.position <= i.indnkeyatts ORDER BY k.position) AS columns
+             WHERE k.position <= i.indnkeyatts ORDER BY k.position) AS columns,
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_equal
 FROM pg_index i WHERE i.indrelid = ANY(%(oids)s) AND i.indisvalid ORDER BY i.indexrelid
 """
 
@@ -178,6 +181,7 @@ def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:
         columns=columns,
         primary_key=next((tuple(key.columns) for key in own if key.indisprimary), ()),
         unique_keys=tuple(tuple(key.columns) for key in own if key.is_key),
+        null_equal_keys=frozenset(tuple(key.columns) for key in own if key.is_key and key.nulls_equal),
         indexed_first=frozenset(key.columns[0] for key in own),
     )  # fmt: skip
 

@@ -145,14 +145,47 @@ def never_across_users(connection: Connection, store: Store, assessment: int) ->
     )
 
 
-# Unique indexes over part of a table or over expressions: what a turned row would meet there cannot be foreseen.
+# Unique indexes over part of a table or over expressions, and exclusion constraints: what a turned row would meet there
+# cannot be foreseen. A constraint depends on its columns, and its index on the constraint.
 _ODD_UNIQUE = """
-SELECT i.indexrelid::regclass::text AS name FROM pg_index i
-WHERE i.indrelid = %(oid)s AND i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)
+SELECT format(CASE WHEN i.indisexclusion THEN 'the exclusion constraint %%s holds an id'
+              ELSE 'the unique index %%s is partial or over an expression that uses an id' END, i.indexrelid::regclass)
+       AS sentence
+FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype = 'x'
+WHERE i.indrelid = %(oid)s
+  AND (i.indisexclusion OR i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL))
   AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-              WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refobjid = i.indrelid
-                AND a.attname = ANY(%(columns)s))
+              WHERE (d.classid, d.objid) IN (('pg_class'::regclass, i.indexrelid), ('pg_constraint'::regclass, k.oid))
+                AND d.refobjid = i.indrelid AND a.attname = ANY(%(columns)s))
 """
+
+
+def _across_parents(connection: Connection, store: Store, assessment: int) -> list[str]:
+    """Rows of one natural key below different documents: merging stays within one document, so they never become one.
+
+    Only an identity that does not name the parent makes these.
+    """
+    faults = []
+    for entity in store.entities:
+        if entity.parent is None or entity.parent_column in entity.spec.template.fields:
+            continue
+        statement = sql.compose(
+            """SELECT count(*) AS n, min(s.keys) AS keys FROM (
+                   SELECT (array_agg(i.key::text ORDER BY i.key))[:2] AS keys
+                   FROM {inventory} i JOIN {parents} p ON p.assessment_no = %(no)s AND p.key = i.parent_key
+                   WHERE i.assessment_no = %(no)s AND i.target_id IS NOT NULL
+                   GROUP BY i.target_id HAVING count(DISTINCT p.target_id) > 1) s""",
+            inventory=ledger.inventory_table(entity),
+            parents=ledger.inventory_table(store.entity(entity.parent)),
+        )
+        found = sql.rows(connection, statement, {"no": assessment})[0]
+        if found.n:
+            faults.append(
+                f"{found.n} natural keys of {entity.name} are shared by rows of different {entity.parent}s "
+                f"({' and '.join(found.keys)}, for one), which cannot become one row: put {{{entity.parent_column}}} "
+                f"into the identity of {entity.name}"
+            )
+    return faults
 
 
 def conflicts_resolvable(connection: Connection, store: Store, assessment: int) -> GateResult:
@@ -165,13 +198,14 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         if store.entity(name).spec.on_duplicate == "block"
         for of_entity in [[c for c in below if c["entity"] == name]]
     ]
+    faults += _across_parents(connection, store, assessment)
     for moved in store.tables if found else ():
         where = f"{moved.table.schema}.{moved.table.name}"
         if not moved.table.primary_key:
             faults.append(f"{where} has no primary key, so a re-pointed row could not be found again")
         columns = [column for column, _ in moved.columns]
         odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
-        faults += [f"the unique index {row.name} is partial or over an expression that uses an id" for row in odd]
+        faults += [row.sentence for row in odd]
     if found:
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
     said = (

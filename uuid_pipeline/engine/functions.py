@@ -1,4 +1,4 @@
-"""Functions and views of the ledger schema, made where they are missing or differ; those that read ids inside JSON."""
+"""Functions and views of the ledger schema, made where they are missing or differ; those that read embedded ids."""
 
 import hashlib
 from collections.abc import Mapping
@@ -166,9 +166,19 @@ SELECT string_agg(coalesce(to_json($4[array_position($3, t.id)])::text, t.token)
 FROM uuid_pipeline.json_tokens($1, $2) t
 """
 
+# Dimensions and bounds stay. One id after the other: no new id is another row's old one (gate no_collision).
+_REWRITTEN_ARRAY = """
+BEGIN
+    FOR place IN 1..cardinality(old) LOOP
+        value := array_replace(value, old[place], new[place]);
+    END LOOP;
+    RETURN value;
+END
+"""
 
-def of_json() -> list[Definition]:
-    """Functions that read and rewrite ids inside json and jsonb values, for triggers and for batches."""
+
+def of_embedded() -> list[Definition]:
+    """Functions that read and rewrite ids inside json and jsonb values and arrays, for triggers and for batches."""
     tokens = _JSON_TOKENS
     for part, constant in (("{token}", _TOKEN), ("{backslash}", "\\"), ("{unreadable}", _UNREADABLE)):
         # The driver writes a backslash so that it means the same whatever standard_conforming_strings says.
@@ -183,10 +193,14 @@ def of_json() -> list[Definition]:
         function("json_tokens", {**found, "value": "json"}, table, in_plpgsql, sql.Text(tokens)),
         function("ids_in_json", {**found, "value": "json"}, "SETOF text", in_sql, sql.Text(_IDS_IN_JSON)),
         function("rewritten_json", {**rewritten, "value": "json"}, "json", in_sql, sql.Text(_REWRITTEN_JSON)),
-    ]
+        function(
+            "rewritten_array", {"value": "text[]", "old": "text[]", "new": "text[]"}, "text[]", in_plpgsql,
+            sql.Text(_REWRITTEN_ARRAY),
+        ),
+    ]  # fmt: skip
 
 
-def put_json(connection: Connection) -> None:
-    """Make the functions of :func:`of_json`, where they do not stand yet."""
-    for wanted in of_json():
+def put_embedded(connection: Connection) -> None:
+    """Make the functions of :func:`of_embedded`, where they do not stand yet."""
+    for wanted in of_embedded():
         put(connection, wanted)

@@ -231,7 +231,8 @@ def _orphan_count(store: Store, reference: Any) -> sql.Composable:
 
 def orphans(connection: Connection, store: Store) -> dict[str, int]:
     """Rows by reference whose entity row does not exist, now; text, arrays and json may hold ids of other things."""
-    return {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in store.references if r.form == "key"}
+    counted = [r for r in store.references if r.form == "key" and not r.keeps_orphans]
+    return {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
 
 
 _SUMMARY = """
@@ -360,7 +361,8 @@ def no_orphans(connection: Connection, store: Store) -> GateResult:
         "no_orphans",
         not found,
         "0 orphans" if not found else "orphans: " + ", ".join(f"{name} {n}" for name, n in found.items()),
-        "look at these rows with their owner; delete them or give them their document back, then plan again",
+        "look at these rows with their owner; delete them or give them their document back, or, where a soft reference "
+        "may hold what is no row's key, say there in the spec `orphans: keep`; then plan again",
         figures={"orphans": sum(found.values())},
     )
 

@@ -78,11 +78,15 @@ def exists(connection: Connection) -> bool:
 
 
 def create(connection: Connection, store: Store) -> None:
-    """Make what is missing of the ledger, as its owner. Raises RefusedError when a newer version made it."""
+    """Make what is missing of the ledger, as its owner.
+
+    Raises RefusedError when another version made it, or when its schema is somebody else's.
+    """
     # Two first runs at once would collide on CREATE SCHEMA; this lock ends with the transaction.
     sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.ledger', 0))")
     ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()
     if not exists(connection):
+        _require_room(connection)
         connection.exec_driver_sql(ddl)
     version = sql.scalar(connection, "SELECT version FROM uuid_pipeline.ledger")
     if version != VERSION:
@@ -94,6 +98,18 @@ def create(connection: Connection, store: Store) -> None:
     if is_owner(connection):
         for entity in store.entities:
             _create_typed(connection, store, entity)
+
+
+def _require_room(connection: Connection) -> None:
+    """What else stands in a schema of our name would be dropped with the ledger in the end."""
+    others = "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('uuid_pipeline') ORDER BY 1 LIMIT 4"
+    found = [row.relname for row in sql.rows(connection, others)]
+    if found:
+        raise RefusedError(
+            f"The store has a schema uuid_pipeline that is no ledger; it holds {', '.join(found[:3])}"
+            f"{' and more' if len(found) > 3 else ''}. The ledger needs that name for itself: "
+            "ALTER SCHEMA uuid_pipeline RENAME TO another name."
+        )
 
 
 def is_owner(connection: Connection) -> bool:

@@ -286,9 +286,7 @@ def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.C
         return sql.compose("min(b.goal)::{type}", type=cast_type(type_name))
     if reference.form == "array":
         return sql.compose(
-            """(SELECT array_agg(coalesce(r.new, o.id) ORDER BY o.n)
-                FROM unnest(w.was::text[]) WITH ORDINALITY o(id, n)
-                LEFT JOIN unnest(array_agg(b.source), array_agg(b.goal)) r(old, new) ON r.old = o.id)::{type}""",
+            "uuid_pipeline.rewritten_array(w.was::text[], array_agg(b.source), array_agg(b.goal))::{type}",
             type=cast_type(type_name),
         )
     # Of json and of jsonb alike; a json text stays byte for byte but for the id.
@@ -301,10 +299,11 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
     """A condition on ``t`` that an index may serve; rows that it lets through are looked at one by one."""
     column = sql.name(reference.column)
     if reference.form == "text":
-        return sql.compose("t.{column} IN (SELECT m.source FROM {moves} m)", column=column, moves=moves)
+        source = sql.Text("m.source::uuid" if type_name == "uuid" else "m.source")
+        return sql.compose("t.{column} IN (SELECT {source} FROM {moves} m)", column=column, source=source, moves=moves)
     if reference.form == "array":
         return sql.compose(
-            "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type} AND array_ndims(t.{column}) = 1",
+            "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type}",
             column=column,
             moves=moves,
             type=cast_type(type_name),

@@ -1,15 +1,16 @@
 """The id map: old id -> target id for every row that must move, with the order in which it will."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import functions, ledger, redaction, sql
 from uuid_pipeline.engine.approach import WAVE_KINDS
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.locks import ids_in
-from uuid_pipeline.engine.natural_keys import as_read
+from uuid_pipeline.engine.natural_keys import as_read, cast_type
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
 from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize, recomputer
@@ -211,16 +212,23 @@ def preview(connection: Connection, store: Store, assessment: int, limit: int) -
     return [dict(row._mapping) for row in sql.rows(connection, statement, {"no": assessment, "limit": limit})]
 
 
-def witnesses_agree(store: Store) -> GateResult:
-    """Gate: each witness's natural key gives the id that the application made of it."""
+def witnesses_agree(connection: Connection, store: Store) -> GateResult:
+    """Gate: each witness's natural key, read as the store would, gives the id that the application made of it."""
     target_of = hasher(store.spec.namespace)
     wrong, total = [], 0
     for entity in store.entities:
         for witness in entity.spec.witnesses:
             total += 1
-            values = {k: normalize(v, entity.spec.normalize.get(k, [])) for k, v in witness.items() if k != "id"}
+            try:
+                with connection.begin_nested():
+                    read = _as_the_store_reads(connection, entity, witness)
+            except DBAPIError as error:
+                said = str(error.orig).splitlines()[0]
+                wrong.append(f"{entity.name}: the store cannot read the witness for {witness['id']}: {said}")
+                continue
+            values = {k: normalize(v, entity.spec.normalize.get(k, [])) for k, v in read.items() if k != "id"}
             target = target_of(entity.spec.template.fill(values))
-            if target != witness["id"]:
+            if target != read["id"]:
                 wrong.append(f"{entity.name}: the rule gives {target}, the application gave {witness['id']}")
     found = f"{total} witnesses agree" if total else "the spec gives no witness: the rule itself is unproven"
     return GateResult.of(
@@ -230,6 +238,21 @@ def witnesses_agree(store: Store) -> GateResult:
         "correct namespace, identity or normalize in the spec until it gives the application's own ids",
         figures={"witnesses": total},
     )
+
+
+def _as_the_store_reads(connection: Connection, entity: Entity, witness: Mapping[str, str]) -> dict[str, str]:
+    """A witness's values as the text of their columns: a UUID in capitals, a date, a boolean as the YAML has them."""
+    types = [entity.table.columns[entity.key if field == "id" else field].type for field in witness]
+    read = [
+        sql.compose("{value}::text::{type}::text", value=sql.bound(f"v{n}"), type=cast_type(type_name))
+        # A cast to varchar(n) would cut the text without a word.
+        if type_name.split("(")[0] not in ("text", "character varying")
+        else sql.compose("{value}::text", value=sql.bound(f"v{n}"))
+        for n, type_name in enumerate(types)
+    ]
+    values = {f"v{n}": value for n, value in enumerate(witness.values())}
+    row = sql.rows(connection, sql.compose("SELECT {read}", read=sql.join(", ", read)), values)[0]
+    return dict(zip(witness, row, strict=True))
 
 
 def one_target_per_natural_key(connection: Connection, store: Store, assessment: int) -> GateResult:
@@ -272,14 +295,17 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
     A row of the same cluster may hold it: merging takes that one out of the way.
     """
     held = [
-        f"{entity.name} {row.key} -> {row.target_id}"
+        f"{entity.name} {row.key} -> {row.target_id}, held by a row that "
+        + (f"is to become {row.next}" if row.next else "stays")
         for entity in store.entities
         for row in sql.rows(
             connection,
             sql.compose(
                 """WITH met AS MATERIALIZED (SELECT m.* FROM {map} m JOIN {table} t ON t.{key} = m.new_id
                                              WHERE m.assessment_no = %(no)s AND m.role = 'move')
-                   SELECT m.old_id AS key, m.new_id AS target_id FROM met m WHERE {alone} LIMIT 10""",
+                   SELECT m.old_id AS key, m.new_id AS target_id, n.new_id AS next
+                   FROM met m LEFT JOIN {map} n ON n.assessment_no = %(no)s AND n.old_id = m.new_id
+                   WHERE {alone} LIMIT 10""",
                 alone=_no_twin(entity),
                 map=ledger.map_table(entity),
                 table=sql.table(entity.table.schema, entity.table.name),
@@ -288,19 +314,41 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
             {"no": assessment},
         )
     ]
-    functions.put_json(connection)
+    functions.put_embedded(connection)
     for reference in store.references:
         if reference.foreign_key is None:
             values = {"no": assessment, "path": list(reference.path)}
             count = sql.scalar(connection, _soft_collisions(store, reference), values)
             held += [f"{count} rows of {reference.name} hold target ids"] if count else []
+            held += _spelled_otherwise(connection, store, reference)
     return GateResult.of(
         "no_collision",
         not held,
         "no target id is taken" if not held else f"taken: {'; '.join(held)}",
-        "look at the rows that hold these ids; they are not the ones that the ids are derived for",
+        "look at the rows that hold these ids; they are not the ones that the ids are derived for. While an id is one "
+        "row's old and another's new one, nobody could tell which a writer or a reference means: give the row that "
+        "holds it an unused random id first, with what refers to it, then plan again",
         figures={"collisions": len(held)},
     )
+
+
+def _spelled_otherwise(connection: Connection, store: Store, reference: Reference) -> list[str]:
+    """Ids in json text that escapes spell (PHP's ``\\/``): what a rollback would write is another text."""
+    if reference.table.columns[reference.column].type != "json":
+        return []
+    entity = store.entity(reference.entity)
+    statement = sql.compose(
+        """SELECT count(*) FROM {table} t WHERE strpos(t.{column}::text, %(escape)s) > 0 AND EXISTS (
+               SELECT FROM uuid_pipeline.json_tokens(t.{column}, %(path)s) s JOIN {target} e ON e.{key}::text = s.id
+               WHERE s.token <> to_json(s.id)::text)""",
+        table=sql.table(reference.table.schema, reference.table.name),
+        column=sql.name(reference.column),
+        target=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+    )
+    count = sql.scalar(connection, statement, {"escape": "\\", "path": list(reference.path)})
+    said = "spell ids with escapes, which no rollback could write again as they were: make the column jsonb"
+    return [f"{count} rows of {reference.name} {said}"] if count else []
 
 
 def _soft_collisions(store: Store, reference: Reference) -> sql.Composable:

@@ -6,6 +6,8 @@ the way by then. Which document survives stands in the approved plan; which chil
 is there now, under the locks.
 """
 
+from typing import LiteralString
+
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import locks, sql
@@ -224,9 +226,9 @@ def _displace_twins(connection: Connection, store: Store, fold: Fold, key: tuple
         return
     table = fold.held.moved.table
     after = [fold.after(column) for column in key]
-    same = [
-        sql.compose("o.{c} = a.{n}", c=sql.name(column), n=sql.name(f"k{n}")) for n, column in enumerate(key)
-    ]  # fmt: skip
+    nulls_equal = key in table.null_equal_keys
+    equal: LiteralString = "o.{c} IS NOT DISTINCT FROM a.{n}" if nulls_equal else "o.{c} = a.{n}"
+    same = [sql.compose(equal, c=sql.name(column), n=sql.name(f"k{n}")) for n, column in enumerate(key)]
     named = [sql.compose("{v} AS {n}", v=value, n=sql.name(f"k{n}")) for n, value in enumerate(after)]
     twins = sql.compose(
         """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
@@ -242,7 +244,9 @@ def _displace_twins(connection: Connection, store: Store, fold: Fold, key: tuple
                WHERE {present}) d
            WHERE d.turn > 1 OR d.held ON CONFLICT DO NOTHING""",
         keys=sql.join(", ", [sql.compose("a.{n}", n=sql.name(f"k{n}")) for n in range(len(key))]),
-        present=sql.join(" AND ", [sql.compose("a.{n} IS NOT NULL", n=sql.name(f"k{n}")) for n in range(len(key))]),
+        present=sql.Text("true")
+        if nulls_equal
+        else sql.join(" AND ", [sql.compose("a.{n} IS NOT NULL", n=sql.name(f"k{n}")) for n in range(len(key))]),
         table=fold.held.table,
         same=sql.join(" AND ", same),
         fold=fold.relation,

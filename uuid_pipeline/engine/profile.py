@@ -71,10 +71,19 @@ def missing_rights(connection: Connection, store: Store) -> list[MissingRight]:
         grant = f"GRANT TEMPORARY ON DATABASE {database} TO {who.quoted};"
         missing.append(MissingRight("TEMPORARY", f"database {who.database} (for the rows that a batch holds)", grant))
     if who.owns_ledger is False and not only_back:
-        owner = "SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = 'uuid_pipeline'"
-        grant = f"GRANT {sql.scalar(connection, owner)} TO {who.quoted};"
-        missing.append(MissingRight("ownership", "schema uuid_pipeline (the ledger)", grant))
+        missing.append(_ledger_ownership(connection, who.quoted))
     return list(dict.fromkeys([*missing, *triggers.choose(connection, store).missing]))
+
+
+def _ledger_ownership(connection: Connection, role: str) -> MissingRight:
+    owner = sql.rows(
+        connection,
+        """SELECT quote_ident(rolname) AS name, rolsuper FROM pg_roles JOIN pg_namespace ON nspowner = pg_roles.oid
+           WHERE nspname = 'uuid_pipeline'""",
+    )[0]
+    # Nobody becomes a superuser for the sake of a ledger.
+    remedy = f"connect as {owner.name}, who made it" if owner.rolsuper else f"GRANT {owner.name} TO {role};"
+    return MissingRight("ownership", "schema uuid_pipeline (the ledger)", remedy)
 
 
 def _table_rights(connection: Connection, moved: MovedTable, role: str) -> list[MissingRight]:

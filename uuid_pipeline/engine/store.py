@@ -39,8 +39,8 @@ class Entity:
 class Reference:
     """A column that holds an entity's key; ``foreign_key`` is None for a soft reference.
 
-    ``form`` says how it holds it: ``key`` in the key's own type, ``text`` as its text, ``array`` among others,
-    ``json`` at ``path`` (``*`` stands for every element of an array).
+    ``form`` says how it holds it: ``key`` in the key's own type, ``text`` as its text, or in a column that holds keys
+    of several entities; ``array`` among others, ``json`` at ``path`` (``*`` stands for every element of an array).
     """
 
     table: Table
@@ -49,6 +49,7 @@ class Reference:
     foreign_key: str | None
     form: Form = "key"
     path: tuple[str, ...] = ()
+    keeps_orphans: bool = False
 
     @property
     def name(self) -> str:
@@ -197,26 +198,44 @@ def _parent_column(spec: Spec, catalog: Catalog, name: str, parent: Entity) -> s
     ]
     found += [r.column for r in spec.soft_references if (r.table, r.entity) == (entity.table, parent.name)]
     in_identity = [column for column in found if column in entity.template.fields]
+    chosen = (in_identity or found or [""])[0]
+    if (entity.table, chosen) in _shared_columns(spec):
+        raise UsageError(
+            f"Entity {name}: {entity.table}.{chosen} is declared for several entities under soft_references, so it "
+            f"cannot say which {entity.parent} a row belongs to. Take `parent` out, or the other declarations."
+        )
     if not found:
         raise UsageError(
             f"Entity {name}: no column of {entity.table} refers to its parent {parent.table.name}.{parent.key}. "
             "Declare it under soft_references, or take `parent` out."
         )
-    return (in_identity or found)[0]
+    return chosen
 
 
 def _references(spec: Spec, catalog: Catalog, entities: tuple[Entity, ...]) -> tuple[Reference, ...]:
     found = _by_foreign_key(catalog, entities)
     known = {(reference.table.oid, reference.column) for reference in found}
     of_name = {entity.name: entity for entity in entities}
+    shared = _shared_columns(spec)
     for soft in spec.soft_references:
         table = catalog.table(soft.table)
         if table is not None and soft.column in table.columns and (table.oid, soft.column) not in known:
             form = _form(soft, table, of_name[soft.entity])
+            if form == "key" and (soft.table, soft.column) in shared:
+                form = "text"
             path = tuple(soft.path.split(".")) if soft.path else ()
-            found.append(Reference(table, soft.column, soft.entity, None, form, path))
+            keeps = soft.orphans == "keep"
+            found.append(Reference(table, soft.column, soft.entity, None, form, path, keeps))
     _refuse_undeclared_parents(entities, found)
     return tuple(found)
+
+
+def _shared_columns(spec: Spec) -> set[tuple[str, str]]:
+    """(table, column) of columns declared for several entities, as one that holds now this id, now that."""
+    entities: dict[tuple[str, str], set[str]] = {}
+    for soft in spec.soft_references:
+        entities.setdefault((soft.table, soft.column), set()).add(soft.entity)
+    return {place for place, names in entities.items() if len(names) > 1}
 
 
 def _form(soft: SoftReference, table: Table, entity: Entity) -> Form:

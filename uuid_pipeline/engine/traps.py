@@ -4,6 +4,7 @@ Each stands with its reason in docs/traps.md. What the catalogs cannot answer is
 and not run, or as an expression over a sample of rows.
 """
 
+import re
 from collections.abc import Iterator
 
 from sqlalchemy import Connection
@@ -30,7 +31,7 @@ def unsupported(connection: Connection, store: Store) -> list[str]:
         if moved.table.kind in ("r", "p")
         for fault in (*_update_faults(connection, moved), *_check_faults(connection, moved))
     ]
-    keys = _outgoing_faults(store) + _generated_key_faults(store)
+    keys = _outgoing_faults(store) + _generated_key_faults(store) + _identity_faults(connection, store)
     return plain + list(choose(connection, store).refusals) + tried + keys + _busy_faults(connection, store)
 
 
@@ -59,7 +60,23 @@ def _table_faults(moved: MovedTable) -> list[str]:
         if table.columns[column].type.split("(")[0] not in ("uuid", "text", "character varying")
     ]
     generated = [f"{where}.{column} is generated" for column, _ in moved.columns if table.columns[column].generated]
-    return [fault for applies, fault in faults if applies] + types + generated
+    return [fault for applies, fault in faults if applies] + types + generated + _too_short(moved)
+
+
+_LIMITED = re.compile(r"character varying\((\d+)\)(\[\])?")
+
+
+def _too_short(moved: MovedTable) -> list[str]:
+    """Columns that hold ids and have no room for a target id, whose text takes 36 characters."""
+    columns = [column for column, _ in moved.columns] + [reference.column for reference in moved.embedded]
+    limits = {column: _LIMITED.fullmatch(moved.table.columns[column].type) for column in columns}
+    return [
+        f"{_where(moved)}.{column} is {limit[0]}: a target id takes 36 characters; give it room: ALTER TABLE "
+        f"{sql.shown(sql.table(moved.table.schema, moved.table.name))} ALTER {sql.shown(sql.name(column))} "
+        f"TYPE varchar(36){limit[2] or ''};"
+        for column, limit in limits.items()
+        if limit and int(limit[1]) < 36
+    ]
 
 
 def _update_faults(connection: Connection, moved: MovedTable) -> list[str]:
@@ -172,6 +189,29 @@ def _generated_key_faults(store: Store) -> list[str]:
         )
         for column in columns
         if (schema, table, column) in generated
+    ]
+
+
+# Until 14 the column itself depends on what its expression reads, since 15 the expression does.
+_COMPUTED_FROM = """
+SELECT g.attname AS column, s.attname AS source
+FROM pg_attrdef e JOIN pg_attribute g ON (g.attrelid, g.attnum) = (e.adrelid, e.adnum) AND g.attgenerated <> ''
+JOIN pg_depend d ON (d.classid, d.objid) = ('pg_attrdef'::regclass, e.oid)
+                 OR (d.classid, d.objid, d.objsubid) = ('pg_class'::regclass, e.adrelid, e.adnum)
+JOIN pg_attribute s ON (s.attrelid, s.attnum) = (d.refobjid, d.refobjsubid) AND s.attnum <> g.attnum
+WHERE e.adrelid = %(oid)s AND d.refclassid = 'pg_class'::regclass ORDER BY 1, 2
+"""
+
+
+def _identity_faults(connection: Connection, store: Store) -> list[str]:
+    """Identities that use a generated column which is computed from an id: they change with what they determine."""
+    ids = {moved.table.oid: {column for column, _ in moved.columns} for moved in store.tables}
+    return [
+        f"the identity of {entity.name} uses {entity.table.name}.{row.column}, which the server computes from "
+        f"{row.source}: it changes with the id that it is to determine; use the columns that it is made of"
+        for entity in store.entities
+        for row in sql.rows(connection, _COMPUTED_FROM, {"oid": entity.table.oid})
+        if row.column in entity.spec.template.fields and row.source in ids[entity.table.oid]
     ]
 
 

@@ -38,7 +38,7 @@ def id_mapping(context: dg.AssetExecutionContext, store: StoreResource) -> dg.Ma
 CHECKS = [
     planning_check(
         "id_mapping", "witnesses_agree", "The rule gives the ids that the application itself printed.",
-        lambda _connection, store, _assessment: mapping.witnesses_agree(store),
+        lambda connection, store, _assessment: mapping.witnesses_agree(connection, store),
     ),
     planning_check(
         "id_mapping", "one_target_per_natural_key", "No two natural keys have one target id.",

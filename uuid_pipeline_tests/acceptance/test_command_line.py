@@ -229,6 +229,24 @@ def fragments(password: str) -> set[str]:
     return {part for part in re.split(r"[^A-Za-z0-9]+", password) if len(part) > 4}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["approve", "--json"], "Missing argument 'plan_id'."),
+        (["run", "--json", "--aprove"], "No such option: --aprove"),
+        (["rum", "--json"], "No such command 'rum'"),
+    ],
+)
+def test_a_misspelt_command_is_one_json_object_too(command_line: CommandLine, arguments: list[str], said: str) -> None:
+    refused = command_line.process(*arguments)
+
+    assert (refused.code, refused.data["exit_code"]) == (2, 2)
+    assert said in refused.data["error"]
+    assert said in refused.err
+    without = command_line.process(*[word for word in arguments if word != "--json"])
+    assert (without.code, without.out) == (2, "")
+
+
 @pytest.mark.parametrize("password", PASSWORDS)
 @pytest.mark.parametrize("case", UNREACHABLE)
 def test_a_store_that_cannot_be_reached_exits_with_2_and_shows_no_password(

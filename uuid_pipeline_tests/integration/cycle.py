@@ -109,7 +109,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         one = mapping.one_target_per_natural_key(c, store, number)
         free = mapping.no_collision(c, store, number)
         again = mapping.recomputed_independently(c, store, number)
-        record(c, number, "id_mapping", mapping.witnesses_agree(store), one, free, again)
+        record(c, number, "id_mapping", mapping.witnesses_agree(c, store), one, free, again)
         record(c, number, "store_backup", backup_gate.as_asked(c, store, assessment))
     return Assessed(store, number, summary, found)
 

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import duplicates, look_alikes
+from uuid_pipeline.engine import duplicates, look_alikes, mapping
+from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle, shop
@@ -98,6 +99,42 @@ def test_an_identity_without_the_owner_that_joins_two_users_is_refused(incident:
     assert "owner" in gate.remedy
 
 
+@pytest.mark.parametrize(
+    ("constraint", "said"),
+    [
+        ("EXCLUDE USING btree (thing_id WITH =, n WITH =)", "the exclusion constraint shop.held_x holds an id"),
+        ("EXCLUDE USING btree (n WITH =, lower(thing_id::text) WITH =)", "shop.held_x holds an id"),
+        ("EXCLUDE USING btree (part WITH =)", None),
+        ("UNIQUE (thing_id, n)", None),
+    ],
+)
+def test_what_merging_would_meet_in_an_exclusion_constraint_is_a_red_gate(
+    empty_store: Engine, constraint: str, said: str | None
+) -> None:
+    cycle.run_sql(empty_store, shop.STORE)
+    cycle.run_sql(empty_store, f"ALTER TABLE shop.parts ADD CONSTRAINT held_x {constraint}")
+    assert cycle.assess(empty_store, shop.SPEC).gates["conflicts_resolvable"].passed
+    cycle.run_sql(empty_store, "UPDATE shop.things SET code = 'same'")
+
+    gate = cycle.assess(empty_store, shop.SPEC).gates["conflicts_resolvable"]
+
+    assert gate.passed == (said is None)
+    assert (said or "") in gate.finding
+
+
+def test_children_of_different_documents_that_share_a_natural_key_are_a_red_gate(incident: Engine) -> None:
+    loose = SPEC.entities["chunk"].model_copy(
+        update={"identity": "{chunker_name}:{chunker_version}:{chunk_ord}", "witnesses": []}
+    )
+    spec = cycle.spec_with(entities={**SPEC.entities, "chunk": loose})
+
+    gate = cycle.assess(incident, spec).gates["conflicts_resolvable"]
+
+    assert not gate.passed
+    assert "natural keys of chunk are shared by rows of different documents" in gate.finding
+    assert "put {document_id} into the identity of chunk" in gate.finding
+
+
 def test_two_natural_keys_that_make_one_text_are_a_red_gate(incident: Engine) -> None:
     glued = SPEC.entities["chunk"].model_copy(
         update={"identity": "{document_id}{chunker_name}{chunker_version}{chunk_ord}", "witnesses": []}
@@ -125,7 +162,27 @@ def test_a_target_id_that_another_row_holds_is_a_collision(incident: Engine) -> 
     gate = cycle.assess(incident, SPEC).gates["no_collision"]
 
     assert not gate.passed
-    assert f"document {rows[0][0]} -> {target}" in gate.finding
+    assert f"document {rows[0][0]} -> {target}, held by a row that is to become " in gate.finding
+
+
+def test_a_witness_is_read_as_the_columns_would_read_it(incident: Engine) -> None:
+    document = SPEC.entities["document"]
+    capitals = {
+        field: value.upper() if field != "file_sha256" else value for field, value in document.witnesses[0].items()
+    }
+    unreadable = {**document.witnesses[0], "user_id": "nobody"}
+
+    def judged(*witnesses: dict[str, str]) -> GateResult:
+        described = document.model_copy(update={"witnesses": list(witnesses)})
+        spec = cycle.spec_with(entities={**SPEC.entities, "document": described})
+        with incident.begin() as connection:
+            return mapping.witnesses_agree(connection, cycle.bound(connection, spec))
+
+    assert capitals["user_id"] != document.witnesses[0]["user_id"]
+    assert judged(capitals).passed
+    gate = judged(unreadable, document.witnesses[0])
+    assert not gate.passed
+    assert 'invalid input syntax for type uuid: "nobody"' in gate.finding
 
 
 def test_a_wrong_witness_is_a_red_gate_with_both_ids(incident: Engine) -> None:

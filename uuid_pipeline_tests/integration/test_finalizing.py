@@ -157,3 +157,17 @@ def test_the_ledger_is_dropped_after_finalize_only_and_leaves_no_trace(store: En
     assert cycle.rows_of(store) == cycle.expected_rows(rows)
     # As if it had never been: the next plan finds nothing to do.
     assert cycle.assess(store, SPEC).summary.deterministic == 38
+
+
+def test_a_schema_of_the_ledgers_name_that_is_no_ledger_is_refused_and_left_as_it_is(incident: Engine) -> None:
+    cycle.run_sql(incident, "DROP SCHEMA IF EXISTS uuid_pipeline CASCADE; CREATE SCHEMA uuid_pipeline")
+    cycle.run_sql(incident, "CREATE TABLE uuid_pipeline.executions AS SELECT 1 AS mine")
+
+    with incident.begin() as connection, pytest.raises(RefusedError, match="no ledger; it holds executions"):
+        ledger.create(connection, cycle.bound(connection, SPEC))
+
+    assert cycle.run_sql(incident, "SELECT mine FROM uuid_pipeline.executions") == [(1,)]
+    cycle.run_sql(incident, "DROP TABLE uuid_pipeline.executions")
+    with incident.begin() as connection:
+        ledger.create(connection, cycle.bound(connection, SPEC))
+        assert ledger.exists(connection)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.spec import load_spec
-from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = load_spec(None)
 KEYS = {"documents": "document_id", "document_chunks": "chunk_id", "upload_jobs": "job_id", "events": "event_id",
@@ -164,3 +164,19 @@ def test_rollback_keeps_what_the_application_wrote_since_and_leaves_archived_wha
     assert len(late) == len(jobs)
     documents = {row["document_id"] for row in after["documents"]}
     assert all(row["document_id"] in documents for row in after["events"])
+
+
+def test_a_unique_key_that_takes_null_for_a_value_displaces_rows_too(empty_store: Engine) -> None:
+    cycle.run_sql(empty_store, shop.STORE)
+    cycle.run_sql(empty_store, "ALTER TABLE shop.parts ADD UNIQUE NULLS NOT DISTINCT (thing_id, n)")
+    cycle.run_sql(empty_store, "UPDATE shop.parts SET n = NULL; UPDATE shop.things SET code = 'same'")
+    before = cycle.rows_of(empty_store, "shop")
+
+    cycle.run_all(empty_store, shop.SPEC)
+
+    target = str(uuid.uuid5(shop.SPEC.namespace, "same"))
+    after = cycle.rows_of(empty_store, "shop")
+    assert [row["id"] for row in after["things"]] == [target]
+    assert [(row["thing_id"], row["n"]) for row in after["parts"]] == [(target, None)]
+    cycle.roll_back(empty_store, shop.SPEC)
+    assert cycle.rows_of(empty_store, "shop") == before

@@ -135,6 +135,7 @@ def test_a_ledger_of_another_role_is_named_as_missing_ownership(
     found = missing(poor)
 
     assert [(right.right, right.object) for right in found] == [("ownership", "schema uuid_pipeline (the ledger)")]
+    assert found[0].remedy == "connect as postgres, who made it"
 
 
 def test_everybody_else_is_kept_out_of_the_ledger(

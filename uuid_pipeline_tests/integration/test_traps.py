@@ -11,7 +11,7 @@ from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import profile, traps, triggers
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.spec import Spec, parse_spec
+from uuid_pipeline.spec import SoftReference, Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.cycle import Rows
 
@@ -189,6 +189,11 @@ def found_after(engine: Engine, change: str, spec: Spec = SPEC) -> tuple[list[st
             r"r_cascade\.doc moves as doc, but its foreign key \S+ refers to zoo\.o\.id, which does not",
         ),
         (
+            "CREATE TABLE zoo.short (label varchar(35) REFERENCES zoo.labels)",
+            r"zoo\.short\.label is character varying\(35\): a target id takes 36 characters; .* "
+            r'ALTER TABLE "zoo"\."short" ALTER "label" TYPE varchar\(36\);',
+        ),
+        (
             "CREATE PUBLICATION p FOR TABLE zoo.r_cascade",
             r"every UPDATE of zoo\.r_cascade fails: .* does not have a replica identity",
         ),
@@ -227,6 +232,32 @@ def test_a_trap_is_refused_with_its_reason(zoo_to_look_at: Engine, change: str, 
 
     assert re.search(reason, refusal)
     assert more == []
+
+
+def test_a_soft_reference_without_room_for_a_target_id_is_refused(zoo_to_look_at: Engine) -> None:
+    soft = [{"table": "mail", "column": column, "entity": "label"} for column in ("about", "others", "wide")]
+    spec = SPEC.model_copy(update={"soft_references": [SoftReference.model_validate(one) for one in soft]})
+    table = "CREATE TABLE zoo.mail (about varchar(20), others varchar(20)[], wide varchar(36))"
+
+    refusals, _ = found_after(zoo_to_look_at, table, spec)
+
+    assert [refusal.split(":")[0] for refusal in refusals] == [
+        "zoo.mail.about is character varying(20)", "zoo.mail.others is character varying(20)[]"
+    ]  # fmt: skip
+    assert refusals[1].endswith('ALTER TABLE "zoo"."mail" ALTER "others" TYPE varchar(36)[];')
+
+
+@pytest.mark.parametrize("kind", ["STORED", pytest.param("VIRTUAL", id="virtual, since 18")])
+def test_an_identity_computed_from_the_id_that_it_determines_is_refused(zoo_to_look_at: Engine, kind: str) -> None:
+    column = f"ALTER TABLE zoo.docs ADD made text GENERATED ALWAYS AS (parent::text || code) {kind}"
+    fine = f"ALTER TABLE zoo.docs ADD made text GENERATED ALWAYS AS (upper(code)) {kind}"
+    doc = SPEC.entities["doc"].model_copy(update={"identity": "{made}"})
+    spec = SPEC.model_copy(update={"entities": {**SPEC.entities, "doc": doc}})
+
+    (refusal,), _ = found_after(zoo_to_look_at, column, spec)
+
+    assert refusal.startswith("the identity of doc uses docs.made, which the server computes from parent: ")
+    assert found_after(zoo_to_look_at, fine, spec)[0] == []
 
 
 @pytest.mark.parametrize(

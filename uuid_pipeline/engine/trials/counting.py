@@ -70,7 +70,7 @@ def holds(reference: Reference) -> sql.Composable:
         "EXISTS (SELECT FROM {table} c WHERE c.{column} = {old})",
         table=sql.table(reference.table.schema, reference.table.name),
         column=sql.name(reference.column),
-        old=sql.Text("m.old" if reference.form == "key" else "m.old::text"),
+        old=sql.Text("m.old" if reference.table.columns[reference.column].type == "uuid" else "m.old::text"),
     )
 
 

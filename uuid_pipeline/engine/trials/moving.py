@@ -211,7 +211,9 @@ def _largest(connection: Connection, store: Store, entity: Entity) -> list[tuple
     targets = {row.old: row.new for row in sql.rows(connection, statement, {"n": CANDIDATES})}
     for reference in references_to(store, entity) if targets else ():
         for key, count in _referring(connection, entity, reference, list(targets)):
-            counts[key] = counts.get(key, 0) + count
+            # Under a collation that ignores case another spelling refers too, and is no row's key.
+            if key in targets:
+                counts[key] = counts.get(key, 0) + count
     return [(key, targets[key]) for key in sorted(counts, key=lambda k: (-counts[k], k))[:1]]
 
 
