@@ -287,7 +287,7 @@ def _carry_out(session: Session, wave: ledger.Wave, begun: bool) -> Outcome:
     say = logging.getLogger("uuid_pipeline.progress").info
     while True:
         if begun:
-            control.await_resumption(session.engine, wave.execution_id, say)
+            control.await_resumption(session.engine, wave, say)
         outcome = session.run("migrate", partition=wave.wave)
         # The pause may have come while the run of the wave began.
         if not begun or outcome.error is None or outcome.error.message != control.paused(wave.execution_id):

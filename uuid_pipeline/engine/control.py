@@ -70,20 +70,22 @@ def paused(execution_id: str) -> str:
     return f"Execution {execution_id} is paused. To go on: uuid-pipeline resume"
 
 
-def await_resumption(engine: Engine, execution_id: str, say: Callable[[str], None]) -> None:
-    """Between two waves: wait while paused, with no lease to keep. A cancelled one is refused by its next wave."""
-    waited = False
-    while True:
-        with engine.begin() as connection:
-            wish = desired(connection, execution_id)
+def await_resumption(engine: Engine, wave: ledger.Wave, say: Callable[[str], None]) -> None:
+    """Before a wave: wait while paused, with no lease to keep. A cancelled execution is refused by the wave itself."""
+    with engine.connect() as connection:
+        wish = desired(connection, wave.execution_id)
+        connection.rollback()
         if wish != "pause":
-            break
-        if not waited:
-            say(f"{execution_id}: paused between two waves; uuid-pipeline resume lets it go on")
-        waited = True
-        time.sleep(POLL_SECONDS)
-    if waited:
-        say(f"{execution_id}: resumed" if wish == "run" else f"{execution_id}: cancelled")
+            return
+        say(f"{wave.wave}: paused between two waves; uuid-pipeline resume lets it go on")
+        number = _begin_wait(connection, wave)
+        while wish == "pause":
+            time.sleep(POLL_SECONDS)
+            with connection.begin():
+                wish = desired(connection, wave.execution_id)
+        with connection.begin():
+            _end_wait(connection, number)
+    say(f"{wave.wave}: resumed" if wish == "run" else f"{wave.wave}: cancelled")
 
 
 def obey(connection: Connection, wave: ledger.Wave, lease: Lease, say: Callable[[str], None]) -> None:
@@ -115,12 +117,13 @@ def _wait(connection: Connection, wave: ledger.Wave, lease: Lease) -> str:
             leases.hold(connection, lease)
             wish = desired(connection, wave.execution_id)
             if wish != "pause":
-                sql.execute(
-                    connection,
-                    "UPDATE uuid_pipeline.waits SET ended_at = clock_timestamp() WHERE wait_no = %(no)s",
-                    {"no": number},
-                )
+                _end_wait(connection, number)
                 return wish
+
+
+def _end_wait(connection: Connection, number: int) -> None:
+    ended = "UPDATE uuid_pipeline.waits SET ended_at = clock_timestamp() WHERE wait_no = %(no)s"
+    sql.execute(connection, ended, {"no": number})
 
 
 def _begin_wait(connection: Connection, wave: ledger.Wave) -> int:

@@ -98,7 +98,7 @@ def test_a_run_that_is_paused_between_two_waves_waits_there(command_line: Comman
     assert command_line("plan").code == 0
     cycle.run_sql(incident, PAUSED_AFTER_CANARY)
     running = command_line.start("run", "--approve", "--json")
-    wait_until(incident, "SELECT count(*) = 1 FROM uuid_pipeline.executions WHERE desired = 'pause'")
+    wait_until(incident, "SELECT count(*) = 1 FROM uuid_pipeline.waits WHERE cause = 'pause' AND ended_at IS NULL")
 
     assert command_line("run", "--json").code == 1
     assert running.poll() is None
