@@ -309,5 +309,11 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
             type=cast_type(type_name),
         )
     if "*" in reference.path:
-        return sql.Text("true")
+        # IS TRUE keeps it a look-up in one hash of the ids; as a join it would read them all again for each row.
+        return sql.compose(
+            """EXISTS (SELECT FROM uuid_pipeline.ids_in_json(t.{column}, %(path)s) i(id)
+                       WHERE (i.id IN (SELECT m.source FROM {moves} m)) IS TRUE)""",
+            column=column,
+            moves=moves,
+        )
     return sql.compose("(t.{column} #>> %(path)s) IN (SELECT m.source FROM {moves} m)", column=column, moves=moves)
