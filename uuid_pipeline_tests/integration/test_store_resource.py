@@ -81,7 +81,7 @@ def test_a_step_that_finds_the_store_gone_says_that_it_cannot_be_reached(
         first = pid_of_a_step(store)
         with psycopg.connect(server.url("postgres"), autocommit=True) as other:
             closed = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false")
-            other.execute(closed.format(sql.Identifier(conninfo_to_dict(configured)["dbname"])))
+            other.execute(closed.format(sql.Identifier(str(conninfo_to_dict(configured)["dbname"]))))
             other.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
         with pytest.raises(dg.Failure, match="cannot be reached") as failed:
             pid_of_a_step(store)
