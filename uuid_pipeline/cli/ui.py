@@ -39,6 +39,9 @@ def ui(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Notes to us about Dagster's own changes.
         os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{said}" for said in _NOT_FOR_USERS))
+        # A run's process loads all of Dagster before it answers; on a busy machine that takes longer than the minute
+        # that Dagster grants, and the run would be a failure that nobody caused.
+        os.environ.setdefault("DAGSTER_GRPC_TIMEOUT_SECONDS", "300")
         command = [dagster, "dev", "-w", str(workspace), "-h", HOST, "-p", str(port)]
         # The UI takes this process over, so that a signal to it ends the UI and nothing stays behind.
         os.execv(dagster, command)

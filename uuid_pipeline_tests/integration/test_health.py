@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 from uuid_pipeline.engine import gates, ledger
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.health import generation, history, identified, latency, tick
-from uuid_pipeline.engine.health import look as health_look
 from uuid_pipeline.engine.health.history import Tick
 from uuid_pipeline.spec import Describe, Health, HealthThresholds, Spec
 from uuid_pipeline_tests.integration import cycle
@@ -212,7 +211,7 @@ def test_a_level_that_takes_too_long_costs_its_own_figure_alone(store: Engine, m
 
     clock = [0.0]
     monkeypatch.setattr(identified, "stream", slow)
-    monkeypatch.setattr(health_look.time, "monotonic", lambda: real() + sum(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: real() + sum(clock))
     found = look(store, spent)
     assert values(found)["mismatch"] == 1
     assert values(found)["consistency"] == pytest.approx(29 / 38)

@@ -13,8 +13,9 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import ProgrammingError
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import control, export, ledger, triggers
+from uuid_pipeline.engine import control, export, guard, ledger, triggers
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.health import tick
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports import state
 from uuid_pipeline.spec import load_spec
@@ -247,3 +248,23 @@ def test_on_an_older_server_the_owners_member_migrates_in_tier_o(server_15: str)
     finally:
         migrator.dispose()
         store.dispose()
+
+
+def test_the_migrator_looks_at_the_stores_health_and_guards_it_and_the_others_do_neither(
+    store: Engine, roles: dict[str, Engine]
+) -> None:
+    with roles["migrator"].begin() as connection:
+        ledger.create(connection, cycle.bound(connection, SPEC))
+    bound = cycle.bound_store(roles["migrator"], SPEC)
+    taken = tick.take(roles["migrator"], bound, cycle.RUN)
+    assert taken is not None
+    figures = {figure.name: figure.value for figure in taken.figures}
+    assert figures["mismatch"] is not None
+    assert figures["retrieval"] is not None
+    guard.install(roles["migrator"], bound, "rewrite", [], cycle.RUN)
+    assert set(guard.remove(roles["migrator"], bound, cycle.RUN)) == {"document", "chunk"}
+    for role in ("reader", "rollback"):
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            tick.take(roles[role], bound, cycle.RUN)
+        with pytest.raises((ProgrammingError, RefusedError), match=r"permission denied|may not"):
+            guard.install(roles[role], bound, "warn", [], cycle.RUN)
