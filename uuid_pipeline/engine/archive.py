@@ -40,7 +40,8 @@ class Shelf:
 
 
 def shelf(table: Table, assessment: int) -> Shelf:
-    name = f"archive_{table.schema}_{table.name}"[:50]
+    # The server cuts names at 63 bytes: what tells two archives apart stands at the end.
+    name = f"archive_{table.schema}_{table.name}".encode()[:50].decode(errors="ignore")
     columns = tuple(column.name for column in table.columns.values() if not column.generated)
     return Shelf(table, sql.table(ledger.SCHEMA, f"{name}_{table.oid % 1000:03d}_{assessment}"), columns)
 

@@ -178,6 +178,11 @@ def _require_key(name: str, entity: EntitySpec, table: Table) -> None:
         raise UsageError(f"Entity {name}: the key {table.name}.{entity.key} is {type_name}; it must be uuid or text.")
     if "(" in type_name and int(type_name.split("(")[1].rstrip(")")) < 36:
         raise UsageError(f"Entity {name}: {table.name}.{entity.key} is {type_name}; a UUID's text takes 36 characters.")
+    if table.columns[entity.key].folds:
+        raise UsageError(
+            f"Entity {name}: the key {table.name}.{entity.key} has a collation that takes different texts for equal "
+            "(nondeterministic); a key's must not, since two ids must be equal only when they are the same."
+        )
     if not table.columns[entity.key].not_null:
         raise UsageError(
             f"Entity {name}: {table.name}.{entity.key} may be NULL, so it is no key. Make it NOT NULL first."

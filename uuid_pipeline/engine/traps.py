@@ -60,7 +60,12 @@ def _table_faults(moved: MovedTable) -> list[str]:
         if table.columns[column].type.split("(")[0] not in ("uuid", "text", "character varying")
     ]
     generated = [f"{where}.{column} is generated" for column, _ in moved.columns if table.columns[column].generated]
-    return [fault for applies, fault in faults if applies] + types + generated + _too_short(moved)
+    folding = [
+        f"{where}.{column} has a collation that takes different texts for equal: which an id is could not be told"
+        for column in dict.fromkeys([*dict(moved.columns), *[reference.column for reference in moved.embedded]])
+        if table.columns[column].folds
+    ]
+    return [fault for applies, fault in faults if applies] + types + generated + folding + _too_short(moved)
 
 
 _LIMITED = re.compile(r"character varying\((\d+)\)(\[\])?")

@@ -2,11 +2,13 @@
 
 import uuid
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.engine import archive
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle, shop
 
@@ -180,3 +182,15 @@ def test_a_unique_key_that_takes_null_for_a_value_displaces_rows_too(empty_store
     assert [(row["thing_id"], row["n"]) for row in after["parts"]] == [(target, None)]
     cycle.roll_back(empty_store, shop.SPEC)
     assert cycle.rows_of(empty_store, "shop") == before
+
+
+def test_archives_of_tables_with_long_names_in_any_script_are_told_apart(empty_store: Engine) -> None:
+    cycle.run_sql(empty_store, shop.STORE)
+    with empty_store.begin() as connection:
+        tables = cycle.bound(connection, shop.SPEC).catalog.tables
+    things, parts = (replace(tables["shop", name], schema="ж" * 31, name="t" * 63) for name in ("things", "parts"))
+
+    names = [str(archive.shelf(table, 1234567).relation.as_string(None)) for table in (things, parts)]
+
+    assert len({name.encode()[: len('"uuid_pipeline"."') + 63] for name in names}) == 2
+    assert all(name.endswith('_1234567"') and len(name.split('"')[3].encode()) <= 63 for name in names)

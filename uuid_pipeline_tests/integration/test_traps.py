@@ -11,6 +11,7 @@ from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import profile, traps, triggers
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import SoftReference, Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.cycle import Rows
@@ -245,6 +246,22 @@ def test_a_soft_reference_without_room_for_a_target_id_is_refused(zoo_to_look_at
         "zoo.mail.about is character varying(20)", "zoo.mail.others is character varying(20)[]"
     ]  # fmt: skip
     assert refusals[1].endswith('ALTER TABLE "zoo"."mail" ALTER "others" TYPE varchar(36)[];')
+
+
+# The embedded server has no ICU to make one with.
+FOLDING = """CREATE COLLATION zoo.folding (locale = 'C');
+{change};
+UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'folding'"""
+
+
+def test_a_key_or_reference_whose_collation_folds_is_refused(zoo_to_look_at: Engine) -> None:
+    table = "CREATE TABLE zoo.folded (label text COLLATE zoo.folding REFERENCES zoo.labels)"
+    (refusal,), _ = found_after(zoo_to_look_at, FOLDING.format(change=table))
+    assert refusal.startswith("zoo.folded.label has a collation that takes different texts for equal")
+
+    key = "ALTER TABLE zoo.labels ALTER id TYPE text COLLATE zoo.folding"
+    with pytest.raises(UsageError, match=r"the key labels\.id has a collation"):
+        found_after(zoo_to_look_at, FOLDING.format(change=key))
 
 
 @pytest.mark.parametrize("kind", ["STORED", pytest.param("VIRTUAL", id="virtual, since 18")])
