@@ -92,12 +92,12 @@ def stored(engine: Engine, sha: str) -> list[str]:
 def objects(engine: Engine) -> list[tuple[Any, ...]]:
     """Every function, trigger, view and sequence of the database, ours too, and the application's tables.
 
-    But for what reads JSON: batches use it, with aliases or without.
+    But for what reads JSON and rewrites arrays: batches use it, with aliases or without.
     """
     return cycle.run_sql(
         engine,
         """SELECT 'function', oid::regprocedure::text, prosrc FROM pg_proc
-                  WHERE oid >= 16384 AND proname !~ 'json'
+                  WHERE oid >= 16384 AND proname !~ 'json|rewritten_array'
            UNION ALL SELECT 'trigger', tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger
            UNION ALL SELECT 'relation', oid::regclass::text, relkind::text FROM pg_class
                      WHERE relnamespace = 'upload_pipeline'::regnamespace OR relkind IN ('S', 'v') ORDER BY 1, 2, 3""",

@@ -177,7 +177,7 @@ def test_a_failing_health_check_stands_in_the_way_and_a_warning_does_not(migrate
 def test_a_kept_constraint_analysis_is_a_section_with_its_verdict(incident: Engine) -> None:
     plan = cycle.newest_plan(incident)
     entry = {
-        "approach": "copy, then delete", "entity": "document", "kind": "index", "object": "uq_user_filehash",
+        "approach": "copy, then delete", "entity": "document", "kind": "unique index", "object": "uq_user_filehash",
         "table": "documents", "sqlstate": None, "documents": 0, "collides_with": None, "message": "duplicate key",
     }  # fmt: skip
     analysis = {
