@@ -53,7 +53,7 @@ def webserver(command_line_for: CommandLineFor, incident_url: str, tmp_path: Pat
             stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while answer(f"http://127.0.0.1:{port}/server_info") != 200:
             assert process.poll() is None, (tmp_path / "webserver.log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "webserver.log").read_text()
