@@ -17,6 +17,7 @@ import typer
 from dagster_postgres.utils import DagsterPostgresException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine.connection import in_words
@@ -145,7 +146,8 @@ def show_table(title: str, records: list[dict[str, Any]]) -> list[str]:
     for column in records[0] if records else []:
         table.add_column(str(column), overflow="fold")
     for record in records:
-        table.add_row(*["" if value is None else str(value) for value in record.values()])
+        # As text: a value in brackets is no markup.
+        table.add_row(*[Text("" if value is None else str(value)) for value in record.values()])
     console = Console(width=140, file=None, record=True, quiet=False, force_terminal=False, color_system=None)
     with console.capture() as captured:
         console.print(table)

@@ -14,8 +14,9 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from uuid_pipeline.errors import InterruptedRunError, PipelineError, RefusedError, UsageError
 from uuid_pipeline.operations.executor import on_workers
 
-MACHINE_TAG = "uuid_pipeline/machine"
-PROCESS_TAG = "uuid_pipeline/process"
+# Of use to report_dead_runs only: tags below this prefix are shown to nobody.
+MACHINE_TAG = ".dagster/uuid_pipeline_machine"
+PROCESS_TAG = ".dagster/uuid_pipeline_process"
 PARTITION_TAG = "dagster/partition"
 
 

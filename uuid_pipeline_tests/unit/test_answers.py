@@ -6,7 +6,7 @@ import pytest
 import typer
 from dagster_postgres.utils import DagsterPostgresException
 
-from uuid_pipeline.cli.output import Answer, answer_with
+from uuid_pipeline.cli.output import Answer, answer_with, show_table
 from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
 
 SECRET = "pl4nted-s3cret"
@@ -67,3 +67,9 @@ def test_leaving_on_purpose_is_no_failure() -> None:
     with pytest.raises(typer.Exit) as ended:
         answer_with(verb, as_json=False, spec=None)
     assert ended.value.exit_code == 7
+
+
+def test_what_stands_in_brackets_is_shown_as_it_is() -> None:
+    shown = "\n".join(show_table("Files", [{"title": "[draft] plan", "finding": "5 of 5 [from before]"}]))
+    assert "[draft] plan" in shown
+    assert "5 of 5 [from before]" in shown
