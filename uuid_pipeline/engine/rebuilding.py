@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -104,7 +104,7 @@ def put_back(engine: Engine, connection: Connection, lease: Lease, say: Say) -> 
 
 def _put_back_one(engine: Engine, connection: Connection, lease: Lease, index: VectorIndex, say: Say) -> str:
     where, began = f"index {index.name} of {index.place}", time.monotonic()
-    failure, tries = None, 0
+    failure, tries, settings = None, 0, _ROOMY
     while True:
         state, table = _look(connection, lease, index)
         if not table:
@@ -118,11 +118,13 @@ def _put_back_one(engine: Engine, connection: Connection, lease: Lease, index: V
             time.sleep(RENEW_SECONDS)
         elif state is not None:
             _clear(connection, lease, index, failure)  # half-built: it finds nothing, and costs every write
+        elif failure is not None and settings is _ROOMY and _lacked_room(failure):
+            failure, settings = None, _AS_THE_SERVER_HAS_IT
         elif failure is not None and (tries == BUILD_TRIES or patience.sqlstate(failure) not in patience.BUSY):
             raise NotBuiltError(_not_built(index, failure)) from failure
         else:
             say(f"{where}: building it again, {tries + 1}. try; similarity search scans the table until it is done")
-            failure, tries = _build(engine, connection, lease, index), tries + 1
+            failure, tries = _build(engine, connection, lease, index, settings), tries + 1
 
 
 def _look(connection: Connection, lease: Lease, index: VectorIndex) -> tuple[Any | None, bool]:
@@ -147,10 +149,28 @@ def _clear(connection: Connection, lease: Lease, index: VectorIndex, failure: DB
 
 # No timeout of the role's may cut a build short. Behind a pooler a session's setting would reach others, or be lost;
 # there the server's process is not the one that the connection was told of, and this is left out.
-_NO_TIMEOUTS = "SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)"
+_NO_TIMEOUTS: LiteralString = (
+    "SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)"
+)
+# A graph that does not fit is built several times slower. A quarter of what the server counts on for its cache, 2 GB at
+# most, and never less than its own setting.
+_ROOM_FOR_THE_GRAPH: LiteralString = """
+SELECT set_config('maintenance_work_mem', greatest(
+    pg_size_bytes(current_setting('maintenance_work_mem')),
+    least(pg_size_bytes(current_setting('effective_cache_size')) / 4, 2147483648)) / 1024 || 'kB', false)
+"""
+_ROOMY = (_NO_TIMEOUTS, _ROOM_FOR_THE_GRAPH)
+_AS_THE_SERVER_HAS_IT = (_NO_TIMEOUTS,)
 
 
-def _build(engine: Engine, connection: Connection, lease: Lease, index: VectorIndex) -> DBAPIError | None:
+def _lacked_room(failure: DBAPIError) -> bool:
+    """Whether the machine had not the memory, or the shared memory of a container, that the server counts on."""
+    return (patience.sqlstate(failure) or "").startswith("53")
+
+
+def _build(
+    engine: Engine, connection: Connection, lease: Lease, index: VectorIndex, settings: Sequence[LiteralString]
+) -> DBAPIError | None:
     """Build on a connection of its own while this one keeps the lease; returns the server's refusal, if any."""
     statement = sql.compose(
         "{head} TABLESPACE {tablespace}{where}",
@@ -165,7 +185,8 @@ def _build(engine: Engine, connection: Connection, lease: Lease, index: VectorIn
         driver: Any = own.connection.driver_connection
         own.detach()  # its settings are not for others
         if sql.scalar(own, "SELECT pg_backend_pid()") == driver.info.backend_pid:
-            sql.execute(own, _NO_TIMEOUTS)
+            for setting in settings:
+                sql.execute(own, setting)
         building = pool.submit(sql.execute, own, statement)
         try:
             while wait([building], timeout=RENEW_SECONDS).not_done:

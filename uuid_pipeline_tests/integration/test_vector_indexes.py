@@ -11,10 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, planning, rebuilding, sync_points, vector_indexes
+from uuid_pipeline.engine import ledger, planning, rebuilding, sql, sync_points, vector_indexes
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.vector_indexes import Span, reason_to_keep
 from uuid_pipeline.errors import RefusedError
@@ -367,3 +367,30 @@ def test_a_role_s_timeout_cuts_no_build_short_and_behind_a_pooler_it_is_named(
     assert (indexes(shop), cycle.run_sql(shop, ALTERED)) == (before, [])
     pooled.dispose()
     direct.dispose()
+
+
+def test_a_build_has_room_for_its_graph_and_the_server_s_own_where_the_machine_has_not(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle.assess(shop, SPEC)
+    before = indexes(shop)
+    cycle.run_sql(shop, f"ALTER DATABASE \"{shop.url.database}\" SET effective_cache_size = '2GB'")
+    cycle.run_sql(shop, f"ALTER DATABASE \"{shop.url.database}\" SET maintenance_work_mem = '5MB'")
+    shop.dispose()
+    seen: list[str] = []
+    execute = sql.execute
+
+    def watched(connection: Connection, statement: Any, *values: Any) -> Any:
+        text = statement if isinstance(statement, str) else statement.as_string(None)
+        if text.startswith("CREATE INDEX CONCURRENTLY"):
+            seen.append(sql.scalar(connection, "SHOW maintenance_work_mem"))
+            if len(seen) == 1:
+                return execute(connection, "DO $$ BEGIN RAISE SQLSTATE '53200'; END $$")
+        return execute(connection, statement, *values)
+
+    drop_all(shop)
+    monkeypatch.setattr(sql, "execute", watched)
+    put_back(shop)
+
+    assert seen == ["512MB", "5MB", "512MB", "512MB"]
+    assert (indexes(shop), cycle.run_sql(shop, ALTERED)) == (before, [])
