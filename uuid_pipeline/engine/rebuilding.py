@@ -159,8 +159,8 @@ SELECT set_config('maintenance_work_mem', greatest(
     pg_size_bytes(current_setting('maintenance_work_mem')),
     least(pg_size_bytes(current_setting('effective_cache_size')) / 4, 2147483648)) / 1024 || 'kB', false)
 """
-_ROOMY = (_NO_TIMEOUTS, _ROOM_FOR_THE_GRAPH)
-_AS_THE_SERVER_HAS_IT = (_NO_TIMEOUTS,)
+_ROOMY: tuple[LiteralString, ...] = (_NO_TIMEOUTS, _ROOM_FOR_THE_GRAPH)
+_AS_THE_SERVER_HAS_IT: tuple[LiteralString, ...] = (_NO_TIMEOUTS,)
 
 
 def _lacked_room(failure: DBAPIError) -> bool:
