@@ -1,5 +1,7 @@
 """What can go wrong in words a user can act on; each class carries the command line's exit code."""
 
+STANDS = "What was committed stands; the next run goes on from there."
+
 
 class PipelineError(Exception):
     """An error whose message says what was found, where, and what to do next."""
@@ -27,7 +29,7 @@ class InterruptedRunError(PipelineError):
     exit_code = 130
 
     def __init__(self) -> None:
-        super().__init__("Interrupted. What was committed stands; the next run goes on from there.")
+        super().__init__(f"Interrupted. {STANDS}")
 
 
 class BatchError(PipelineError):

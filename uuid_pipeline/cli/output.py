@@ -21,7 +21,7 @@ from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine.connection import in_words
-from uuid_pipeline.errors import InterruptedRunError, PipelineError, UsageError
+from uuid_pipeline.errors import STANDS, InterruptedRunError, PipelineError, UsageError
 from uuid_pipeline.settings import read_settings, without_secrets
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
@@ -61,9 +61,6 @@ class Answer:
         self.lines += [f"  {label:<{width}}  {value}" for label, value in pairs]
 
 
-_STANDS = "What was committed stands; the next run goes on from there."
-
-
 def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None) -> None:
     """Run a verb and print its answer; every error of ours becomes words and an exit code."""
     if spec is not None:
@@ -95,14 +92,14 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         answer.exit_code = 2
         answer.data["error"] = (
             "Dagster's own database does not answer (UUID_PIPELINE_DAGSTER_URL, or the embedded one below "
-            f"UUID_PIPELINE_HOME). {_STANDS}"
+            f"UUID_PIPELINE_HOME). {STANDS}"
         )
     except (typer.Exit, typer.Abort):
         raise
     except Exception:  # noqa: BLE001  (who reads our JSON gets it also when the fault is ours)
         answer.exit_code = 1
         sys.stderr.write(_clean(traceback.format_exc()))
-        answer.data["error"] = f"This is a fault of uuid-pipeline's; what led to it stands above. {_STANDS}"
+        answer.data["error"] = f"This is a fault of uuid-pipeline's; what led to it stands above. {STANDS}"
     answer.data["exit_code"] = answer.exit_code
     _print(answer, as_json)
     raise typer.Exit(answer.exit_code)
