@@ -194,6 +194,9 @@ def process_is_gone(holder_name: str) -> bool:
     return False
 
 
+LOST = "This run lost its lease to another one and stopped; what it had committed stands."
+
+
 def hold(connection: Connection, lease: Lease) -> None:
     """First statement of every writing transaction: lock the lease and prove that it is still ours.
 
@@ -210,7 +213,18 @@ def hold(connection: Connection, lease: Lease) -> None:
         "UPDATE uuid_pipeline.lease l SET renewed_at = clock_timestamp() FROM mine RETURNING l.epoch",
     )
     if epoch != lease.epoch:
-        raise RefusedError("This run lost its lease to another one and stopped; what it had committed stands.")
+        raise RefusedError(LOST)
+
+
+def share(connection: Connection, lease: Lease) -> None:
+    """As :func:`hold`, for one of several batches that this run writes at once.
+
+    Whoever would take the lease over locks its row FOR UPDATE, and so waits for every one of them. Between two rounds
+    of batches the run itself must :func:`hold` it, or those who wait would wait for as long as batches overlap.
+    """
+    epoch = sql.scalar(connection, "SELECT epoch FROM uuid_pipeline.lease FOR SHARE")
+    if epoch != lease.epoch:
+        raise RefusedError(LOST)
 
 
 def release(engine: Engine, lease: Lease) -> None:

@@ -5,8 +5,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +21,7 @@ from uuid_pipeline.engine import (
     diagnosis,
     fingerprint,
     gates,
+    lanes,
     ledger,
     planning,
     rebuilding,
@@ -89,19 +91,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes: the connection that holds the lease, and how its batches keep triggers out."""
+    """Who writes: a connection, the lease that it writes under, and how its batches keep triggers out.
+
+    ``prove_lease``: how a batch proves that the lease is still this run's.
+    """
 
     engine: Engine
     connection: Connection
     lease: Lease
     tier: Tier
+    prove_lease: Callable[[Connection, Lease], None] = leases.hold
 
     def begin_batch(self) -> None:
         """Open a batch's transaction: its settings, then the lease, which must still be ours."""
         self.connection.begin()
         batch.set_up(self.connection)
         triggers.silence(self.connection, self.tier.name)
-        leases.hold(self.connection, self.lease)
+        self.prove_lease(self.connection, self.lease)
 
     def keep_lease(self) -> None:
         """A sign of life while nothing is written."""
@@ -299,30 +305,75 @@ def _begin(connection: Connection, store: Store, execution: ledger.Execution) ->
 def _loop(writing: Writer, store: Store, tally: Tally) -> None:
     wave = tally.wave
     size = batch_size(writing.connection, store, wave)
-    at = next_ordinal(writing.connection, wave)
+    left = open_spans(writing.connection, wave)
     last_check: float | None = None
+    last_at_work: float | None = None
     waived = _waived_signals(writing.connection, wave)
-    while at <= wave.last_ordinal:
-        control.obey(writing.connection, wave, writing.lease, tally.say)
-        last_check = throttle.wait_until_healthy(
-            writing.engine, store.spec.throttle, wave.wave, waived, last_check, writing.keep_lease, tally.say
-        )
-        last, result = run_batch(writing, store, wave, (at, min(at + size - 1, wave.last_ordinal)), batch.FORWARD)
+    with _lanes(writing, store, wave, left, size) as writers:
+        while left:
+            control.obey(writing.connection, wave, writing.lease, tally.say)
+            last_check = throttle.wait_until_healthy(
+                writing.engine, store.spec.throttle, wave.wave, waived, last_check, writing.keep_lease, tally.say
+            )
+            if len(writers) > 1:
+                last_at_work = lanes.last_at_work(writing.connection, last_at_work)
+            spans, left = lanes.share_out(left, size, len(writers) if lanes.is_resting(last_at_work) else 1)
+            left = _run_batches(writing, writers, store, tally, spans) + left
+
+
+@contextmanager
+def _lanes(
+    writing: Writer, store: Store, wave: ledger.Wave, left: Sequence[lanes.Ordinals], size: int
+) -> Iterator[list[Writer]]:
+    """A writer for each batch that may be written at once, the lease's own connection among them."""
+    # Behind a pooler the lease lives by signs of life, which batches that overlap would keep from being written.
+    count = 1 if writing.lease.pooled else lanes.most(writing.connection, store, wave, left, size)
+    with ExitStack() as stack:
+        more = [stack.enter_context(writing.engine.connect()) for _ in range(count - 1)]
+        yield [replace(writing, connection=own, prove_lease=leases.share) for own in (writing.connection, *more)]
+
+
+def _run_batches(
+    writing: Writer, writers: Sequence[Writer], store: Store, tally: Tally, spans: Sequence[lanes.Ordinals]
+) -> list[lanes.Ordinals]:
+    """Carry out these batches, several of them at once; returns what halving left of them.
+
+    Raises what the first of them raised, once none is at work any more.
+    """
+
+    def run(writer: Writer, span: lanes.Ordinals) -> tuple[int, BatchResult]:
+        done = run_batch(writer, store, tally.wave, span, batch.FORWARD)
         reach("committed")
-        tally.add(last - at + 1, result)
-        at = last + 1
+        return done
+
+    if len(spans) == 1:
+        return _counted(tally, spans[0], run(writing, spans[0]))
+    writing.keep_lease()
+    futures = lanes.at_once([partial(run, writer, span) for writer, span in zip(writers, spans, strict=False)])
+    committed = [(span, future.result()) for span, future in zip(spans, futures, strict=True) if not future.exception()]
+    left = [rest for span, done in committed for rest in _counted(tally, span, done)]
+    for future in futures:
+        future.result()
+    return left
+
+
+def _counted(tally: Tally, span: lanes.Ordinals, done: tuple[int, BatchResult]) -> list[lanes.Ordinals]:
+    """Count a committed batch; returns what it left of its span."""
+    end, result = done
+    tally.add(end - span[0] + 1, result)
+    return [(end + 1, span[1])] if end < span[1] else []
 
 
 def _indexes_to_drop(writing: Writer, store: Store, wave: ledger.Wave) -> list[VectorIndex]:
     """Vector indexes that the plan drops for this wave, if what is left of it is still worth that."""
-    left = Span(wave.assessment_no, next_ordinal(writing.connection, wave), wave.last_ordinal)
+    left = [Span(wave.assessment_no, *span) for span in open_spans(writing.connection, wave)]
     with writing.connection.begin():
         execution = ledger.execution(writing.connection, wave.execution_id)
         content = planning.of_assessment(writing.connection, execution.assessment_no).content
         name = wave.wave.removeprefix(f"{wave.execution_id}-")
         # A plan of an earlier version names none.
         planned = {(i["table"], i["index"]) for i in content.get("rebuilt_indexes", []) if name in i["waves"]}
-        due = vector_indexes.due(writing.connection, store, [left]) if planned else []
+        due = vector_indexes.due(writing.connection, store, left) if planned and left else []
     return [index for index in due if (index.place, index.name) in planned]
 
 
@@ -374,15 +425,19 @@ def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[
                 tally.add(0, result)
 
 
-def next_ordinal(connection: Connection, wave: ledger.Wave) -> int:
-    """The first ordinal of the wave that no committed batch has done."""
-    done = sql.scalar(
+def open_spans(connection: Connection, wave: ledger.Wave) -> list[lanes.Ordinals]:
+    """The ordinals of the wave that no committed batch has done, in order; of batches written at once some may lack."""
+    spans = sql.rows(
         connection,
-        "SELECT max(last_ordinal) FROM uuid_pipeline.batches WHERE wave = %(wave)s AND direction = 'forward'",
-        {"wave": wave.wave},
+        """SELECT lower(span) AS first, upper(span) - 1 AS last
+           FROM unnest(int8multirange(int8range(%(first)s, %(last)s + 1))
+                       - coalesce((SELECT range_agg(int8range(first_ordinal, last_ordinal, '[]'))
+                                   FROM uuid_pipeline.batches WHERE wave = %(wave)s AND direction = 'forward'), '{}'))
+                AS span ORDER BY 1""",
+        {"wave": wave.wave, "first": wave.first_ordinal, "last": wave.last_ordinal},
     )
     connection.rollback()
-    return int(done) + 1 if done is not None else wave.first_ordinal
+    return [(row.first, row.last) for row in spans]
 
 
 def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:

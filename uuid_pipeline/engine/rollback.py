@@ -6,6 +6,7 @@ from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import aliases, batch, ledger, planning, rebuilding, sql, vector_indexes
 from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine.lanes import Ordinals
 from uuid_pipeline.engine.migration import Report, Run, Tally, Writer, batch_size, run_batch, silenced, writer
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
@@ -89,9 +90,8 @@ def _drop_indexes(writing: Writer, stores: dict[str, Store], waves: Sequence[led
     connection = writing.connection
     for execution_id, store in stores.items():
         own = [wave for wave in waves if wave.execution_id == execution_id]
-        left = [(wave, remaining(connection, wave)) for wave in own]
+        spans = [Span(wave.assessment_no, *span) for wave in own for span in remaining(connection, wave)]
         with connection.begin():
-            spans = [Span(wave.assessment_no, *span) for wave, span in left if span is not None]
             due = vector_indexes.due(connection, store, spans)
         rebuilding.drop(connection, writing.lease, due, Tally(own[0], report).say)
 
@@ -120,12 +120,13 @@ def _open(connection: Connection, waves: Sequence[ledger.Wave], lease: leases.Le
 def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Report) -> Run:
     connection, tally = writing.connection, Tally(wave, report)
     size = batch_size(connection, store, wave)
-    span = remaining(connection, wave)
-    while span is not None:
-        first, result = run_batch(writing, store, wave, (max(span[0], span[1] - size + 1), span[1]), batch.BACK)
+    left = remaining(connection, wave)
+    while left:
+        first, last = left.pop()
+        begun, result = run_batch(writing, store, wave, (max(first, last - size + 1), last), batch.BACK)
         reach("committed")
-        tally.add(span[1] - first + 1, result)
-        span = (span[0], first - 1) if first > span[0] else None
+        tally.add(last - begun + 1, result)
+        left += [(first, begun - 1)] if begun > first else []
     with connection.begin():
         leases.hold(connection, writing.lease)
         ledger.set_wave_status(connection, wave.wave, "rolled_back")
@@ -134,20 +135,20 @@ def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Re
     return tally.run(writing.lease.dead_run)
 
 
-def remaining(connection: Connection, wave: ledger.Wave) -> tuple[int, int] | None:
-    """The ordinals that went forward and not yet back; None when there are none."""
-    row = sql.rows(
+def remaining(connection: Connection, wave: ledger.Wave) -> list[Ordinals]:
+    """The ordinals that went forward and not yet back, in order; what never went forward must not go back."""
+    spans = sql.rows(
         connection,
-        """SELECT max(last_ordinal) FILTER (WHERE direction = 'forward') AS done,
-                  min(first_ordinal) FILTER (WHERE direction = 'back') AS back
-           FROM uuid_pipeline.batches WHERE wave = %(wave)s""",
+        """SELECT lower(span) AS first, upper(span) - 1 AS last
+           FROM (SELECT coalesce(range_agg(int8range(first_ordinal, last_ordinal, '[]'))
+                                 FILTER (WHERE direction = 'forward'), '{}')
+                        - coalesce(range_agg(int8range(first_ordinal, last_ordinal, '[]'))
+                                   FILTER (WHERE direction = 'back'), '{}') AS left
+                 FROM uuid_pipeline.batches WHERE wave = %(wave)s) done, unnest(done.left) AS span ORDER BY 1""",
         {"wave": wave.wave},
-    )[0]
+    )
     connection.rollback()
-    if row.done is None:
-        return None
-    last = row.done if row.back is None else row.back - 1
-    return (wave.first_ordinal, last) if last >= wave.first_ordinal else None
+    return [(row.first, row.last) for row in spans]
 
 
 def _close(connection: Connection, lease: leases.Lease) -> None:

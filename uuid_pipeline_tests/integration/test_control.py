@@ -13,7 +13,7 @@ from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline_tests.integration import cycle
 
-SPEC = cycle.spec_with(batch_rows=1)
+SPEC = cycle.spec_with(batch_rows=1, lanes=1)
 BATCHES = "SELECT count(*) FROM uuid_pipeline.batches"
 WAITING = "SELECT count(*) = 1 FROM uuid_pipeline.waits WHERE cause = 'pause' AND ended_at IS NULL"
 

@@ -13,7 +13,7 @@ from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
-ONE_BY_ONE = cycle.spec_with(batch_rows=1)
+ONE_BY_ONE = cycle.spec_with(batch_rows=1, lanes=1)
 
 NEW_CHUNK = """
 INSERT INTO upload_pipeline.document_chunks

@@ -10,7 +10,7 @@ from uuid_pipeline.engine import sql
 # (connection.open_store names them) are no load of the application. Where a role may not look, backend_start is NULL;
 # a session with track_activities off shows no transaction either.
 OTHERS = """
-SELECT a.pid, a.application_name, a.state, a.wait_event_type, a.xact_start,
+SELECT a.pid, a.application_name, a.state, a.state_change, a.wait_event_type, a.xact_start,
        a.backend_start IS NULL OR a.state = 'disabled' AS hidden
 FROM pg_stat_activity a
 WHERE a.datname = current_database() AND a.usesysid IS NOT NULL AND a.pid <> pg_backend_pid()

@@ -1,0 +1,96 @@
+"""Lanes: batches of a wave written at once, each in a session of its own, while nobody else is at work in the store.
+
+One batch keeps one core of the server busy, and none while it waits for us; a second one beside it uses what is left.
+Beside an application at work that rest is the application's: then there is one lane.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.signals.sessions import with_others
+from uuid_pipeline.engine.store import MovedTable, Store
+
+Done = TypeVar("Done")
+# First and last ordinal, both included.
+Ordinals = tuple[int, int]
+
+# An application that asked something this long ago is about to ask again.
+REST_SECONDS = 10.0
+
+# Of a session that this role may not look into nobody knows whether it rests.
+_AT_WORK = with_others(
+    """SELECT EXISTS (SELECT FROM others o WHERE o.hidden OR o.state IS DISTINCT FROM 'idle'
+                      OR o.state_change > clock_timestamp() - %(rest)s * interval '1 s')"""
+)
+
+
+def last_at_work(connection: Connection, last: float | None) -> float | None:
+    """When (monotonic seconds) somebody else was last seen at work in this database; ``last`` is what was known."""
+    at_work = sql.scalar(connection, _AT_WORK, {"rest": REST_SECONDS})
+    connection.rollback()
+    return time.monotonic() if at_work else last
+
+
+def is_resting(last: float | None) -> bool:
+    """Whether it is long enough ago. Sessions that came and went between two looks were not seen: hence so long."""
+    return last is None or time.monotonic() - last > REST_SECONDS
+
+
+def most(connection: Connection, store: Store, wave: ledger.Wave, spans: Sequence[Ordinals], size: int) -> int:
+    """How many batches of ``size`` of this wave may ever be written at once; 1 where two could meet in a row."""
+    batches = sum(-(-(last - first + 1) // size) for first, last in spans)
+    if store.spec.lanes == 1 or batches < 2:
+        return 1
+    if not all(_belongs_to_one_document(moved) for moved in store.tables) or _merges(connection, store, wave):
+        return 1
+    return min(store.spec.lanes, batches)
+
+
+def _belongs_to_one_document(moved: MovedTable) -> bool:
+    """Whether a row of this table hangs on one row of one entity, so that no two batches write it."""
+    entity = moved.entity
+    own = {entity.key, entity.parent_column} if entity else set()
+    others = [column for column, _ in moved.columns if column not in own]
+    return not moved.embedded and len(others) <= (0 if entity else 1)
+
+
+def _merges(connection: Connection, store: Store, wave: ledger.Wave) -> bool:
+    """Whether the wave merges anything: what a merge re-points may be other documents' too."""
+    clauses = [
+        sql.compose(
+            """EXISTS (SELECT FROM {map} WHERE assessment_no = %(no)s AND role = 'merge'
+                       AND ordinal BETWEEN %(first)s AND %(last)s)""",
+            map=ledger.map_table(entity),
+        )
+        for entity in store.entities
+    ]
+    values = {"no": wave.assessment_no, "first": wave.first_ordinal, "last": wave.last_ordinal}
+    found = sql.scalar(connection, sql.compose("SELECT {any}", any=sql.join(" OR ", clauses)), values)
+    connection.rollback()
+    return bool(found)
+
+
+def share_out(spans: Sequence[Ordinals], size: int, count: int) -> tuple[list[Ordinals], list[Ordinals]]:
+    """The next ``count`` batches of at most ``size`` ordinals, and the spans that are left after them."""
+    taken: list[Ordinals] = []
+    left = list(spans)
+    while left and len(taken) < count:
+        first, last = left.pop(0)
+        end = min(first + size - 1, last)
+        taken.append((first, end))
+        if end < last:
+            left.insert(0, (end + 1, last))
+    return taken, left
+
+
+def at_once(work: Sequence[Callable[[], Done]]) -> list[Future[Done]]:
+    """Do all of it at once, each in a thread of its own; none is left at work, also when this one is interrupted."""
+    with ThreadPoolExecutor(len(work), thread_name_prefix="lane") as threads:
+        futures = [threads.submit(one) for one in work]
+        wait(futures)
+    return futures

@@ -1,0 +1,281 @@
+"""Lanes: two batches at once while nobody else is at work, one beside others; whichever of two stops, none is lost."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import control, lanes, lease, ledger, migration, sync_points
+from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = cycle.spec_with(batch_rows=1)
+JOURNAL = """
+SELECT first_ordinal, last_ordinal, count(*) FROM uuid_pipeline.batches WHERE direction = '{}' GROUP BY 1, 2 ORDER BY 1
+"""
+ONCE_EACH = [(ordinal, ordinal, 1) for ordinal in range(1, 39)]
+
+
+@pytest.fixture(autouse=True)
+def points() -> Iterator[None]:
+    yield
+    sync_points.clear()
+
+
+@dataclass
+class Meeting:
+    """Notes at a sync point how many batches have come there and not committed yet; each stays a moment."""
+
+    inside: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def watch(self, seconds: float = 0.05) -> None:
+        def come() -> None:
+            with self.lock:
+                self.inside += 1
+                self.most = max(self.most, self.inside)
+            time.sleep(seconds)
+
+        def leave() -> None:
+            with self.lock:
+                self.inside -= 1
+
+        sync_points.on("held", come)
+        sync_points.on("committed", leave)
+
+
+class StoppedError(Exception):
+    """What a test throws into a batch."""
+
+
+def stop_one_of_two() -> None:
+    """Of the first two batches that hold their rows at once, let the first go no further and the second commit."""
+    met, lock, stopped = threading.Barrier(2, timeout=20), threading.Lock(), list[int]()
+
+    def come() -> None:
+        if stopped:
+            return
+        met.wait()
+        with lock:
+            if not stopped:
+                stopped.append(threading.get_ident())
+                raise StoppedError
+
+    sync_points.on("held", come)
+
+
+def approved(engine: Engine) -> list[ledger.Wave]:
+    execution = cycle.approve(engine, SPEC, cycle.assess_and_plan(engine, SPEC).plan_id)
+    return cycle.waves_of(engine, execution)
+
+
+def test_two_batches_are_written_at_once_and_every_row_has_the_id_that_it_should_have(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    meeting = Meeting()
+    meeting.watch()
+
+    cycle.run_all(incident, SPEC)
+
+    assert meeting.most == 2
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    assert cycle.run_sql(incident, JOURNAL.format("forward")) == ONCE_EACH
+    sync_points.clear()
+    cycle.roll_back(incident, SPEC)
+    assert cycle.rows_of(incident) == before
+
+
+def test_beside_a_session_that_was_at_work_a_moment_ago_there_is_one(incident: Engine) -> None:
+    [canary, *_] = approved(incident)
+    meeting = Meeting()
+    meeting.watch()
+
+    with cycle.session(incident) as application:
+        application.execute("SELECT 1")
+        application.commit()
+        cycle.migrate(incident, SPEC, canary)
+
+    assert meeting.most == 1
+
+
+def test_an_application_that_begins_to_work_has_the_next_batch_alone(incident: Engine) -> None:
+    [canary, recent, *_] = approved(incident)
+    cycle.migrate(incident, SPEC, canary)
+    cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+    at_once: list[int] = []
+    inside: set[int] = set()
+
+    with cycle.session(incident) as application:
+        application.autocommit = True
+
+        def come() -> None:
+            inside.add(threading.get_ident())
+            time.sleep(0.05)
+            at_once.append(len(inside))
+
+        def leave() -> None:
+            inside.discard(threading.get_ident())
+            application.execute("SELECT 1")
+
+        sync_points.on("held", come)
+        sync_points.on("committed", leave)
+        # The session rested for as long as makes it no application at work.
+        cycle.run_sql(incident, "SELECT pg_sleep(%(s)s)", s=lanes.REST_SECONDS)
+        cycle.migrate(incident, SPEC, recent)
+
+    assert at_once[:2] == [2, 2]
+    assert set(at_once[2:]) == {1}
+    assert len(at_once) == recent.documents
+
+
+def test_one_lane_is_what_the_spec_may_ask_for(incident: Engine) -> None:
+    [canary, *_] = approved(incident)
+    alone = SPEC.model_copy(update={"lanes": 1})
+
+    store = cycle.bound_store(incident, alone)
+    with incident.connect() as connection:
+        spans = migration.open_spans(connection, canary)
+        assert lanes.most(connection, store, canary, spans, 1) == 1
+        assert lanes.most(connection, cycle.bound_store(incident, SPEC), canary, spans, 1) == 2
+        assert lanes.most(connection, cycle.bound_store(incident, SPEC), canary, spans, canary.documents) == 1
+
+
+def test_what_one_of_two_batches_left_is_done_by_the_next_run(incident: Engine) -> None:
+    before = cycle.rows_of(incident)
+    [canary, *_] = approved(incident)
+    stop_one_of_two()
+
+    with pytest.raises(StoppedError):
+        cycle.migrate(incident, SPEC, canary)
+
+    [(one, _, _)] = cycle.run_sql(incident, JOURNAL.format("forward"))
+    with incident.connect() as connection:
+        left = [n for first, last in migration.open_spans(connection, canary) for n in range(first, last + 1)]
+    assert sorted([*left, one]) == list(range(canary.first_ordinal, canary.last_ordinal + 1))
+
+    sync_points.clear()
+    cycle.finish(incident, SPEC, cycle.newest_execution(incident))
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    assert cycle.run_sql(incident, JOURNAL.format("forward")) == ONCE_EACH
+
+
+def test_a_rollback_takes_back_what_was_moved_and_nothing_of_the_gap(incident: Engine) -> None:
+    before, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
+    [canary, *_] = approved(incident)
+    stop_one_of_two()
+    with pytest.raises(StoppedError):
+        cycle.migrate(incident, SPEC, canary)
+    sync_points.clear()
+    moved = cycle.run_sql(incident, JOURNAL.format("forward"))
+    assert cycle.rows_of(incident) != before
+
+    cycle.roll_back(incident, SPEC)
+
+    assert cycle.run_sql(incident, JOURNAL.format("back")) == moved
+    assert cycle.rows_of(incident) == before
+    assert cycle.catalog_of(incident) == objects
+
+
+def test_a_proof_that_fails_in_one_lane_stops_the_wave_and_names_the_row(incident: Engine) -> None:
+    """A trigger marked ALWAYS fires under the replica role; made after the plan, it is none that we silence."""
+    before = cycle.rows_of(incident)
+    [canary, *_] = approved(incident)
+    [(spoiled,)] = cycle.run_sql(
+        incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = %(n)s", n=1
+    )
+
+    def spoil() -> None:
+        cycle.run_sql(
+            incident,
+            f"""CREATE FUNCTION upload_pipeline.spoil() RETURNS trigger LANGUAGE plpgsql AS
+                $$BEGIN IF OLD.document_id = '{spoiled}' THEN NEW.filename = 'x'; END IF; RETURN NEW; END$$;
+                CREATE TRIGGER spoil BEFORE UPDATE ON upload_pipeline.documents FOR EACH ROW
+                EXECUTE FUNCTION upload_pipeline.spoil();
+                ALTER TABLE upload_pipeline.documents ENABLE ALWAYS TRIGGER spoil;""",
+        )
+
+    sync_points.on("guarded", spoil)
+    with pytest.raises(BatchError, match=r"filename should be .* and is 'x'"):
+        cycle.migrate(incident, SPEC, canary)
+
+    sync_points.clear()
+    [(committed,)] = cycle.run_sql(incident, "SELECT count(*) FROM uuid_pipeline.batches")
+    assert committed == 1
+    cycle.roll_back(incident, SPEC)
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_wish_to_cancel_is_obeyed_before_the_next_two(incident: Engine, other: Engine) -> None:
+    [canary, *_] = approved(incident)
+
+    def cancel() -> None:
+        with other.begin() as connection:
+            control.cancel(connection)
+
+    sync_points.on("held", cancel)
+    with pytest.raises(RefusedError, match="was cancelled"):
+        cycle.migrate(incident, SPEC, canary)
+
+    assert cycle.run_sql(incident, "SELECT count(*) FROM uuid_pipeline.batches") == [(2,)]
+
+
+def test_who_takes_the_lease_over_waits_for_both_and_none_writes_after(incident: Engine, other: Engine) -> None:
+    [canary, *_] = approved(incident)
+    met, taken, told = threading.Barrier(2, timeout=20), threading.Event(), list[tuple[object, ...]]()
+
+    def take_over() -> None:
+        with lease.held(other, "the next"):
+            told.extend(cycle.run_sql(other, "SELECT count(*) FROM uuid_pipeline.batches"))
+            taken.set()
+
+    next_one = threading.Thread(target=take_over)
+
+    def as_if_dead() -> None:
+        cycle.run_sql(other, "UPDATE uuid_pipeline.lease SET backend_start = backend_start - interval '1 hour'")
+
+    def hold() -> None:
+        if met.wait() == 0:
+            next_one.start()
+        assert not taken.wait(0.5)
+
+    def until_taken(_: migration.Progress) -> None:
+        assert taken.wait(20)
+
+    sync_points.on("guarded", as_if_dead)
+    sync_points.on("held", hold)
+    with pytest.raises(RefusedError, match="lost its lease"):
+        migration.run_wave(incident, cycle.bound_store(incident, SPEC), canary.wave, "the first", until_taken)
+
+    next_one.join()
+    assert told == [(2,)]
+    assert cycle.run_sql(incident, "SELECT count(*) FROM uuid_pipeline.batches") == [(2,)]
+
+
+@given(
+    sizes=st.lists(st.integers(min_value=1, max_value=40), max_size=6),
+    gaps=st.lists(st.integers(min_value=1, max_value=5), min_size=6, max_size=6),
+    size=st.integers(min_value=1, max_value=12),
+    count=st.integers(min_value=1, max_value=5),
+)
+def test_batches_cover_every_open_ordinal_once_and_in_order(
+    sizes: list[int], gaps: list[int], size: int, count: int
+) -> None:
+    spans, at = [], 1
+    for length, gap in zip(sizes, gaps, strict=False):
+        spans.append((at, at + length - 1))
+        at += length + gap
+    wanted = [ordinal for first, last in spans for ordinal in range(first, last + 1)]
+
+    covered, left = list[int](), spans
+    while left:
+        batches, left = lanes.share_out(left, size, count)
+        assert 1 <= len(batches) <= count
+        assert all(1 <= last - first + 1 <= size for first, last in batches)
+        covered += [ordinal for first, last in batches for ordinal in range(first, last + 1)]
+
+    assert covered == wanted
