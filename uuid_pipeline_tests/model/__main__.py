@@ -8,7 +8,14 @@ from uuid_pipeline_tests.model.application import SCRIPTS
 
 def main() -> None:
     """Search the protocol as it is, then with each fault."""
-    for name, company in (("forward", cases.forward), ("round about", cases.round_about), ("back", cases.back)):
+    every = {
+        "forward": cases.forward,
+        "round about": cases.round_about,
+        "back": cases.back,
+        "in two lanes": cases.in_two_lanes,
+        "in two lanes and back": cases.in_two_lanes_and_back,
+    }
+    for name, company in every.items():
         for script in SCRIPTS:
             result = company(script)
             found = result.story or "nothing is lost and nothing dangles"

@@ -29,6 +29,8 @@ FORWARD_PROTOCOL = (
 # Under the lease's lock, under the rows' locks, or of the transaction's own.
 QUIET = ("check the epoch", "check the status", "set aside", "derive", "journal")
 BACK_PROTOCOL = ("take the lease", "turn round", *FORWARD_PROTOCOL[1:])
+# Of one lane: the process has the lease already, and has said which batch is whose.
+LANE_PROTOCOL = ("share the lease", *FORWARD_PROTOCOL[3:])
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Migration:
     @property
     def first_step(self) -> int:
         """Where every batch begins."""
-        return self.protocol.index("read the journal") + 1
+        return self.protocol.index("read the journal") + 1 if "read the journal" in self.protocol else 0
 
     def moves(self, world: World, who: int) -> Moves:
         process = world.processes[who]
@@ -93,17 +95,30 @@ def _turn_round(world: World, who: int, role: Migration) -> Moves:
 
 
 def _read_journal(world: World, who: int, role: Migration) -> Moves:
-    forward = [ordinal for direction, ordinal in world.ledger.journal if direction == "forward"]
-    back = [ordinal for direction, ordinal in world.ledger.journal if direction == "back"]
-    if role.direction == "forward":
-        at = max(forward, default=0) + 1
-    else:
-        at = min(back) - 1 if back else max(forward, default=0)
-    if not 1 <= at <= LAST_ORDINAL:
+    forward = {ordinal for direction, ordinal in world.ledger.journal if direction == "forward"}
+    back = {ordinal for direction, ordinal in world.ledger.journal if direction == "back"}
+    # Of batches written at once the later one may be there and the earlier one not.
+    left = sorted({*range(1, LAST_ORDINAL + 1)} - forward) if role.direction == "forward" else sorted(back ^ forward)
+    if not left:
         yield f"{role.name} reads the journal and finds nothing left", _ended(world, who, "done")
         return
-    read = w.with_process(world, who, world.processes[who]._replace(ordinal=at))
-    yield f"{role.name} reads the journal and goes on with batch {at}", _next(read, who)
+    read = _with_next_batch(world, who, role, tuple(left))
+    label = f"{role.name} reads the journal and goes on with batch {read.processes[who].ordinal}"
+    yield label, _next(read, who)
+
+
+def _with_next_batch(world: World, who: int, role: Migration, left: tuple[int, ...]) -> World:
+    """Forward the first of those that are left, back the last."""
+    ordinal, left = (left[0], left[1:]) if role.direction == "forward" else (left[-1], left[:-1])
+    return w.with_process(world, who, world.processes[who]._replace(ordinal=ordinal, left=left))
+
+
+def _share_lease(world: World, who: int, role: Migration) -> Moves:
+    if w.free(world, who, LEASE, "share"):
+        yield (
+            f"{role.name} begins a batch and locks the lease, as others may",
+            _next(w.locked(world, who, LEASE, "share"), who),
+        )
 
 
 def _lock_lease(world: World, who: int, role: Migration) -> Moves:
@@ -275,12 +290,10 @@ def _commit_part(world: World, who: int, role: Migration) -> Moves:
 def _commit(world: World, who: int, role: Migration) -> Moves:
     """The loop goes on from memory, as the engine's does; only a new process reads the journal."""
     done = w.committed(world, who)
-    ordinal = world.processes[who].ordinal
-    following = ordinal + 1 if role.direction == "forward" else ordinal - 1
-    done = w.with_process(done, who, done.processes[who]._replace(ordinal=following))
-    label = f"{role.name} commits batch {ordinal}"
-    if 1 <= following <= LAST_ORDINAL:
-        yield label, _at(done, who, role.first_step)
+    label = f"{role.name} commits batch {world.processes[who].ordinal}"
+    left = done.processes[who].left
+    if left:
+        yield label, _at(_with_next_batch(done, who, role, left), who, role.first_step)
     else:
         yield label, _ended(done, who, "done")
 
@@ -289,6 +302,7 @@ STEPS: dict[str, Step] = {
     "take the lease": _take_lease,
     "turn round": _turn_round,
     "read the journal": _read_journal,
+    "share the lease": _share_lease,
     "lock the lease": _lock_lease,
     "check the epoch": _check_epoch,
     "check the status": _check_status,

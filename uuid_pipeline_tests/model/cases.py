@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import cache
 
 from uuid_pipeline_tests.model.application import SCRIPTS, Application, with_alias_trigger
-from uuid_pipeline_tests.model.batch import BACK_PROTOCOL, FORWARD_PROTOCOL, Migration
-from uuid_pipeline_tests.model.search import Role, Searched, all_moved, before_all, search
+from uuid_pipeline_tests.model.batch import BACK_PROTOCOL, FORWARD_PROTOCOL, LANE_PROTOCOL, Migration
+from uuid_pipeline_tests.model.search import Role, Searched, all_moved, before_all, in_lanes, search
 
 Protocol = tuple[str, ...]
 KILLS = 1
@@ -85,6 +85,29 @@ def forward_beside_two(first: str, second: str) -> Searched:
     return _search(
         forward_twice(FORWARD_PROTOCOL), *[with_alias_trigger(SCRIPTS[script]) for script in (first, second)]
     )
+
+
+@cache
+def in_two_lanes(script: str, protocol: Protocol = LANE_PROTOCOL) -> Searched:
+    """Two lanes of a process, and one that takes over, beside the application and its alias trigger."""
+    return _in_lanes(Migration("P2", "forward", FORWARD_PROTOCOL), script, protocol)
+
+
+@cache
+def in_two_lanes_and_back(script: str) -> Searched:
+    """As :func:`in_two_lanes`, and who takes over rolls back."""
+    return _in_lanes(Migration("P2", "back", BACK_PROTOCOL), script, LANE_PROTOCOL)
+
+
+def _in_lanes(next_one: Migration, script: str, protocol: Protocol) -> Searched:
+    roles: list[Role] = [
+        Migration("Lane 1", "forward", protocol),
+        Migration("Lane 2", "forward", protocol),
+        next_one,
+        Application("The application", with_alias_trigger(SCRIPTS[script])),
+    ]
+    # A process that is killed takes both of its lanes with it, each wherever it is.
+    return search(roles, in_lanes(roles, 2 * KILLS))
 
 
 @cache

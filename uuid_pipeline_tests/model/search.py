@@ -98,6 +98,15 @@ def before_all(roles: Sequence[Role], kills: int) -> World:
     return _world(_OLD, ledger, {"document": "d1", "chunk": "c1"}, roles, kills)
 
 
+def in_lanes(roles: Sequence[Role], kills: int) -> World:
+    """As :func:`before_all`; the first two are lanes of a process that holds the lease, with batch 1 and batch 2."""
+    world = before_all(roles, kills)
+    world = world._replace(ledger=world.ledger._replace(epoch=1))
+    for lane in (0, 1):
+        world = w.with_process(world, lane, world.processes[lane]._replace(epoch=1, ordinal=lane + 1))
+    return world
+
+
 def all_moved(roles: Sequence[Role], kills: int) -> World:
     """Both batches went forward; the application holds the new ids."""
     ids = {line.old: line.new for line in _MAP}

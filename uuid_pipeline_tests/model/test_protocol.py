@@ -6,6 +6,7 @@ import pytest
 
 from uuid_pipeline_tests.model import cases
 from uuid_pipeline_tests.model.application import SCRIPTS, with_hasty_trigger, with_trigger_on_references
+from uuid_pipeline_tests.model.batch import LANE_PROTOCOL
 from uuid_pipeline_tests.model.search import Searched
 
 DELETE = "deletes a document"
@@ -21,8 +22,33 @@ DELETE = "deletes a document"
             {("done", "done", "done"), ("killed", "done", "done"), ("stopped", "done", "done")},
         ),
         (cases.back, 12_000, {("done", "done", "done"), ("killed", "done", "done"), ("fenced off", "done", "done")}),
+        (
+            cases.in_two_lanes,
+            12_000,
+            {
+                ("done", "done", "done", "done"),
+                ("killed", "done", "done", "done"),
+                ("killed", "killed", "done", "done"),
+                ("done", "fenced off", "done", "done"),
+            },
+        ),
+        (
+            cases.in_two_lanes_and_back,
+            12_000,
+            {
+                ("done", "done", "done", "done"),
+                ("killed", "done", "done", "done"),
+                ("fenced off", "done", "done", "done"),
+            },
+        ),
     ],
-    ids=["forward, and taken over", "forward, and rolled back", "back, and taken over"],
+    ids=[
+        "forward, and taken over",
+        "forward, and rolled back",
+        "back, and taken over",
+        "in two lanes, and taken over",
+        "in two lanes, and rolled back",
+    ],
 )
 def test_no_interleaving_loses_or_orphans_a_row_and_behind_the_trigger_the_application_gets_no_error(
     company: Callable[[str], Searched], least: int, ends: set[tuple[str, ...]]
@@ -55,6 +81,15 @@ def test_the_search_finds_what_is_wrong_with_a_protocol_in_which(what: str) -> N
 
     assert story is not None
     assert story.wrong == expected, f"\n{story}"
+
+
+def test_it_finds_what_is_wrong_with_lanes_that_look_at_the_lease_and_do_not_lock_it() -> None:
+    protocol = tuple(step for step in LANE_PROTOCOL if step != "share the lease")
+
+    story = cases.in_two_lanes("inserts a chunk", protocol).story
+
+    assert story is not None
+    assert story.wrong == "the journal has batch 1 twice forward", f"\n{story}"
 
 
 def test_the_story_of_the_missing_lock_is_told_in_words() -> None:

@@ -4,7 +4,7 @@ What is modelled, step by step and in every order: rows that only their writer s
 statement (READ COMMITTED); a row found in a snapshot is locked later, one after the other, and looked at again when the
 lock is there; FOR KEY SHARE, FOR NO KEY UPDATE and FOR UPDATE with their conflicts; foreign keys checked for the
 application and not for the batch (replica role); lock timeouts and retries of the batch; a kill at every step; another
-process that takes the first one for dead, rightly or not.
+process that takes the first one for dead, rightly or not; two lanes under one lease, each with a batch of its own.
 
 What is simpler than the truth:
 - Two documents in batches of one, a chunk each, one buffer row: enough for every race that was ever measured here, and
@@ -75,7 +75,7 @@ class Lock(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process with its transaction; ``end`` says why it acts no more."""
+    """A process with its transaction; ``end`` says why it acts no more, ``left`` which batches are still its to do."""
 
     step: int = 0
     end: str = ""
@@ -85,6 +85,7 @@ class Process(NamedTuple):
     writes: tuple[tuple[int, Row | None], ...] = ()
     notes: tuple[Note, ...] = ()
     ordinal: int = 0
+    left: tuple[int, ...] = ()
     epoch: int = 0
     ids: tuple[tuple[str, str], ...] = ()
     tries: int = 0
