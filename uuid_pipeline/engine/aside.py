@@ -97,18 +97,20 @@ def forget_departed(
     to come, finds it as an arrival; a gone child's successor may claim the same target id.
     """
     held = held_of(store, entity.name)
+    # A goal that a row of the batch itself has may be free by the time of its index entry, and means two rows then.
+    others = sql.compose("SELECT {key} AS key FROM {table}", key=sql.name(entity.key), table=held.table)
+    holders = others if plan.wary else sql.compose("SELECT key FROM {held}", held=held.relation)
     parts = {
         "held": held.relation,
         "map": map_part(entity.name, plan),
         "source": sql.name(direction.source),
         "value": held.value(entity.key),
-        "table": held.table,
-        "key": sql.name(entity.key),
+        "holders": holders,
         "not_aside": sql.Text(NOT_ASIDE),
     }
     taken = sql.compose(
         """WITH taken AS (
-               UPDATE {held} h SET {value} = NULL FROM {table} o WHERE o.{key} = h.{value} AND h.{value} <> h.key
+               UPDATE {held} h SET {value} = NULL FROM ({holders}) o WHERE o.key = h.{value} AND h.{value} <> h.key
                RETURNING h.key)
            DELETE FROM {map} m USING taken WHERE m.{source} = taken.key""",
         **parts,

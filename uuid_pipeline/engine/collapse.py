@@ -221,7 +221,7 @@ def _result(kind: str, index: int, name: str) -> sql.Composable:
 def _delete(index: int, one: Shelf) -> sql.Composable:
     return sql.compose(
         """{name} AS (DELETE FROM {table} t USING pg_temp.displaced d WHERE d.relation = {oid} AND t.ctid = d.at
-               RETURNING {digest} AS d, 0::numeric AS m)""",
+               RETURNING {digest} AS d, 0::bigint AS m)""",
         name=sql.name(f"d{index}"),
         table=one.source,
         oid=sql.literal(one.table.oid),

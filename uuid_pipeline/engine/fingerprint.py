@@ -43,7 +43,7 @@ def row_digest(columns: list[Column], mapped: dict[str, sql.Composable], alias: 
     ]
     # An empty ROW() cannot be hashed; the constant stands for "no column of this kind".
     fields = sql.join(", ", [sql.Text("0"), *values])
-    return sql.compose("hash_record_extended(ROW({fields}), 0)::numeric", fields=fields)
+    return sql.compose("hash_record_extended(ROW({fields}), 0)", fields=fields)
 
 
 def moment_columns(columns: list[Column]) -> list[Column]:

@@ -32,13 +32,18 @@ BACK = Direction("back", "new_id", "old_id")
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A range of ordinals of one wave, both ends included."""
+    """A range of ordinals of one wave, both ends included.
+
+    ``wary``: whether rows that hold a target id are looked for. Hardly ever is there one, so a batch is tried without,
+    and again when a unique index refused it.
+    """
 
     execution_id: str
     assessment_no: int
     wave: str
     first_ordinal: int
     last_ordinal: int
+    wary: bool = False
 
     @property
     def values(self) -> dict[str, Any]:
@@ -66,6 +71,15 @@ class Held:
     def value(self, column: str) -> sql.Composable:
         """The name of the new value of an id column."""
         return sql.name(next(value for name, value in self.values if name == column))
+
+    @property
+    def from_several(self) -> bool:
+        """Whether more than one statement may hold a row of this table, each for another of its id columns."""
+        own = self.moved.entity
+        sources = 1 if own else 0
+        keys = {own.key, own.parent_column} if own else set()
+        sources += sum(column not in keys for column, _ in self.moved.columns)
+        return sources > 1 or bool(self.moved.embedded)
 
     def mapped(self) -> dict[str, sql.Composable]:
         """For each id column its value after the batch; aliases ``t`` (the row) and ``h`` (what is held of it)."""
@@ -128,9 +142,11 @@ def make_room(connection: Connection, store: Store) -> None:
         own = sql.compose("key {type},", type=cast_type(columns[key].type)) if key else sql.Text("")
         statement = sql.compose(
             """CREATE TEMPORARY TABLE IF NOT EXISTS {relation} (
-                   at tid PRIMARY KEY, ordinal bigint, {own} natural_key text, as_planned boolean, {values}
+                   at tid {once}, ordinal bigint, {own} natural_key text, as_planned boolean, {values}
                ) ON COMMIT DELETE ROWS""",
             relation=held.relation,
+            # An entry for each row that only one statement holds would cost, and find nothing.
+            once=sql.Text("PRIMARY KEY" if held.from_several else "NOT NULL"),
             own=own,
             values=sql.join(", ", values),
         )
@@ -230,10 +246,12 @@ def _hold_reference(connection: Connection, held: Held, column: str, target: Hel
     statement = sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
            SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key
-           WHERE b.{goal} <> b.key ORDER BY b.ordinal FOR UPDATE OF t
-           ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
+           WHERE b.{goal} <> b.key ORDER BY b.ordinal FOR UPDATE OF t {again}""",
         held=held.relation,
         value=held.value(column),
+        again=sql.compose("ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}", value=held.value(column))
+        if held.from_several
+        else sql.Text(""),
         goal=target.value(entity.key),
         target=target.relation,
         table=held.table,

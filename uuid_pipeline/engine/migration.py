@@ -45,6 +45,7 @@ from uuid_pipeline.engine.vector_indexes import Span, VectorIndex
 from uuid_pipeline.errors import BatchError, RefusedError
 
 RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
+TAKEN = "23505"  # unique violation
 MAX_TRIES = 10
 # From this try on, documents that somebody holds are set aside instead of waited for.
 PATIENT_TRIES = 3
@@ -411,7 +412,7 @@ def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[
         time.sleep(pause)
         for wave, ordinal in left:
             control.obey(writing.connection, wave, writing.lease, tally.say)
-            plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, ordinal, ordinal)
+            plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, ordinal, ordinal, wary=True)
             try:
                 writing.begin_batch()
                 aside.take_up(writing.connection, plan)
@@ -470,16 +471,21 @@ def run_batch(
     gets no locks, BatchError with the differing rows when a proof failed.
     """
     first, last = span
+    wary = False
     began = time.monotonic()
     for attempt in itertools.count(1):
         if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
             break
-        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last)
+        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last, wary)
         try:
             result = _try_batch(writing, store, wave, plan, direction, attempt)
         except DBAPIError as error:
             writing.connection.rollback()
-            if getattr(error.orig, "sqlstate", None) not in RETRIED:
+            state = getattr(error.orig, "sqlstate", None)
+            if state == TAKEN and not wary:
+                wary = True
+                continue
+            if state not in RETRIED:
                 raise
             time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
             first, last = halve(first, last, direction)

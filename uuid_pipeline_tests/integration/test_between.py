@@ -68,3 +68,36 @@ def test_a_target_id_that_a_soft_reference_already_holds_is_a_collision(
 
     assert not gate.passed
     assert "notes.note" in gate.finding
+
+
+TAKE = """
+INSERT INTO upload_pipeline.document_chunks
+SELECT (jsonb_populate_record(c, jsonb_build_object('chunk_id', m.new_id, 'chunk_ord', 999, 'document_id', h.document_id))).*
+FROM uuid_pipeline.id_map_chunk m JOIN upload_pipeline.document_chunks c ON c.chunk_id = m.old_id
+CROSS JOIN LATERAL (SELECT d.document_id FROM upload_pipeline.documents d WHERE (d.document_id = c.document_id) = %(same)s
+                    ORDER BY 1 LIMIT 1) h
+WHERE m.role = 'move' ORDER BY m.ordinal, m.old_id LIMIT 1 RETURNING chunk_id::text
+"""
+
+
+@pytest.mark.begins("planned")
+@pytest.mark.parametrize("same", [True, False], ids=["of the same document", "of another document"])
+def test_a_chunk_whose_target_id_another_chunk_has_taken_since_stays_and_is_due_for_the_next_plan(
+    incident: Engine, same: bool
+) -> None:
+    [(taken,)] = cycle.run_sql(incident, TAKE, same=same)
+    before = cycle.rows_of(incident)
+    [robbed] = [old for old, new in cycle.targets(before).items() if new == taken]
+    execution = cycle.approve(incident, SPEC, cycle.newest_plan(incident).plan_id)
+
+    cycle.migrate_all(incident, SPEC, execution)
+
+    cycle.assert_green(cycle.validate(incident, SPEC))
+    after = cycle.rows_of(incident)
+    now = {row["chunk_id"] for row in after["document_chunks"]} | {row["document_id"] for row in after["documents"]}
+    assert robbed in now
+    assert {new for old, new in cycle.targets(before).items() if old not in (robbed, taken)} <= now
+    cycle.run_all(incident, SPEC)
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    cycle.roll_back(incident, SPEC)
+    assert cycle.rows_of(incident) == before
