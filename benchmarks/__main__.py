@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks import contenders, probe, report, runs, store, verdicts
+from benchmarks import contenders, network, probe, report, runs, store, verdicts
 from benchmarks.report import Results
 from benchmarks.runs import Run
 from uuid_pipeline.demo import server
@@ -19,6 +19,8 @@ from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.errors import PipelineError
 
 RUN = "bench_run"
+# Between two machines of one data centre; what it came to is measured and printed.
+NETWORK_MILLISECONDS = 0.5
 _SETTINGS = ("shared_buffers", "max_wal_size", "work_mem", "fsync", "synchronous_commit")
 
 Contender = Callable[[EmbeddedServer, str], Run]
@@ -97,6 +99,7 @@ def measure(server_: EmbeddedServer, size: Size, vectors: bool) -> Results:
     """Every part, in the order in which the report shows them."""
     results = Results(describe(server_), size.documents)
     compare(server_, size, results)
+    over_network(server_, size, results)
     with_application(server_, size, results)
     cost_by_size(server_, size, results)
     if vectors:
@@ -146,6 +149,19 @@ def compare(server_: EmbeddedServer, size: Size, results: Results) -> None:
 
     results.runs["loop"] = [fresh(server_, template, loop, "loop")]
     results.notes.append(f"loop: {size.sample:,} of {size.documents:,} documents moved, the whole extrapolated.")
+
+
+def over_network(server_: EmbeddedServer, size: Size, results: Results) -> None:
+    """The engine and the loop once more, with a round trip between them and the server."""
+    template = store.make_template(server_, size.documents)
+    with network.between(store.clone(server_, template, RUN), NETWORK_MILLISECONDS) as url:
+        results.round_trip_ms = network.round_trip(url)
+        results.network["functions"] = [runs.functions(url)]
+    with network.between(store.clone(server_, template, RUN), NETWORK_MILLISECONDS) as url:
+        sample = min(size.sample, 200)
+        results.network["loop"] = [Run(contenders.loop(url, sample).whole(size.documents))]
+    said = ", ".join(f"{name} {found[0].seconds:.1f} s" for name, found in results.network.items())
+    say(f"with a round trip of {results.round_trip_ms:.2f} ms: {said}")
 
 
 def with_application(server_: EmbeddedServer, size: Size, results: Results) -> None:
@@ -205,6 +221,7 @@ def judge(results: Results) -> list[verdicts.Verdict]:
     every = [run for found in results.runs.values() for run in found]
     return [
         *verdicts.of_speed(report.fastest(results.runs)),
+        *verdicts.of_network(*[results.network[name][0].seconds for name in ("loop", "functions")]),
         *verdicts.of_application(
             results.application["read before"].p99,
             results.application["read while moving"].p99,

@@ -23,6 +23,8 @@ class Results:
     machine: dict[str, Any]
     documents: int
     runs: dict[str, list[Run]] = field(default_factory=dict)
+    network: dict[str, list[Run]] = field(default_factory=dict)
+    round_trip_ms: float = 0.0
     wide: dict[str, list[Run]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     application: dict[str, Latencies] = field(default_factory=dict)
@@ -55,6 +57,8 @@ def lines(results: Results) -> list[str]:
     """The report as text."""
     said = [f"{key}: {value}" for key, value in results.machine.items()]
     said += _table(f"{results.documents:,} documents, {results.documents * 10:,} chunks", results.runs)
+    said += ["", f"The same with a round trip of {results.round_trip_ms:.2f} ms between them and the server"]
+    said += [f"  {name:<18}{runs[0].seconds:>9.2f} s" for name, runs in results.network.items()]
     if results.wide:
         said += _table("Wide vectors with HNSW", results.wide)
     for name, runs in (results.runs | {f"{name}, wide": runs for name, runs in results.wide.items()}).items():

@@ -71,12 +71,15 @@ def test_a_target_id_that_a_soft_reference_already_holds_is_a_collision(
 
 
 TAKE = """
+WITH robbed AS (SELECT old_id, new_id FROM uuid_pipeline.id_map_chunk WHERE role = 'move'
+                ORDER BY ordinal, old_id LIMIT 1)
 INSERT INTO upload_pipeline.document_chunks
-SELECT (jsonb_populate_record(c, jsonb_build_object('chunk_id', m.new_id, 'chunk_ord', 999, 'document_id', h.document_id))).*
-FROM uuid_pipeline.id_map_chunk m JOIN upload_pipeline.document_chunks c ON c.chunk_id = m.old_id
-CROSS JOIN LATERAL (SELECT d.document_id FROM upload_pipeline.documents d WHERE (d.document_id = c.document_id) = %(same)s
-                    ORDER BY 1 LIMIT 1) h
-WHERE m.role = 'move' ORDER BY m.ordinal, m.old_id LIMIT 1 RETURNING chunk_id::text
+SELECT (jsonb_populate_record(c, jsonb_build_object(
+           'chunk_id', robbed.new_id, 'chunk_ord', 999, 'document_id', holder.document_id))).*
+FROM robbed JOIN upload_pipeline.document_chunks c ON c.chunk_id = robbed.old_id
+CROSS JOIN LATERAL (SELECT d.document_id FROM upload_pipeline.documents d
+                    WHERE (d.document_id = c.document_id) = %(same)s ORDER BY 1 LIMIT 1) holder
+RETURNING chunk_id::text
 """
 
 
