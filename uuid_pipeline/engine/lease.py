@@ -202,11 +202,16 @@ def hold(connection: Connection, lease: Lease) -> None:
 
     Raises RefusedError when another process has taken it over: this one must not write any more.
     """
-    # Who asks for the lease looks at it under this row's lock: wait that moment out (a batch: by its own timeout).
+    # Who asks for the lease looks at it under this row's lock: wait that moment out.
     sql.execute(
         connection,
         "SELECT set_config('lock_timeout', '10s', true) WHERE current_setting('lock_timeout') = '0'",
     )
+    prove(connection, lease)
+
+
+def prove(connection: Connection, lease: Lease) -> None:
+    """As :func:`hold`, in a batch, which has a timeout of its own."""
     epoch = sql.scalar(
         connection,
         "WITH mine AS (SELECT epoch FROM uuid_pipeline.lease FOR UPDATE) "
@@ -217,7 +222,7 @@ def hold(connection: Connection, lease: Lease) -> None:
 
 
 def share(connection: Connection, lease: Lease) -> None:
-    """As :func:`hold`, for one of several batches that this run writes at once.
+    """As :func:`prove`, for one of several batches that this run writes at once.
 
     Whoever would take the lease over locks its row FOR UPDATE, and so waits for every one of them. Between two rounds
     of batches the run itself must :func:`hold` it, or those who wait would wait for as long as batches overlap.

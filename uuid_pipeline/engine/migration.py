@@ -101,7 +101,7 @@ class Writer:
     connection: Connection
     lease: Lease
     tier: Tier
-    prove_lease: Callable[[Connection, Lease], None] = leases.hold
+    prove_lease: Callable[[Connection, Lease], None] = leases.prove
 
     def begin_batch(self) -> None:
         """Open a batch's transaction: its settings, then the lease, which must still be ours."""

@@ -212,11 +212,13 @@ def _missing(trigger: UserTrigger, role: str) -> list[MissingRight]:
     return [MissingRight(right, thing, remedy) for granted, right, thing, remedy in asked if not granted]
 
 
+_MARKED = "SELECT set_config('uuid_pipeline.batch', 'on', true)"
+
+
 def silence(connection: Connection, tier: TierName) -> None:
     """Keep the silenced triggers out of this transaction, which is a batch's."""
-    sql.execute(connection, "SELECT set_config('uuid_pipeline.batch', 'on', true)")
-    if tier == "R":
-        sql.execute(connection, "SELECT set_config('session_replication_role', 'replica', true)")
+    replica = ", set_config('session_replication_role', 'replica', true)"
+    sql.execute(connection, _MARKED + replica if tier == "R" else _MARKED)
 
 
 ROW_DEED = "sets "
