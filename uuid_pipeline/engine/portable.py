@@ -75,7 +75,7 @@ def of_table(connection: Connection, recipe: Recipe) -> Portable:
     """The fingerprint of a whole table, as the transaction sees it; wants the store's pinned settings."""
     fields = sql.join(", ", [sql.Text("0"), *[_sent(column, send) for column, send in recipe.columns]])
     statement = sql.compose(
-        "SELECT count(*), coalesce(sum(hash_record_extended(ROW({fields}), 0)::numeric), 0) FROM {table} t",
+        "SELECT count(*), coalesce(sum(hash_record_extended(ROW({fields}), 0)), 0) FROM {table} t",
         fields=fields,
         table=sql.table(recipe.schema, recipe.table),
     )
