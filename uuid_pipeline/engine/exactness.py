@@ -1,7 +1,7 @@
 """Whether each id is the one that its row's own natural key gives: gates of a wave and of the whole store."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -45,8 +45,8 @@ def whole_ids_exact(connection: Connection, store: Store, execution: ledger.Exec
 
 def _exact(gate: str, connection: Connection, store: Store, execution_id: str, waves: list[ledger.Wave]) -> GateResult:
     found = _Found()
-    for wave in waves:
-        _look(connection, store, wave, found)
+    for span in _spans(waves):
+        _look(connection, store, span, found)
     if found.back:
         epoch = retrieval.epoch_before(connection, execution_id)
         unexplained = deletions.patiently(
@@ -66,14 +66,44 @@ def _exact(gate: str, connection: Connection, store: Store, execution_id: str, w
     )
 
 
-def _look(connection: Connection, store: Store, wave: ledger.Wave, found: _Found) -> None:
+@dataclass(frozen=True)
+class _Span:
+    """Waves of one id map whose ordinals follow each other: to be looked at in one pass over a table."""
+
+    execution_id: str
+    assessment_no: int
+    first: int
+    last: int
+    waves: tuple[str, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {"first": self.first, "last": self.last, "waves": list(self.waves)}
+
+
+def _spans(waves: Sequence[ledger.Wave]) -> list[_Span]:
+    spans: list[_Span] = []
+    for wave in waves:
+        before = spans[-1] if spans else None
+        if before and (before.assessment_no, before.last + 1) == (wave.assessment_no, wave.first_ordinal):
+            spans[-1] = replace(before, last=wave.last_ordinal, waves=(*before.waves, wave.wave))
+        else:
+            ordinals = (wave.first_ordinal, wave.last_ordinal)
+            spans.append(_Span(wave.execution_id, wave.assessment_no, *ordinals, (wave.wave,)))
+    return spans
+
+
+def _look(connection: Connection, store: Store, span: _Span, found: _Found) -> None:
     for entity in store.entities:
-        under_new_id, as_approved = _counted(connection, entity, wave)
-        found.checked += as_approved
-        places = [_under_old_id(entity)]
-        if as_approved < under_new_id:
+        counted = _counted(connection, entity, span)
+        found.checked += counted.as_approved
+        places = []
+        if counted.under_old_id:
+            places.append(_under_old_id(entity))
+        if counted.as_approved < counted.under_new_id:
             places.append(_under_new_id(entity))
-        _recompute(connection, store, entity, wave, places, found)
+        if places:
+            _recompute(connection, store, entity, span, places, found)
 
 
 @dataclass(frozen=True)
@@ -93,9 +123,12 @@ def _under_new_id(entity: Entity) -> _Place:
 
 def _under_old_id(entity: Entity) -> _Place:
     """Rows that did not leave their old id."""
-    on = sql.compose("t.{key} = m.old_id AND m.old_id <> m.new_id", key=sql.name(entity.key))
     # Of the same snapshot as the row: the application may delete and write it again once more.
-    return _Place(on, returned.came_back(entity))
+    return _Place(_has_old_id(entity), returned.came_back(entity))
+
+
+def _has_old_id(entity: Entity) -> sql.Composable:
+    return sql.compose("t.{key} = m.old_id AND m.old_id <> m.new_id", key=sql.name(entity.key))
 
 
 def _as_approved(entity: Entity) -> sql.Composable:
@@ -108,50 +141,57 @@ def _as_approved(entity: Entity) -> sql.Composable:
     )
 
 
-# Which map rows a wave moved, and not set aside.
-_MOVED_BY_WAVE = """
+# Which map rows a span's waves moved, and not set aside.
+_MOVED = """
 m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge'
-AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = %(wave)s AND u.ordinal = m.ordinal)
+AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = ANY(%(waves)s) AND u.ordinal = m.ordinal)
 """
 
 
-def _parts(entity: Entity, wave: ledger.Wave) -> dict[str, sql.Composable]:
+def _parts(entity: Entity, span: _Span) -> dict[str, sql.Composable]:
     return {
-        "map": sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{wave.assessment_no}"),
+        "map": sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{span.assessment_no}"),
         "table": sql.table(entity.table.schema, entity.table.name),
         "key": sql.name(entity.key),
-        "moved": sql.Text(_MOVED_BY_WAVE),
+        "moved": sql.Text(_MOVED),
     }
 
 
-def _span(wave: ledger.Wave) -> dict[str, Any]:
-    return {"first": wave.first_ordinal, "last": wave.last_ordinal, "wave": wave.wave}
+@dataclass(frozen=True)
+class _Counted:
+    """Rows under the new id that the map has for them, those of them that are as approved, and rows under the old."""
+
+    under_new_id: int
+    as_approved: int
+    under_old_id: int
 
 
-def _counted(connection: Connection, entity: Entity, wave: ledger.Wave) -> tuple[int, int]:
-    """Rows under the new id that the map has for them, and those of them that are as approved."""
+def _counted(connection: Connection, entity: Entity, span: _Span) -> _Counted:
+    """Counted by joins that the server may do in several processes; a cursor would keep it from that."""
     statement = sql.compose(
-        """SELECT count(*) AS found, count(*) FILTER (WHERE {same}) AS as_approved
-           FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved}""",
+        """SELECT n.found, n.as_approved, o.found FROM
+               (SELECT count(*) AS found, count(*) FILTER (WHERE {same}) AS as_approved
+                FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved}) n,
+               (SELECT count(*) AS found FROM {map} m JOIN {table} t ON {has_old_id} WHERE {moved}) o""",
         same=_as_approved(entity),
-        **_parts(entity, wave),
+        has_old_id=_has_old_id(entity),
+        **_parts(entity, span),
     )
-    row = sql.rows(connection, statement, _span(wave))[0]
-    return int(row.found), int(row.as_approved)
+    return _Counted(*[int(count) for count in sql.rows(connection, statement, span.values)[0]])
 
 
 def _recompute(
     connection: Connection,
     store: Store,
     entity: Entity,
-    wave: ledger.Wave,
+    span: _Span,
     places: Sequence[_Place],
     found: _Found,
 ) -> None:
     """Recompute these rows from their raw columns."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
-    for rows in _raw_rows(connection, entity, wave, places):
+    for rows in _raw_rows(connection, entity, span, places):
         for key, mapped, rewritten, back, *raw in rows:
             target = None if None in raw else target_of(raw)
             # Identity that the application edited after the move is due for the next plan, not wrong.
@@ -167,15 +207,13 @@ def _recompute(
                 found.wrong.append(said)
 
 
-def _raw_rows(
-    connection: Connection, entity: Entity, wave: ledger.Wave, places: Sequence[_Place]
-) -> Iterator[list[Any]]:
+def _raw_rows(connection: Connection, entity: Entity, span: _Span, places: Sequence[_Place]) -> Iterator[list[Any]]:
     """Id, mapped id, whether the application wrote the row since, whether it may have deleted and written it again,
-    and the identity's raw columns, of a wave's rows."""
+    and the identity's raw columns, of a span's rows."""
     # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
     fields = entity.spec.template.fields
-    parts = _parts(entity, wave)
+    parts = _parts(entity, span)
     selects = [
         sql.compose(
             """SELECT t.{key}::text, m.new_id::text, {written}, {back}, {values}
@@ -188,6 +226,6 @@ def _raw_rows(
         )
         for place in places
     ]
-    snapshot = ledger.first_snapshot(connection, wave.execution_id)
-    values = {**_span(wave), "execution": wave.execution_id, "snapshot": snapshot}
+    snapshot = ledger.first_snapshot(connection, span.execution_id)
+    values = {**span.values, "execution": span.execution_id, "snapshot": snapshot}
     return sql.stream(connection, sql.join(" UNION ALL ", selects), values)

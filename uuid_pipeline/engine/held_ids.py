@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from sqlalchemy import Connection
 
@@ -13,6 +14,7 @@ from uuid_pipeline.engine.id_candidates import (
     KnownIds,
     SearchedColumn,
     candidates,
+    may_hold,
     strings,
     text_of,
     uuids,
@@ -122,28 +124,33 @@ def variety(
 
 
 _STATEMENT = """
-WITH picked AS {materialized} ({rows}),
-held AS MATERIALIZED (
-    SELECT t.row_id, h.* FROM picked t CROSS JOIN LATERAL ({held}) h(col, path, uid, id, whole, entity, kind)),
-hit AS ({hits})
+WITH picked AS {materialized} ({rows}), {sources}
+hit AS (SELECT NULL::integer AS col, NULL::text AS entity, NULL::text[] AS path, NULL::text AS kind, row_id,
+               NULL::text AS id FROM picked WHERE false {hits})
 SELECT col, entity, path, kind, count(DISTINCT row_id) AS rows, count(DISTINCT id) AS ids
 FROM hit h WHERE {unexplained} GROUP BY col, entity, path, kind
 UNION ALL SELECT NULL, NULL, NULL, NULL, count(DISTINCT row_id), 0 FROM picked WHERE {counted} HAVING {counted}
 """
+# A uuid is joined as it is, straight from the table; what texts hold is found once and kept for every entity.
+_SOURCES: dict[str, LiteralString] = {"plain": "NOT MATERIALIZED", "held": "MATERIALIZED"}
 _UUIDS = """
-SELECT u.col, NULL::text[], u.uid, u.uid::text COLLATE "C", true, NULL::text, NULL::text FROM ({uuids}) u
+SELECT t.row_id, u.col, NULL::text[] AS path, u.uid, u.uid::text COLLATE "C" AS id, true AS whole
+FROM picked t CROSS JOIN LATERAL ({uuids}) u
 """
 _STRINGS = """
-SELECT s.col, s.path, c.uid, c.id, c.id = s.value AND NOT s.is_name, NULL::text, NULL::text
-FROM ({strings}) s CROSS JOIN LATERAL ({candidates}) c
+SELECT t.row_id, s.col, s.path, c.uid, c.id, c.id = s.value AND NOT s.is_name AS whole
+FROM picked t CROSS JOIN LATERAL ({strings}) s CROSS JOIN LATERAL ({candidates}) c WHERE {row_may} AND {value_may}
 """
-_MADE = "SELECT d.col, NULL::text[], NULL::uuid, NULL, false, d.entity, d.kind FROM ({made}) d WHERE d.kind IS NOT NULL"
+_MADE = """
+SELECT d.col, d.entity, NULL::text[], d.kind, t.row_id, NULL
+FROM picked t CROSS JOIN LATERAL ({made}) d WHERE d.kind IS NOT NULL
+"""
 # Another spelling than the key's own (capitals, another collation's equal) is no reference, but contains the id.
 _LOOK_UP = """
 SELECT h.col, {entity} AS entity, CASE WHEN w.own THEN h.path END AS path,
        CASE WHEN w.own THEN {holds} ELSE {contains} END AS kind, h.row_id, h.id
-FROM held h JOIN {table} k ON {matches}
-CROSS JOIN LATERAL (SELECT h.whole AND k.{key}::text COLLATE "C" = h.id AS own) w WHERE h.kind IS NULL
+FROM {source} h JOIN {table} k ON {matches}
+CROSS JOIN LATERAL (SELECT h.whole AND k.{key}::text COLLATE "C" = h.id AS own) w
 """
 # Text keys of two entities may be equal ("1", "2"): the declaration says which of them the value means.
 _UNEXPLAINED = """
@@ -151,7 +158,6 @@ _UNEXPLAINED = """
     SELECT FROM hit d WHERE (d.row_id, d.col, d.id) = (h.row_id, h.col, h.id) AND d.path IS NOT DISTINCT FROM h.path
     AND d.kind = {holds} AND (d.col, d.entity) IN ({declared}))
 """
-_ALREADY_KNOWN = "SELECT col, entity, NULL::text[], kind, row_id, NULL FROM held WHERE kind IS NOT NULL"
 
 
 def _statement(
@@ -164,23 +170,57 @@ def _statement(
 ) -> sql.Composable:
     numbered = list(enumerate(columns))
     texts = [(number, column) for number, column in numbered if not column.kind.startswith("uuid")]
-    parts = [uuids(number, column) for number, column in numbered if column.kind.startswith("uuid")]
-    held = [sql.compose(_UUIDS, uuids=part) for part in parts]
-    if texts:
-        every = [strings(number, column, known, reading) for number, column in texts]
-        found = candidates(sql.Text("s.value"), known)
-        held.append(sql.compose(_STRINGS, strings=sql.join(" UNION ALL ", every), candidates=found))
+    plain = [
+        sql.compose(_UUIDS, uuids=uuids(number, column))
+        for number, column in numbered
+        if column.kind.startswith("uuid")
+    ]
+    sources = {name: parts for name, parts in (("plain", plain), ("held", _held(texts, known, reading))) if parts}
     made = made_from_ids(beside, [(number, text_of(column), column.kind == "text") for number, column in texts])
-    held += [sql.compose(_MADE, made=part) for part in made]
+    hits = [_look_up(ids, source) for source in sources for ids in known]
+    hits += [sql.compose(_MADE, made=part) for part in made]
     return sql.compose(
         _STATEMENT,
         materialized=sql.Text("MATERIALIZED" if picked.counted else "NOT MATERIALIZED"),
         rows=picked.rows,
-        held=sql.join(" UNION ALL ", held),
-        hits=sql.join(" UNION ALL ", [*[_look_up(ids) for ids in known], sql.Text(_ALREADY_KNOWN)]),
+        sources=sql.join(" ", [_source(name, parts) for name, parts in sources.items()]),
+        hits=sql.join(" ", [sql.compose("UNION ALL {hit}", hit=hit) for hit in hits]),
         unexplained=_unexplained(columns, declared),
         counted=sql.Text(str(picked.counted)),
     )
+
+
+def _source(name: str, parts: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.compose(
+        "{name} AS {kept} ({parts}),",
+        name=sql.name(name),
+        kept=sql.Text(_SOURCES[name]),
+        parts=sql.join(" UNION ALL ", parts),
+    )
+
+
+def _held(
+    texts: Sequence[tuple[int, SearchedColumn]], known: Sequence[KnownIds], reading: JsonReading
+) -> list[sql.Composable]:
+    """The candidates in text, and those in json, whose walk leaves out by itself the documents without any."""
+    json = [(number, column) for number, column in texts if column.kind in ("json", "jsonb")]
+    text = [(number, column) for number, column in texts if (number, column) not in json]
+    return [
+        sql.compose(
+            _STRINGS,
+            strings=sql.join(" UNION ALL ", [strings(number, column, known, reading) for number, column in part]),
+            candidates=candidates(sql.Text("s.value"), known),
+            row_may=sql.Text("true") if part is json else _any_may(part, known),
+            value_may=may_hold(sql.Text("s.value"), known),
+        )
+        for part in (text, json)
+        if part
+    ]
+
+
+def _any_may(texts: Sequence[tuple[int, SearchedColumn]], known: Sequence[KnownIds]) -> sql.Composable:
+    """Whether any of these columns of the row can hold an id: asked of the row, it spares the most of them the rest."""
+    return sql.compose("({any})", any=sql.join(" OR ", [may_hold(text_of(column), known) for _, column in texts]))
 
 
 def _unexplained(columns: Sequence[SearchedColumn], declared: Sequence[tuple[str, str]]) -> sql.Composable:
@@ -196,9 +236,10 @@ def _unexplained(columns: Sequence[SearchedColumn], declared: Sequence[tuple[str
     return sql.compose(_UNEXPLAINED, declared=sql.join(", ", places), holds=sql.literal(HOLDS))
 
 
-def _look_up(ids: KnownIds) -> sql.Composable:
+def _look_up(ids: KnownIds, source: str) -> sql.Composable:
     return sql.compose(
         _LOOK_UP,
+        source=sql.name(source),
         entity=sql.literal(ids.entity),
         holds=sql.literal(HOLDS),
         contains=sql.literal(CONTAINS),

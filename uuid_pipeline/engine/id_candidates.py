@@ -87,6 +87,13 @@ def candidates(value: sql.Composable, known: Sequence[KnownIds]) -> sql.Composab
     )
 
 
+def may_hold(text: sql.Composable, known: Sequence[KnownIds]) -> sql.Composable:
+    """Whether a text can have candidates at all: a key that is text may be anything, a uuid has its dashes."""
+    if any(ids.is_text for ids in known):
+        return sql.Text("true")
+    return sql.compose("{text} LIKE {maybe}", text=text, maybe=_MAYBE)
+
+
 def uuids(number: int, column: SearchedColumn) -> sql.Composable:
     """(col, uid) of a column of uuids."""
     source = sql.Text("unnest(t.{column}::uuid[])" if column.kind == "uuid array" else "(VALUES (t.{column}::uuid))")

@@ -70,7 +70,8 @@ def take(
 ) -> dict[str, dict[str, int]]:
     """Derive every entity's target ids into the ledger, parents first; returns rows counted and derived by entity.
 
-    ``only`` gives for each entity a table with the keys of the rows to look at; without it, all are.
+    ``only`` gives for each entity a table with the keys of the rows to look at; without it, all are, and the orphans of
+    the whole store are counted too.
 
     Wants a REPEATABLE READ transaction: counts, parents and children must be of one snapshot. Memory is bounded
     by 10,000 rows.
@@ -85,10 +86,11 @@ def take(
             "counted": int(counted),
             "derived": _derive(connection, store, entity, assessment, only),
         }
+    found = {"counts": counts} | ({} if only else {"orphans": orphans(connection, store)})
     sql.execute(
         connection,
-        "UPDATE uuid_pipeline.assessments SET profile = profile || %(counts)s::jsonb WHERE assessment_no = %(no)s",
-        {"counts": json.dumps({"counts": counts, "orphans": orphans(connection, store)}), "no": assessment},
+        "UPDATE uuid_pipeline.assessments SET profile = profile || %(found)s::jsonb WHERE assessment_no = %(no)s",
+        {"found": json.dumps(found), "no": assessment},
     )
     return counts
 

@@ -188,8 +188,7 @@ def _documents(connection: Connection, store: Store, number: int, wave: PlannedW
 
 def _map_digest(connection: Connection, store: Store, name: str, number: int) -> str:
     statement = sql.compose(
-        """SELECT concat_ws(':', count(*), sum(hash_record_extended(r, 0)::numeric),
-                            sum(hash_record_extended(r, 1)::numeric))
+        """SELECT concat_ws(':', count(*), sum(hash_record_extended(r, 0)), sum(hash_record_extended(r, 1)))
            FROM {map} m CROSS JOIN LATERAL (SELECT ROW(m.ordinal, m.wave, m.role, m.natural_key,
                                                                   m.old_id, m.new_id) AS r) keyed
            WHERE assessment_no = %(no)s""",

@@ -5,7 +5,6 @@ import json
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import inventory, ledger, mapping, sql
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Store
 
 
@@ -63,22 +62,19 @@ def _begin(connection: Connection, wave: ledger.Wave) -> int:
 
 def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
     """Rows that neither the plan nor an earlier pass has seen, and the parents of these."""
-    for entity in store.entities:
-        key = cast_type(entity.table.columns[entity.key].type)
-        sql.execute(
-            connection,
-            sql.compose("CREATE TEMPORARY TABLE {due} (key {type} PRIMARY KEY) ON COMMIT DROP",
-                        due=due(entity), type=key),
-        )  # fmt: skip
     seen = _seen(connection, wave.execution_id)
-    for entity in reversed(store.entities):
-        keys = sql.compose(
-            "INSERT INTO {due} SELECT t.{key} {unseen} ON CONFLICT DO NOTHING",
+    for entity in store.entities:
+        # Made of its rows at once: unlike an INSERT, this may read the tables with several processes.
+        unseen = sql.compose(
+            """CREATE TEMPORARY TABLE {due} ON COMMIT DROP AS
+               WITH {others} SELECT o.key FROM others o WHERE {unseen}""",
             due=due(entity),
-            key=sql.name(entity.key),
+            others=_others(entity),
             unseen=_unseen(entity),
         )
-        sql.execute(connection, keys, {"seen": seen})
+        sql.execute(connection, unseen, {"seen": seen})
+        sql.execute(connection, sql.compose("ALTER TABLE {due} ADD PRIMARY KEY (key)", due=due(entity)))
+    for entity in reversed(store.entities):
         if entity.parent is not None:
             parents = sql.compose(
                 """INSERT INTO {parents} SELECT DISTINCT t.{parent} FROM {due} d JOIN {table} t ON t.{key} = d.key
@@ -95,12 +91,17 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
 def later_arrivals(connection: Connection, store: Store, execution_id: str) -> dict[str, int]:
     """Rows by entity that came after the last look of this execution: no failure, and due for the next plan."""
     values = {"seen": _seen(connection, execution_id), "execution": execution_id}
-    counted = "SELECT (SELECT count(*) {unseen}) + (SELECT count(DISTINCT t.{key}) {returned})"
     return {
         entity.name: int(
             sql.scalar(
                 connection,
-                sql.compose(counted, unseen=_unseen(entity), key=sql.name(entity.key), returned=_returned(entity)),
+                sql.compose(
+                    "WITH {others} SELECT (SELECT count(*) FROM others o WHERE {unseen})"
+                    " + (SELECT count(*) FROM others o WHERE {returned})",
+                    others=_others(entity),
+                    unseen=_unseen(entity),
+                    returned=_returned(entity),
+                ),
                 values,
             )
         )
@@ -108,28 +109,35 @@ def later_arrivals(connection: Connection, store: Store, execution_id: str) -> d
     }
 
 
-def _returned(entity: Entity) -> sql.Composable:
-    """FROM and WHERE of the rows (``t``) that the application deleted and wrote again under an id that had moved."""
+def _others(entity: Entity) -> sql.Composable:
+    """The keys under which no id map of the assessments ``seen`` has its new ids, as ``others``.
+
+    After the waves hardly any row has such a one: what is asked next is asked of few, and the whole table is read once.
+    """
     return sql.compose(
-        """FROM {map} m JOIN {table} t ON t.{key} = m.old_id
-           WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id <> m.old_id
-             AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s
-                             AND u.ordinal = m.ordinal AND u.reason <> 'gone')""",
+        """others AS MATERIALIZED (SELECT t.{key} AS key FROM {table} t WHERE NOT EXISTS (
+               SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id = t.{key}))""",
         key=sql.name(entity.key),
-        map=ledger.map_table(entity),
         table=sql.table(entity.table.schema, entity.table.name),
+        map=ledger.map_table(entity),
     )
 
 
 def _unseen(entity: Entity) -> sql.Composable:
-    """FROM and WHERE of the rows (``t``) that no id map and no inventory of the assessments ``seen`` knows."""
+    """Whether no inventory of the assessments ``seen`` knows the key of ``o``."""
     return sql.compose(
-        """FROM {table} t
-           WHERE NOT EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = t.{key})
-             AND NOT EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.new_id = t.{key})""",
-        key=sql.name(entity.key),
-        table=sql.table(entity.table.schema, entity.table.name),
+        "NOT EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = o.key)",
         inventory=ledger.inventory_table(entity),
+    )
+
+
+def _returned(entity: Entity) -> sql.Composable:
+    """Whether the row of ``o`` is one that the application deleted and wrote again under an id that had moved."""
+    return sql.compose(
+        """EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.old_id = o.key
+                   AND m.new_id <> m.old_id
+                   AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s
+                                   AND u.ordinal = m.ordinal AND u.reason <> 'gone'))""",
         map=ledger.map_table(entity),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import comparison, gates, ledger, migration
+from uuid_pipeline.engine import comparison, deletions, exactness, gates, ledger, migration, validation
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -291,6 +291,80 @@ def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident
 
     assert gate in red
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
+
+
+LAST_CHUNK = "SELECT old_id, new_id FROM uuid_pipeline.id_map_chunk ORDER BY ordinal DESC, old_id LIMIT 1"
+CHUNK_PUT_BACK = """
+UPDATE upload_pipeline.document_chunks c SET chunk_id = m.old_id
+FROM (SELECT old_id, new_id FROM uuid_pipeline.id_map_chunk ORDER BY ordinal DESC, old_id LIMIT 1) m
+WHERE c.chunk_id = m.new_id
+"""
+MAPPED = """
+SELECT (SELECT count(*) FROM uuid_pipeline.id_map_document) + (SELECT count(*) FROM uuid_pipeline.id_map_chunk)
+"""
+
+
+def tamper(engine: Engine, statement: str) -> None:
+    """Behind the back of keys and triggers."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(statement)
+
+
+def whole_ids(engine: Engine) -> GateResult:
+    bound = cycle.bound_store(engine, SPEC)
+    with engine.begin() as connection:
+        return exactness.whole_ids_exact(connection, bound, ledger.executions(connection)[0])
+
+
+@pytest.mark.begins("moved")
+def test_the_whole_store_s_check_counts_each_row_of_every_wave_once_and_names_the_one_that_was_put_back(
+    incident: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletions, "STATISTICS_SECONDS", 0)
+    [(rows,)] = cycle.run_sql(incident, MAPPED)
+    assert len(at_hand(incident)[1]) == 3
+
+    assert whole_ids(incident).figures == {"recomputed": rows, "wrong": 0, "returned": 0}
+
+    tamper(incident, CHUNK_PUT_BACK)
+    [(old, new)] = cycle.run_sql(incident, LAST_CHUNK)
+    found = whole_ids(incident)
+    assert found.finding == f"1 wrong: chunk {old} should be {new}"
+    # Whoever put it back wrote it since the migration began, as the application would; but nobody deleted a row.
+    assert found.figures == {"recomputed": rows - 1, "wrong": 1, "returned": 1}
+
+
+EVENTS_PUT_BACK = """
+UPDATE upload_pipeline.events e SET document_id = m.old_id
+FROM uuid_pipeline.id_map_document m WHERE m.new_id = e.document_id AND m.ordinal = 1
+"""
+DOCUMENT_PUT_BACK = """
+UPDATE upload_pipeline.documents d SET document_id = m.old_id
+FROM uuid_pipeline.id_map_document m WHERE m.new_id = d.document_id AND m.ordinal = 1
+"""
+
+
+def dangling(engine: Engine, wave: ledger.Wave) -> str:
+    bound = cycle.bound_store(engine, SPEC)
+    with engine.begin() as connection:
+        return validation.no_dangling_reference(connection, bound, ledger.wave(connection, wave.wave)).finding
+
+
+@pytest.mark.begins("moved")
+def test_a_reference_to_an_old_id_dangles_in_the_wave_that_moved_it_unless_a_row_stands_there(incident: Engine) -> None:
+    first, second, _ = at_hand(incident)[1]
+    of_first = """SELECT count(*) FROM upload_pipeline.events e JOIN uuid_pipeline.id_map_document m
+                  ON m.new_id = e.document_id WHERE m.ordinal = 1"""
+    [(events,)] = cycle.run_sql(incident, of_first)
+    assert events > 1
+
+    tamper(incident, EVENTS_PUT_BACK)
+    assert dangling(incident, first) == f"dangling: events.document_id {events}"
+    assert dangling(incident, second).startswith("0 dangling")
+
+    tamper(incident, DOCUMENT_PUT_BACK)
+    assert dangling(incident, first).startswith("0 dangling")
 
 
 @pytest.mark.begins("moved")

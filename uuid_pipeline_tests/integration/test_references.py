@@ -124,6 +124,42 @@ def test_ids_are_found_as_uuid_text_array_and_at_each_json_path_and_counted_by_r
     assert f"{table}.m.x.y ({references.WHY})" in green.finding
 
 
+def test_where_every_key_is_a_uuid_no_form_of_an_id_in_a_text_is_passed_over(library: Engine) -> None:
+    cycle.run_sql(
+        library,
+        """
+        CREATE TABLE lib.letters (n int PRIMARY KEY, ref uuid, plain text, short char(40), many text[], doc json);
+        INSERT INTO lib.letters
+        SELECT n, CASE WHEN n = 1 THEN w.id ELSE gen_random_uuid() END,
+            CASE n WHEN 2 THEN w.id::text WHEN 3 THEN 'ü' || w.id || '-' || w.id
+                   WHEN 4 THEN repeat('a-', 400) || upper(w.id::text) WHEN 5 THEN replace(w.id::text, '-', '_')
+                   WHEN 6 THEN 'zzzzzzzz-zzzz-zzzz-zzzz-zzzzzzzzzzzz' WHEN 7 THEN NULL
+                   WHEN 8 THEN gen_random_uuid()::text ELSE 'no id' END,
+            CASE n WHEN 9 THEN w.id::text END,
+            CASE n WHEN 10 THEN ARRAY[NULL, 'x', w.id::text] WHEN 11 THEN ARRAY[[w.id::text], ['in ' || w.id]]
+                   WHEN 12 THEN '{}'::text[] END,
+            CASE n WHEN 13 THEN json_build_object('a', w.id) WHEN 14 THEN json_build_object(w.id::text, 1)
+                   WHEN 15 THEN json_build_object('a', 'no id') END
+        FROM generate_series(1, 20) n JOIN lib.works w ON w.title = 'w' || n;
+        """,
+    )
+    works = {"work": yaml.safe_load(SPEC)["entities"]["work"]}
+
+    _, found = searched(library, entities=works)
+
+    assert {f.name: f.rows for f in found.found} == {
+        "letters.ref": 1, "letters.plain": 1, "letters.short": 1, "letters.many": 2, "letters.doc.a": 1,
+    }  # fmt: skip
+    assert derived(found) == {
+        ("letters.plain", "work", "contains the id"): 2,
+        ("letters.many", "work", "contains the id"): 1,
+        ("letters.doc", "work", "contains the id"): 1,
+    }
+    _, exactly = searched(library, Budget(small_bytes=0, sample_rows=1), entities=works)
+    assert (exactly.found, exactly.derived) == (found.found, found.derived)
+    assert all(f.exact for f in exactly.found)
+
+
 def test_a_declared_json_reference_leaves_another_path_of_its_column_undeclared(library: Engine) -> None:
     cycle.run_sql(
         library,
