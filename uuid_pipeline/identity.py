@@ -76,6 +76,21 @@ def hasher(namespace: uuid.UUID) -> Callable[[str], str]:
     return target
 
 
+def digester(namespace: uuid.UUID) -> Callable[[bytes], bytes]:
+    """As :func:`hasher`, from the UTF-8 of the natural key to the 16 bytes of the target id."""
+    seeded = hashlib.sha1(namespace.bytes, usedforsecurity=False)
+    version = [bytes([0x50 | byte & 0x0F]) for byte in range(256)]
+    variant = [bytes([0x80 | byte & 0x3F]) for byte in range(256)]
+
+    def target(natural_key: bytes) -> bytes:
+        digest = seeded.copy()
+        digest.update(natural_key)
+        d = digest.digest()
+        return d[:6] + version[d[6]] + d[7:8] + variant[d[8]] + d[9:16]
+
+    return target
+
+
 def recomputer(
     namespace: uuid.UUID,
     template: str,
