@@ -1,7 +1,8 @@
 """Target ids by a second implementation, which shares no code with the first: no identity.py, no hashlib, no uuid.
 
 Its own reading of the template, its own normalisation (of bytes), and SHA-1 as FIPS 180-4 writes it, over many keys at
-once. It is given raw column values and the specification's text, and nothing that the first one has made of them.
+once. It is given raw column values and the specification's text, and nothing that the first one has made of them. The
+gate of the id map and the certificate ask it.
 """
 
 from collections.abc import Mapping, Sequence
