@@ -4,6 +4,7 @@ Binary, since the server takes longer to read three ids as text than for all the
 anything to escape.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def row_maker(store: Store, entity: Entity, kept: int) -> Callable[[int, Sequenc
             for natural_key, fault in zip(natural_keys, quarantined, strict=True)
         ]
         positions = [position.to_bytes(8, "big") for position in range(first, first + len(rows))]
-        classes = map(ids.classed, keys, targets)
+        classes = list(map(ids.classed, keys, targets))
         return copied([positions, keys, natural_keys, targets, classes, quarantined, *others[:kept]])
 
     return made
@@ -97,14 +98,22 @@ def _invalid(entity: Entity, values: Sequence[str]) -> str | None:
 
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_END = _NULL = -1
+_END = (-1).to_bytes(2, "big", signed=True)
+_NULL = (-1).to_bytes(4, "big", signed=True)
 
 
-def copied(columns: Sequence[Iterable[bytes | None]]) -> bytes:
+def copied(columns: Sequence[Sequence[bytes | None]]) -> bytes:
     """Columns as rows in COPY's binary form, each value as its type is sent; None is NULL."""
-    null, count = _NULL.to_bytes(4, "big", signed=True), len(columns).to_bytes(2, "big")
-    fields = [
-        [null if value is None else len(value).to_bytes(4, "big") + value for value in values] for values in columns
-    ]
-    rows = map(b"".join, zip(*fields, strict=True))
-    return _SIGNATURE + b"".join([count + row for row in rows]) + _END.to_bytes(2, "big", signed=True)
+    pieces: list[Iterable[bytes]] = [itertools.repeat(len(columns).to_bytes(2, "big"))]
+    for values in columns:
+        pieces += _fields(values)
+    return _SIGNATURE + b"".join(itertools.chain.from_iterable(zip(*pieces, strict=False))) + _END
+
+
+def _fields(values: Sequence[bytes | None]) -> list[Iterable[bytes]]:
+    """Each value with its length before it; of ids and numbers, and most columns, one length is that of all."""
+    present = [value for value in values if value is not None]
+    lengths = set(map(len, present))
+    if len(lengths) == 1 and len(present) == len(values):
+        return [itertools.repeat(lengths.pop().to_bytes(4, "big")), present]
+    return [[_NULL if value is None else len(value).to_bytes(4, "big") + value for value in values]]

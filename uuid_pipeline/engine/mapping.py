@@ -49,11 +49,9 @@ def _root_of(store: Store, entity: Entity) -> Entity:
 _ROOT = """
 INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
 WITH members AS (
-    SELECT i.*, {priority} AS priority, count(*) OVER same AS members,
-           row_number() OVER (PARTITION BY target_id ORDER BY {survivor}, i.key) AS turn, ({due}) AS due
-    FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL
-    WINDOW same AS (PARTITION BY target_id)),
-due AS (SELECT m.*, bool_or(m.due OR m.members > 1) OVER (PARTITION BY m.target_id) AS taken FROM members m),
+    SELECT i.*, {priority} AS priority, {turn} AS turn, ({due}) AS due
+    FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL),
+due AS (SELECT m.*, {taken} AS taken FROM members m),
 survivors AS (SELECT * FROM due WHERE turn = 1 AND taken),
 ranked AS (SELECT s.*, row_number() OVER (ORDER BY priority DESC, created_at DESC NULLS LAST, position) AS rank
            FROM survivors s),
@@ -70,6 +68,10 @@ SELECT %(no)s, n.ordinal, n.wave_kind,
        m.natural_key, m.key, m.target_id
 FROM numbered n JOIN due m ON m.target_id = n.target_id WHERE n.wave_kind = ANY(%(kinds)s) ORDER BY n.ordinal
 """
+
+# A row's turn in its cluster, and whether the cluster takes part: when a member is due, and always when it has two.
+_TURN = "row_number() OVER (PARTITION BY i.target_id ORDER BY {survivor}, i.key)"
+_TAKEN = "bool_or(m.due OR m.turn > 1) OVER (PARTITION BY m.target_id)"
 
 # How the survivor of a cluster is chosen; what is unknown decides nothing.
 _SURVIVOR: dict[str, LiteralString] = {
@@ -98,11 +100,14 @@ def _build_root(
 ) -> int:
     part = ledger.fresh_part(connection, "id_map", root, assessment)
     waves = store.spec.waves
+    # Where no two rows share a target id, each is a cluster of its own, and nothing need be sorted to see it.
+    clusters = inventory.may_share_targets(connection, root, assessment)
     statement = sql.Text(_ROOT).format(
         part=part,
         inventory=ledger.inventory_table(root),
         priority=sql.Text(PRIORITY),
-        survivor=survivor_order(root),
+        turn=sql.Text(_TURN).format(survivor=survivor_order(root)) if clusters else sql.literal(1),
+        taken=sql.Text(_TAKEN if clusters else "m.due"),
         due=sql.compose("i.id_class <> 'deterministic' {below}", below=_has_due_descendant(store, root, "i")),
     )
     written = sql.execute(

@@ -5,7 +5,7 @@ once. It is given raw column values and the specification's text, and nothing th
 gate of the id map and the certificate ask it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +60,15 @@ def keys(
     rows: Sequence[Sequence[str | None]],
 ) -> list[bytes | None]:
     """The natural key of each row, None where a part is NULL; ``rows`` hold values in the order of ``columns``."""
-    place = {column: index for index, column in enumerate(columns)}
-    parts = [_part([row[place[text]] for row in rows], rules.get(text, ())) for is_column, text in pieces if is_column]
+    wanted = [text for is_column, text in pieces if is_column]
+    parts: Iterable[Sequence[str | None]] = rows
+    # Most rows are all that there is to fill in, as they come.
+    if wanted != list(columns) or any(rules.get(column) for column in wanted):
+        place = {column: index for index, column in enumerate(columns)}
+        by_column = [_part([row[place[column]] for row in rows], rules.get(column, ())) for column in wanted]
+        parts = zip(*by_column, strict=True)
     form = "".join("%s" if is_column else text.replace("%", "%%") for is_column, text in pieces)
-    return [None if None in row else (form % row).encode() for row in zip(*parts, strict=True)]
+    return [None if None in row else (form % tuple(row)).encode() for row in parts]
 
 
 def _part(values: list[str | None], rules: Sequence[str]) -> list[str | None]:
@@ -100,10 +105,9 @@ def _as_text(digests: Words) -> list[str]:
 def sha1(messages: Sequence[bytes]) -> Words:
     """SHA-1 of each message, as rows of five 32-bit words; messages of equal length in blocks go together."""
     result = np.empty((len(messages), 5), dtype=np.uint32)
-    by_blocks: dict[int, list[int]] = {}
-    for index, message in enumerate(messages):
-        by_blocks.setdefault((len(message) + 8) // 64 + 1, []).append(index)
-    for blocks, indexes in by_blocks.items():
+    in_blocks = [(len(message) + 8) // 64 + 1 for message in messages]
+    for blocks in set(in_blocks):
+        indexes = [index for index, of_message in enumerate(in_blocks) if of_message == blocks]
         words = _padded([messages[index] for index in indexes], blocks)
         state = [np.full(len(indexes), value, dtype=np.uint32) for value in _INITIAL]
         for first in range(0, 16 * blocks, 16):
