@@ -31,7 +31,7 @@ def id_class(key: str, target: str | None) -> str:
 class Ids:
     """How an entity's target ids are made and its ids classed, as the server sends and receives their type."""
 
-    target: Callable[[bytes], bytes]
+    targets: Callable[[Iterable[bytes]], list[bytes]]
     classed: Callable[[bytes, bytes | None], bytes]
 
 
@@ -40,7 +40,7 @@ def ids_of(store: Store, entity: Entity) -> Ids:
     if entity.key_type == "uuid":
         return Ids(digester(store.spec.namespace), _class_of_uuid)
     text_of = hasher(store.spec.namespace)
-    return Ids(lambda natural_key: text_of(natural_key.decode()).encode(), _class_of_text)
+    return Ids(lambda natural_keys: [text_of(key.decode()).encode() for key in natural_keys], _class_of_text)
 
 
 def _class_of_uuid(key: bytes, target: bytes | None) -> bytes:
@@ -67,10 +67,8 @@ def row_maker(store: Store, entity: Entity, kept: int) -> Callable[[int, Sequenc
         # Not zip(*rows): ten thousand iterators take longer than all the columns.
         keys, natural_keys, faults, *others = [[row[place] for row in rows] for place in range(len(rows[0]))]
         quarantined = _faults(entity, natural_keys, faults, others[kept:])
-        targets = [
-            None if fault else ids.target(natural_key)
-            for natural_key, fault in zip(natural_keys, quarantined, strict=True)
-        ]
+        due = iter(ids.targets(key for key, fault in zip(natural_keys, quarantined, strict=True) if fault is None))
+        targets = [next(due) if fault is None else None for fault in quarantined]
         positions = [position.to_bytes(8, "big") for position in range(first, first + len(rows))]
         classes = list(map(ids.classed, keys, targets))
         return copied([positions, keys, natural_keys, targets, classes, quarantined, *others[:kept]])

@@ -20,12 +20,13 @@ def ids(key_type: str) -> Any:
     return ids_of(store, entity)
 
 
-@given(st.text())
-def test_a_target_id_is_the_standard_uuid5_in_the_form_of_its_keys_type(natural_key: str) -> None:
-    expected = uuid.uuid5(NAMESPACE, natural_key)
+@given(st.lists(st.text(st.characters(codec="utf-8"))))
+def test_target_ids_are_the_standard_uuid5_in_the_form_of_their_keys_type(natural_keys: list[str]) -> None:
+    expected = [uuid.uuid5(NAMESPACE, natural_key) for natural_key in natural_keys]
+    encoded = [natural_key.encode() for natural_key in natural_keys]
 
-    assert ids("uuid").target(natural_key.encode()) == expected.bytes
-    assert ids("text").target(natural_key.encode()) == str(expected).encode()
+    assert ids("uuid").targets(encoded) == [target.bytes for target in expected]
+    assert ids("text").targets(encoded) == [str(target).encode() for target in expected]
 
 
 @given(VERSIONS, st.none() | VERSIONS)
