@@ -76,6 +76,29 @@ def hasher(namespace: uuid.UUID) -> Callable[[str], str]:
     return target
 
 
+def digester(namespace: uuid.UUID) -> Callable[[Iterable[bytes]], list[bytes]]:
+    """As :func:`hasher`, from the UTF-8 of many natural keys to the 16 bytes of each one's target id."""
+    seeded = hashlib.sha1(namespace.bytes, usedforsecurity=False)
+    size = seeded.digest_size
+    version = bytes(0x50 | byte & 0x0F for byte in range(256))
+    variant = bytes(0x80 | byte & 0x3F for byte in range(256))
+
+    def digest(natural_key: bytes) -> bytes:
+        hashed = seeded.copy()
+        hashed.update(natural_key)
+        return hashed.digest()
+
+    def targets(natural_keys: Iterable[bytes]) -> list[bytes]:
+        made = bytearray(b"".join(map(digest, natural_keys)))
+        # The upper half of byte 6 and the two upper bits of byte 8, of all of them at once.
+        made[6::size] = made[6::size].translate(version)
+        made[8::size] = made[8::size].translate(variant)
+        ids = bytes(made)
+        return [ids[at : at + 16] for at in range(0, len(ids), size)]
+
+    return targets
+
+
 def recomputer(
     namespace: uuid.UUID,
     template: str,

@@ -165,11 +165,11 @@ def _unreachable(url: URL, text: str, error: Exception) -> str:
     )
 
 
-def copy_text(connection: sa.Connection, statement: str, lines: str) -> None:
-    """Send lines in COPY's text form inside the connection's own transaction; ``statement`` is COPY … FROM STDIN."""
+def copy_in(connection: sa.Connection, statement: str, data: bytes) -> None:
+    """Send rows inside the connection's own transaction, in the form that ``statement``, COPY … FROM STDIN, names."""
     driver = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
-        copy.write(lines)
+        copy.write(data)
 
 
 def store_identity(connection: sa.Connection) -> str:

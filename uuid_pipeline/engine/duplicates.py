@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import foreseen, ledger, redaction, sql
+from uuid_pipeline.engine import foreseen, inventory, ledger, redaction, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
 from uuid_pipeline.engine.natural_keys import as_stored
@@ -78,6 +78,8 @@ def _kind(row: Any) -> str:
 
 
 def _found(connection: Connection, store: Store, entity: Entity, assessment: int, limit: int) -> list[Any]:
+    if not inventory.may_share_targets(connection, entity, assessment):
+        return []
     statement = sql.Text(_CLUSTERS).format(
         inventory=ledger.inventory_table(entity),
         stored=as_stored(entity),
@@ -168,6 +170,8 @@ def _across_parents(connection: Connection, store: Store, assessment: int) -> li
     faults = []
     for entity in store.entities:
         if entity.parent is None or entity.parent_column in entity.spec.template.fields:
+            continue
+        if not inventory.may_share_targets(connection, entity, assessment):
             continue
         statement = sql.compose(
             """SELECT count(*) AS n, min(s.keys) AS keys FROM (

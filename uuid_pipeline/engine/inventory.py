@@ -1,30 +1,27 @@
 """The inventory: every row of every entity with its target id, its id class, and what people ask about it."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.connection import copy_text
+from uuid_pipeline.engine import derivation, ledger, sql
+from uuid_pipeline.engine.connection import copy_in
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
+from uuid_pipeline.engine.natural_keys import natural_key, part
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
 from uuid_pipeline.engine.store import Entity, Store
-from uuid_pipeline.identity import hasher
 
-_RANDOM = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
-_DESCRIBED = ("owner", "created_at", "status", "size", "title")
-# Through Python as text: PostgreSQL's dates reach further than Python's, and may be infinite.
-_AS_TEXT: dict[str, LiteralString] = {
-    "owner": "t.{column}::text",
-    "created_at": "t.{column}::timestamptz::text",
-    "status": "t.{column}::text",
-    "size": "round(t.{column}::numeric)::bigint",
-    "title": "t.{column}::text",
+# As text where Python is to look at them. In binary they are passed on: PostgreSQL's dates reach further than Python's,
+# and may be infinite.
+_SENT: dict[str, LiteralString] = {
+    "owner": "textsend(t.{column}::text)",
+    "created_at": "timestamptz_send(t.{column}::timestamptz)",
+    "status": "textsend(t.{column}::text)",
+    "size": "int8send(round(t.{column}::numeric)::bigint)",
+    "title": "textsend(t.{column}::text)",
 }
 
 
@@ -53,13 +50,6 @@ class Summary:
         if self.with_children is None or not self.documents:
             return None
         return self.with_children / self.documents
-
-
-def id_class(key: str, target: str | None) -> str:
-    """``deterministic`` when the id equals its target id, else ``random`` (version 4) or ``stray``."""
-    if target is not None and key == target:
-        return "deterministic"
-    return "random" if key[14:15] == "4" and _RANDOM.fullmatch(key) else "stray"
 
 
 Restriction = Callable[[Entity], sql.Composable]
@@ -97,36 +87,36 @@ def take(
 
 def _derive(connection: Connection, store: Store, entity: Entity, assessment: int, only: Restriction | None) -> int:
     part_table = ledger.fresh_part(connection, "inventory", entity, assessment)
-    copy = sql.compose("COPY {part} FROM STDIN", part=part_table).as_string(None)
-    line_of = _line_maker(store, entity, assessment)
+    kept = _kept(store, entity)
+    copy = sql.compose(
+        "COPY {part} ({columns}) FROM STDIN WITH (FORMAT binary)",
+        part=part_table,
+        columns=sql.join(", ", [sql.name(column) for column in (*derivation.DERIVED, *kept)]),
+    ).as_string(None)
+    rows_of = derivation.row_maker(store, entity, len(kept))
     position = 0
-    for chunk in sql.stream(connection, _source(store, entity, only), {"assessment": assessment}):
-        copy_text(connection, copy, "".join([line_of(position + i, row) for i, row in enumerate(chunk)]))
-        position += len(chunk)
+    for rows in sql.stream(connection, _source(store, entity, only), {"assessment": assessment}, binary=True):
+        copy_in(connection, copy, rows_of(position, rows))
+        position += len(rows)
+    ledger.prove_unique(connection, "inventory", entity, assessment, "target_id")
     ledger.attach_part(connection, "inventory", entity, assessment, ["UNIQUE key"])
     return position
 
 
+def may_share_targets(connection: Connection, entity: Entity, assessment: int) -> bool:
+    """Whether rows of this entity may have one target id, as those of a cluster do; hardly any store has such."""
+    return not ledger.is_unique(connection, "inventory", entity, assessment, "target_id")
+
+
 def _source(store: Store, entity: Entity, only: Restriction | None) -> sql.Composable:
-    """Key, parent, natural key, checked parts and description of every row; the main entity also counts children."""
+    """Of every row what :func:`derivation.row_maker` wants."""
     target = sql.Text("p.target_id") if entity.parent else None
-    described = entity.spec.describe.columns()
-    valid = [part(entity, field, target) for field in entity.spec.valid]
     columns = [
-        sql.compose("t.{key}::text", key=sql.name(entity.key)),
-        sql.compose("t.{parent}::text", parent=sql.name(entity.parent_column))
-        if entity.parent_column
-        else sql.Text("NULL::text"),
-        natural_key(entity, target),
-        sql.compose("ARRAY[{valid}]::text[]", valid=sql.join(", ", valid)),
-        sql.Text("p.key IS NULL AS orphan, p.quarantined IS NOT NULL") if entity.parent else sql.Text("false, false"),
-        *[
-            sql.compose(_AS_TEXT[purpose], column=sql.name(described[purpose]))
-            if purpose in described
-            else sql.Text("NULL")
-            for purpose in _DESCRIBED
-        ],
-        _child_count(store, entity),
+        _key_sent(entity, entity.key),
+        sql.compose("textsend({natural_key})", natural_key=natural_key(entity, target)),
+        _fault_of_parent(entity),
+        *_kept(store, entity).values(),
+        *[part(entity, field, target) for field in entity.spec.valid],
     ]
     return sql.compose(
         "SELECT {columns} FROM {table} t {parents} {children} {only} {order}",
@@ -142,6 +132,40 @@ def _source(store: Store, entity: Entity, only: Restriction | None) -> sql.Compo
     )
 
 
+def _key_sent(entity: Entity, column: str) -> sql.Composable:
+    """A column of the row ``t`` that holds this entity's keys, as the ledger's type for them is sent."""
+    if entity.key_type == "uuid":
+        return sql.compose("uuid_send(t.{column}::uuid)", column=sql.name(column))
+    return sql.compose("textsend(t.{column}::text)", column=sql.name(column))
+
+
+def _kept(store: Store, entity: Entity) -> dict[str, sql.Composable]:
+    """The inventory's columns that hold what the store says; those that this entity has not stay NULL."""
+    kept: dict[str, sql.Composable] = {}
+    if entity.parent and entity.parent_column:
+        kept["parent_key"] = _key_sent(store.entity(entity.parent), entity.parent_column)
+    described = entity.spec.describe.columns()
+    for purpose, sent in _SENT.items():
+        if purpose in described:
+            kept[purpose] = sql.compose(sent, column=sql.name(described[purpose]))
+    counts = [
+        sql.compose("coalesce({name}.n, 0)", name=sql.name(f"count_{child.name}")) for child in store.children(entity)
+    ]
+    if counts:
+        kept["children"] = sql.compose("int8send({counts})", counts=sql.join(" + ", counts))
+    return kept
+
+
+def _fault_of_parent(entity: Entity) -> sql.Composable:
+    if entity.parent is None:
+        return sql.Text("NULL")
+    return sql.compose(
+        "CASE WHEN p.key IS NULL THEN {gone} WHEN p.quarantined IS NOT NULL THEN {quarantined} END",
+        gone=sql.literal(f"its {entity.parent} does not exist"),
+        quarantined=sql.literal(f"its {entity.parent} is quarantined"),
+    )
+
+
 def _join_parent(store: Store, entity: Entity) -> sql.Composable:
     if entity.parent is None or entity.parent_column is None:
         return sql.Text("")
@@ -150,12 +174,6 @@ def _join_parent(store: Store, entity: Entity) -> sql.Composable:
         inventory=ledger.inventory_table(store.entity(entity.parent)),
         parent=sql.name(entity.parent_column),
     )
-
-
-def _child_count(store: Store, entity: Entity) -> sql.Composable:
-    names = [sql.name(f"count_{child.name}") for child in store.children(entity)]
-    counts = [sql.compose("coalesce({name}.n, 0)", name=name) for name in names]
-    return sql.join(" + ", counts) if counts else sql.Text("NULL")
 
 
 def _join_child_counts(store: Store, entity: Entity) -> sql.Composable:
@@ -172,51 +190,6 @@ def _join_child_counts(store: Store, entity: Entity) -> sql.Composable:
         for child in store.children(entity)
     ]
     return sql.join(" ", joins)
-
-
-def _line_maker(store: Store, entity: Entity, assessment: int) -> Callable[[int, Any], str]:
-    """A function from position and source row to the inventory's row as COPY reads it.
-
-    One string a row: the driver's way of writing values one by one takes longer than all the rest.
-    """
-    target_of = hasher(store.spec.namespace)
-
-    def fault(row: Any) -> str | None:
-        if row[4]:
-            return f"its {entity.parent} does not exist"
-        if row[5]:
-            return f"its {entity.parent} is quarantined"
-        if row[2] is None:
-            return "a part of the natural key is NULL"
-        field = first_invalid(entity, row[3])
-        return None if field is None else f"{field} does not match {entity.spec.valid[field]}"
-
-    def line(position: int, row: Any) -> str:
-        quarantined = fault(row)
-        key, natural_key = row[0], row[2]
-        target = None if quarantined else target_of(natural_key)
-        owner, created_at, status, size, title, children = row[6:12]
-        return _copied([
-            str(assessment), str(position), key, row[1], natural_key, target, id_class(key, target), quarantined,
-            owner, created_at, status, _text(size), title, _text(children),
-        ])  # fmt: skip
-
-    return line
-
-
-def _text(number: int | None) -> str | None:
-    return None if number is None else str(number)
-
-
-_TO_ESCAPE = re.compile(r"[\\\t\n\r]")
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-
-
-def _copied(fields: list[str | None]) -> str:
-    """A row in COPY's own text form; hardly any has something to escape, so that is asked once a row."""
-    if _TO_ESCAPE.search("".join(filter(None, fields))):
-        fields = [field and field.translate(_ESCAPES) for field in fields]
-    return "\t".join(["\\N" if field is None else field for field in fields]) + "\n"
 
 
 def _orphan_count(store: Store, reference: Any) -> sql.Composable:

@@ -203,6 +203,10 @@ def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: in
     sql.execute(connection, sql.compose("DROP TABLE IF EXISTS {part}", part=part))
     like = sql.compose("CREATE TABLE {part} (LIKE {parent} INCLUDING DEFAULTS)", part=part, parent=parent)
     sql.execute(connection, like)
+    number = sql.compose(
+        "ALTER TABLE {part} ALTER assessment_no SET DEFAULT {number}", part=part, number=sql.literal(assessment)
+    )
+    sql.execute(connection, number)
     return part
 
 
@@ -230,6 +234,34 @@ def attach_part(connection: Connection, kind: str, entity: Entity, assessment: i
         ),
     )
     _analyze_joined(connection, kind, entity, assessment)
+
+
+# Whether no two rows of a part share a value, by an index of that one column that the server has found unique.
+_UNIQUE = """
+SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+               WHERE i.indrelid = to_regclass(%(part)s) AND i.indisunique AND i.indnkeyatts = 1
+                 AND a.attname = %(column)s)
+"""
+
+
+def prove_unique(connection: Connection, kind: str, entity: Entity, assessment: int, column: str) -> None:
+    """Index a filled part by this column if no two rows share a value, else leave it as it is.
+
+    One sort, where each question for shared values would group all rows again.
+    """
+    body = sql.compose(
+        # Refused inside a block, so that it is no error in the server's log.
+        "BEGIN CREATE UNIQUE INDEX ON {part} ({column}); EXCEPTION WHEN unique_violation THEN NULL; END",
+        part=_part(kind, entity, assessment),
+        column=sql.name(column),
+    )
+    sql.execute(connection, sql.compose("DO {body}", body=sql.literal(sql.shown(body))))
+
+
+def is_unique(connection: Connection, kind: str, entity: Entity, assessment: int, column: str) -> bool:
+    """Whether :func:`prove_unique` has found no two rows of this part with one value; False where nobody asked."""
+    part = _part(kind, entity, assessment).as_string(None)
+    return bool(sql.scalar(connection, _UNIQUE, {"part": part, "column": column}))
 
 
 # What statements over a whole kind join by.

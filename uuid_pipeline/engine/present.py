@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import inventory, sql
+from uuid_pipeline.engine import derivation, inventory, sql
 from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.identity import hasher
@@ -102,7 +102,7 @@ def _rows(connection: Connection, store: Store, since: datetime | None) -> Itera
         for owner, key, text, valid, is_new in chunk:
             is_quarantined = text is None or first_invalid(main, valid) is not None
             target = None if is_quarantined else target_of(text)
-            yield owner, inventory.id_class(key, target), is_quarantined, is_new
+            yield owner, derivation.id_class(key, target), is_quarantined, is_new
 
 
 def _with_children(connection: Connection, store: Store) -> int | None:

@@ -79,15 +79,19 @@ def scalar(
     return execute(connection, statement, values).scalar()
 
 
-def stream(connection: Connection, statement: Composable, values: Mapping[str, Any]) -> Iterator[list[Any]]:
+def stream(
+    connection: Connection, statement: Composable, values: Mapping[str, Any], *, binary: bool = False
+) -> Iterator[list[Any]]:
     """Rows through a server-side cursor, ROWS_AT_ONCE at a time: memory stays the same at any size.
+
+    ``binary``: values come as the server sends them in binary, a ``bytea`` as its own bytes and not as hex digits.
 
     The driver's own cursor: SQLAlchemy's rows cost more than what is done with them. Wants an open transaction.
     Raises DBAPIError as :func:`execute` does.
     """
     driver: Any = connection.connection.driver_connection
     text = statement.as_string(None)
-    with driver.cursor(name=f"stream_{next(_streams)}") as cursor:
+    with driver.cursor(name=f"stream_{next(_streams)}", binary=binary) as cursor:
         _as_elsewhere(driver, text, lambda: cursor.execute(text, dict(values)))
         while found := _as_elsewhere(driver, text, lambda: cursor.fetchmany(ROWS_AT_ONCE)):
             yield found

@@ -49,7 +49,7 @@ CHECKS = [
         lambda connection, store, found: mapping.no_collision(connection, store, found.assessment_no),
     ),
     planning_check(
-        "id_mapping", "recomputed_independently", "Every id again, from raw values by the standard library's uuid5.",
+        "id_mapping", "recomputed_independently", "Every id again, from raw values, by a second implementation.",
         lambda connection, store, found: mapping.recomputed_independently(connection, store, found.assessment_no),
     ),
 ]  # fmt: skip

@@ -66,3 +66,13 @@ def test_templates_are_read_alike(pieces: list[tuple[str, str]], last: str) -> N
 def test_a_null_part_gives_no_key() -> None:
     pieces = second_opinion.read_template("{a}:{b}")
     assert second_opinion.keys(pieces, {}, ("a", "b"), [["x", None], ["x", "y"]]) == [None, b"x:y"]
+
+
+def test_parts_are_normalised_and_put_where_the_template_has_them() -> None:
+    pieces = second_opinion.read_template("{b}%-{a}{b}")
+    rows: list[list[str | None]] = [["X ", "Y"], [None, "Z"], ["ä", " "]]
+    assert second_opinion.keys(pieces, {"a": ["strip", "lower"]}, ("a", "b"), rows) == [
+        b"Y%-xY",
+        None,
+        " %-ä ".encode(),
+    ]

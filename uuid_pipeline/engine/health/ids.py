@@ -5,10 +5,10 @@ Each entity by itself: a level of many rows that takes too long costs its own fi
 
 from collections import Counter
 
+from uuid_pipeline.engine.derivation import id_class
 from uuid_pipeline.engine.health import identified
 from uuid_pipeline.engine.health.figure import Figure, share
 from uuid_pipeline.engine.health.look import Look
-from uuid_pipeline.engine.inventory import id_class
 from uuid_pipeline.engine.store import Entity, Store
 
 
