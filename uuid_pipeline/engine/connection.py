@@ -9,6 +9,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import without_secrets
 
@@ -18,7 +19,10 @@ CONNECT_TIMEOUT_SECONDS = 10
 # row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
 # Memory at least what hashes and sorts of a million ids need; compiling our wide expressions costs more than it gives.
 # What a cursor streams is read to its end: by default the server plans for the first tenth of it.
-_PINNED = """
+# While somebody else is at work a statement of ours keeps one process of the server busy, not three: on a small machine
+# parallel workers make an application's queries wait twice as long. Who looks at sessions later in the transaction
+# looks anew.
+_PINNED = f"""
 SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true),
        set_config('IntervalStyle', 'iso_8601', true), set_config('extra_float_digits', '1', true),
        set_config('bytea_output', 'hex', true), set_config('row_security', 'off', true),
@@ -29,7 +33,10 @@ SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', 
        set_config('cursor_tuple_fraction', '1', true),
        set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 134217728) / 1024 || 'kB', true),
        set_config('maintenance_work_mem',
-                  greatest(pg_size_bytes(current_setting('maintenance_work_mem')), 268435456) / 1024 || 'kB', true)
+                  greatest(pg_size_bytes(current_setting('maintenance_work_mem')), 268435456) / 1024 || 'kB', true),
+       CASE WHEN ({OTHERS_AT_WORK}) THEN set_config('max_parallel_workers_per_gather', '0', true)
+                 || set_config('max_parallel_maintenance_workers', '0', true) END,
+       pg_stat_clear_snapshot()
 """
 _PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', true)"
 

@@ -12,26 +12,17 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.signals.sessions import with_others
+from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK, REST_SECONDS
 from uuid_pipeline.engine.store import MovedTable, Store
 
 Done = TypeVar("Done")
 # First and last ordinal, both included.
 Ordinals = tuple[int, int]
 
-# An application that asked something this long ago is about to ask again.
-REST_SECONDS = 10.0
-
-# Of a session that this role may not look into nobody knows whether it rests.
-_AT_WORK = with_others(
-    """SELECT EXISTS (SELECT FROM others o WHERE o.hidden OR o.state IS DISTINCT FROM 'idle'
-                      OR o.state_change > clock_timestamp() - %(rest)s * interval '1 s')"""
-)
-
 
 def last_at_work(connection: Connection, last: float | None) -> float | None:
     """When (monotonic seconds) somebody else was last seen at work in this database; ``last`` is what was known."""
-    at_work = sql.scalar(connection, _AT_WORK, {"rest": REST_SECONDS})
+    at_work = sql.scalar(connection, OTHERS_AT_WORK)
     connection.rollback()
     return time.monotonic() if at_work else last
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import control, lanes, lease, ledger, migration, sync_points
+from uuid_pipeline.engine.signals import sessions
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline_tests.integration import cycle
 
@@ -125,7 +126,7 @@ def test_an_application_that_begins_to_work_has_the_next_batch_alone(incident: E
         sync_points.on("held", come)
         sync_points.on("committed", leave)
         # The session rested for as long as makes it no application at work.
-        cycle.run_sql(incident, "SELECT pg_sleep(%(s)s)", s=lanes.REST_SECONDS)
+        cycle.run_sql(incident, "SELECT pg_sleep(%(s)s)", s=sessions.REST_SECONDS)
         cycle.migrate(incident, SPEC, recent)
 
     assert at_once[:2] == [2, 2]

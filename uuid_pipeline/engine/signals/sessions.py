@@ -25,6 +25,15 @@ def with_others(statement: LiteralString) -> LiteralString:
     return f"WITH others AS ({OTHERS}) {statement}"
 
 
+# An application that asked something this long ago is about to ask again. Of a session that this role may not look into
+# nobody knows whether it rests.
+REST_SECONDS = 10.0
+OTHERS_AT_WORK = with_others(
+    """SELECT EXISTS (SELECT FROM others o WHERE o.hidden OR o.state IS DISTINCT FROM 'idle'
+                      OR o.state_change > clock_timestamp() - interval '10 s')"""
+)
+
+
 def hidden_reason(connection: Connection, hidden: int) -> str:
     """Why what these sessions do is not known, with the remedy."""
     cause = unavailable(connection) or "track_activities is off there"
