@@ -29,36 +29,41 @@ def set_aside(connection: Connection, store: Store, plan: BatchPlan, direction: 
     and a changed natural key is no hindrance.
     """
     for root in store.roots:
-        held = held_of(store, root.name)
-        # A row that is held but no longer as planned, or whose goal another row has; a planned one that is not there.
-        statement = sql.compose(
-            """WITH planned AS (
-                   SELECT m.ordinal, m.{source} AS source, CASE
-                       WHEN h.at IS NULL THEN CASE WHEN %(forward)s THEN 'gone' END
-                       WHEN %(forward)s AND NOT h.as_planned THEN 'changed'
-                       WHEN m.{goal} <> m.{source} AND EXISTS (
-                           SELECT FROM {table} o WHERE o.{key} = m.{goal} AND NOT EXISTS (
-                               SELECT FROM {held} twin WHERE twin.key = o.{key} AND twin.ordinal = m.ordinal))
-                           THEN 'taken' END AS reason
-                   FROM {map} m LEFT JOIN {held} h ON h.key = m.{source}
-                   WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND {roles} AND {not_aside})
-               INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
-               SELECT %(execution)s, %(wave)s, %(entity)s, p.ordinal, p.source::text, coalesce(p.reason, 'changed')
-               FROM planned p WHERE p.ordinal IN (SELECT f.ordinal FROM planned f WHERE f.reason IS NOT NULL)
-               ON CONFLICT DO NOTHING""",
-            source=sql.name(direction.source),
-            goal=sql.name(direction.goal),
-            held=held.relation,
-            map=map_part(root.name, plan),
-            table=held.table,
-            key=sql.name(root.key),
-            roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
-            not_aside=sql.Text(NOT_ASIDE),
-        )
+        statement = _aside_statement(store, root.name, plan.assessment_no, direction)
         sql.execute(connection, statement, {**plan.values, "entity": root.name, "forward": direction is FORWARD})
         if direction is FORWARD and root.spec.busy:
             _set_busy_aside(connection, root, store, plan)
-        _let_go(connection, store, root, plan)
+        sql.execute(connection, _let_go_statement(store, root.name), plan.values)
+
+
+@sql.composed_once
+def _aside_statement(store: Store, name: str, assessment_no: int, direction: Direction) -> sql.Composable:
+    """A row that is held but no longer as planned, or whose goal another row has; a planned one that is not there."""
+    root, held = store.entity(name), held_of(store, name)
+    return sql.compose(
+        """WITH planned AS (
+               SELECT m.ordinal, m.{source} AS source, CASE
+                   WHEN h.at IS NULL THEN CASE WHEN %(forward)s THEN 'gone' END
+                   WHEN %(forward)s AND NOT h.as_planned THEN 'changed'
+                   WHEN m.{goal} <> m.{source} AND EXISTS (
+                       SELECT FROM {table} o WHERE o.{key} = m.{goal} AND NOT EXISTS (
+                           SELECT FROM {held} twin WHERE twin.key = o.{key} AND twin.ordinal = m.ordinal))
+                       THEN 'taken' END AS reason
+               FROM {map} m LEFT JOIN {held} h ON h.key = m.{source}
+               WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND {roles} AND {not_aside})
+           INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
+           SELECT %(execution)s, %(wave)s, %(entity)s, p.ordinal, p.source::text, coalesce(p.reason, 'changed')
+           FROM planned p WHERE p.ordinal IN (SELECT f.ordinal FROM planned f WHERE f.reason IS NOT NULL)
+           ON CONFLICT DO NOTHING""",
+        source=sql.name(direction.source),
+        goal=sql.name(direction.goal),
+        held=held.relation,
+        map=map_part(name, assessment_no),
+        table=held.table,
+        key=sql.name(root.key),
+        roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
+        not_aside=sql.Text(NOT_ASIDE),
+    )
 
 
 def _set_busy_aside(connection: Connection, root: Entity, store: Store, plan: BatchPlan) -> None:
@@ -79,13 +84,13 @@ def _set_busy_aside(connection: Connection, root: Entity, store: Store, plan: Ba
     sql.execute(connection, OUT_OF_REACH)
 
 
-def _let_go(connection: Connection, store: Store, root: Entity, plan: BatchPlan) -> None:
-    statement = sql.compose(
+@sql.composed_once
+def _let_go_statement(store: Store, name: str) -> sql.Composable:
+    return sql.compose(
         """DELETE FROM {held} h USING uuid_pipeline.unmoved u
            WHERE u.execution_id = %(execution)s AND u.wave = %(wave)s AND u.ordinal = h.ordinal""",
-        held=held_of(store, root.name).relation,
+        held=held_of(store, name).relation,
     )
-    sql.execute(connection, statement, plan.values)
 
 
 def forget_departed(
@@ -96,32 +101,40 @@ def forget_departed(
     The batch does not re-key such a row, so it must not rewrite what refers to it. The batch of a new parent, if still
     to come, finds it as an arrival; a gone child's successor may claim the same target id.
     """
-    held = held_of(store, entity.name)
+    given = (store, entity.name, plan.assessment_no, direction)
+    sql.execute(connection, _taken_statement(*given, plan.wary), plan.values)
+    sql.execute(connection, _gone_statement(*given), plan.values)
+
+
+@sql.composed_once
+def _taken_statement(store: Store, name: str, assessment_no: int, direction: Direction, wary: bool) -> sql.Composable:
+    entity, held = store.entity(name), held_of(store, name)
     # A goal that a row of the batch itself has may be free by the time of its index entry, and means two rows then.
-    others = sql.compose("SELECT {key} AS key FROM {table}", key=sql.name(entity.key), table=held.table)
-    holders = others if plan.wary else sql.compose("SELECT key FROM {held}", held=held.relation)
-    parts = {
-        "held": held.relation,
-        "map": map_part(entity.name, plan),
-        "source": sql.name(direction.source),
-        "value": held.value(entity.key),
-        "holders": holders,
-        "not_aside": sql.Text(NOT_ASIDE),
-    }
-    taken = sql.compose(
+    own = sql.compose("SELECT key FROM {held}", held=held.relation)
+    every = sql.compose("SELECT {key} AS key FROM {table}", key=sql.name(entity.key), table=held.table)
+    return sql.compose(
         """WITH taken AS (
                UPDATE {held} h SET {value} = NULL FROM ({holders}) o WHERE o.key = h.{value} AND h.{value} <> h.key
                RETURNING h.key)
            DELETE FROM {map} m USING taken WHERE m.{source} = taken.key""",
-        **parts,
+        held=held.relation,
+        value=held.value(entity.key),
+        holders=every if wary else own,
+        map=map_part(name, assessment_no),
+        source=sql.name(direction.source),
     )
-    gone = sql.compose(
+
+
+@sql.composed_once
+def _gone_statement(store: Store, name: str, assessment_no: int, direction: Direction) -> sql.Composable:
+    return sql.compose(
         """DELETE FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge' AND {not_aside}
            AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.{source})""",
-        **parts,
+        map=map_part(name, assessment_no),
+        not_aside=sql.Text(NOT_ASIDE),
+        held=held_of(store, name).relation,
+        source=sql.name(direction.source),
     )
-    sql.execute(connection, taken, plan.values)
-    sql.execute(connection, gone, plan.values)
 
 
 def set_held_aside(connection: Connection, store: Store, plan: BatchPlan) -> None:
@@ -138,7 +151,7 @@ def set_held_aside(connection: Connection, store: Store, plan: BatchPlan) -> Non
                    WHERE h.ordinal BETWEEN %(first)s AND %(last)s
                      AND NOT EXISTS (SELECT FROM free f WHERE f.old_id = h.old_id))
                ON CONFLICT DO NOTHING""",
-            map=map_part(root.name, plan),
+            map=map_part(root.name, plan.assessment_no),
             table=sql.table(root.table.schema, root.table.name),
             key=sql.name(root.key),
         )
@@ -152,7 +165,7 @@ def set_all_aside(connection: Connection, store: Store, plan: BatchPlan) -> None
             """INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
                SELECT %(execution)s, %(wave)s, %(entity)s, m.ordinal, m.old_id::text, 'locked' FROM {map} m
                WHERE m.ordinal BETWEEN %(first)s AND %(last)s ON CONFLICT DO NOTHING""",
-            map=map_part(root.name, plan),
+            map=map_part(root.name, plan.assessment_no),
         )
         sql.execute(connection, statement, {**plan.values, "entity": root.name})
 

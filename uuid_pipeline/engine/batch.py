@@ -106,18 +106,7 @@ def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: 
 
     Children whose natural key is not valid stay under their id, as quarantined ones do; their parent's id moves.
     """
-    held = held_of(store, entity.name)
-    goal = sql.compose("h.{value}", value=held.value(entity.parent_column or ""))
-    valid = [part(entity, field, goal) for field in entity.spec.valid]
-    statement = sql.compose(
-        """SELECT h.key::text, h.ordinal, h.natural_key, ARRAY[{valid}]::text[]
-           FROM {held} h JOIN {table} t ON t.ctid = h.at WHERE h.{value} IS NULL AND h.natural_key IS NOT NULL""",
-        valid=sql.join(", ", valid),
-        held=held.relation,
-        table=held.table,
-        value=held.value(entity.key),
-    )
-    found = sql.rows(connection, statement)
+    found = sql.rows(connection, _arrivals_statement(store, entity.name))
     if not found:
         return 0
     _forget(connection, entity, plan, [row[0] for row in found])
@@ -127,11 +116,26 @@ def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: 
     return len(arrivals)
 
 
+@sql.composed_once
+def _arrivals_statement(store: Store, name: str) -> sql.Composable:
+    entity, held = store.entity(name), held_of(store, name)
+    goal = sql.compose("h.{value}", value=held.value(entity.parent_column or ""))
+    valid = [part(entity, field, goal) for field in entity.spec.valid]
+    return sql.compose(
+        """SELECT h.key::text, h.ordinal, h.natural_key, ARRAY[{valid}]::text[]
+           FROM {held} h JOIN {table} t ON t.ctid = h.at WHERE h.{value} IS NULL AND h.natural_key IS NOT NULL""",
+        valid=sql.join(", ", valid),
+        held=held.relation,
+        table=held.table,
+        value=held.value(entity.key),
+    )
+
+
 def _forget(connection: Connection, entity: Entity, plan: BatchPlan, keys: list[str]) -> None:
     """Children whose natural key is another one now lose their old target, also when they get no new one."""
     statement = sql.compose(
         "DELETE FROM {part} WHERE old_id = ANY(%(keys)s::{type}[])",
-        part=map_part(entity.name, plan),
+        part=map_part(entity.name, plan.assessment_no),
         type=cast_type(entity.key_type),
     )
     sql.execute(connection, statement, {"keys": keys})
@@ -169,7 +173,7 @@ def _write_arrivals(
            UPDATE {held} h SET {value} = arrived.new_id FROM arrived WHERE h.key = arrived.old_id""",
         table=held.table,
         key=sql.name(entity.key),
-        part=map_part(entity.name, plan),
+        part=map_part(entity.name, plan.assessment_no),
         type=cast_type(entity.key_type),
         held=held.relation,
         value=held.value(entity.key),
@@ -179,6 +183,12 @@ def _write_arrivals(
 
 def _ids_held(connection: Connection, store: Store) -> dict[str, int]:
     """How many rows of each entity the batch holds with an id to give them."""
+    found = sql.rows(connection, _ids_held_statement(store))[0]
+    return dict(zip([entity.name for entity in store.entities], map(int, found), strict=True))
+
+
+@sql.composed_once
+def _ids_held_statement(store: Store) -> sql.Composable:
     counts = [
         sql.compose(
             "(SELECT count(*) FROM {held} WHERE {value} IS NOT NULL)",
@@ -187,8 +197,7 @@ def _ids_held(connection: Connection, store: Store) -> dict[str, int]:
         )
         for entity in store.entities
     ]
-    found = sql.rows(connection, sql.compose("SELECT {counts}", counts=sql.join(", ", counts)))[0]
-    return dict(zip([entity.name for entity in store.entities], map(int, found), strict=True))
+    return sql.compose("SELECT {counts}", counts=sql.join(", ", counts))
 
 
 # Rows that the application wrote since the execution's first snapshot, and not we: by a transaction not older than the
@@ -213,22 +222,28 @@ def _before(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict
     """Of the held rows that change, by table: the fingerprint that they must have after the move."""
     snapshot = ledger.first_snapshot(connection, plan.execution_id)
     found, touched = {}, {}
-    for held in held_tables(store):
-        statement = sql.compose(
-            """SELECT {aggregates}, count(*) FILTER (WHERE {written}) AS touched
-               FROM {held} h JOIN {table} t ON t.ctid = h.at WHERE {changes}""",
-            aggregates=fingerprint.aggregates(held.moved, held.mapped(), "t"),
-            written=written_since("t"),
-            held=held.relation,
-            table=held.table,
-            changes=held.changes(),
-        )
-        row = sql.rows(connection, statement, {**plan.values, "snapshot": snapshot})[0]
+    for index, held in enumerate(held_tables(store)):
+        row = sql.rows(connection, _before_statement(store, index), {**plan.values, "snapshot": snapshot})[0]
         found[fingerprint.qualified(held.moved)] = Fingerprint(int(row.rows), int(row.digest), int(row.timestamps))
         touched[fingerprint.qualified(held.moved)] = int(row.touched)
     return found, touched
 
 
+@sql.composed_once
+def _before_statement(store: Store, index: int) -> sql.Composable:
+    held = held_tables(store)[index]
+    return sql.compose(
+        """SELECT {aggregates}, count(*) FILTER (WHERE {written}) AS touched
+           FROM {held} h JOIN {table} t ON t.ctid = h.at WHERE {changes}""",
+        aggregates=fingerprint.aggregates(held.moved, held.mapped(), "t"),
+        written=written_since("t"),
+        held=held.relation,
+        table=held.table,
+        changes=held.changes(),
+    )
+
+
+@sql.composed_once
 def move_statement(store: Store) -> sql.Composable:
     """One statement that writes every table of the batch, and returns each one's fingerprint as written.
 

@@ -6,7 +6,7 @@ Beside an application at work that rest is the application's: then there is one 
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -16,6 +16,9 @@ from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK, REST_SECONDS
 from uuid_pipeline.engine.store import MovedTable, Store
 
 Done = TypeVar("Done")
+# Batches of each lane between two looks at what people and health signals want, and who else is at work.
+BATCHES_A_ROUND = 4
+
 # First and last ordinal, both included.
 Ordinals = tuple[int, int]
 
@@ -79,9 +82,15 @@ def share_out(spans: Sequence[Ordinals], size: int, count: int) -> tuple[list[Or
     return taken, left
 
 
-def at_once(work: Sequence[Callable[[], Done]]) -> list[Future[Done]]:
-    """Do all of it at once, each in a thread of its own; none is left at work, also when this one is interrupted."""
-    with ThreadPoolExecutor(len(work), thread_name_prefix="lane") as threads:
+def at_once(work: Sequence[Callable[[], Done]], count: int) -> list[Future[Done]]:
+    """Do all of it in order, ``count`` at once, each in a thread of its own.
+
+    Once one has failed, or this thread is interrupted, none is begun any more; those at work are waited for.
+    """
+    with ThreadPoolExecutor(count, thread_name_prefix="lane") as threads:
         futures = [threads.submit(one) for one in work]
-        wait(futures)
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            threads.shutdown(cancel_futures=True)
     return futures

@@ -6,6 +6,7 @@ Each statement locks one level of one table and reads it in the same breath: a s
 statements before it, so that nothing which refers to a held row can be missing (ENGINE.md, section 2).
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,7 @@ class Held:
         )
 
 
+@functools.lru_cache(maxsize=8)
 def held_tables(store: Store) -> tuple[Held, ...]:
     """One a moved table, in the store's order."""
     made = []
@@ -132,30 +134,35 @@ def held_of(store: Store, entity: str) -> Held:
 
 def make_room(connection: Connection, store: Store) -> None:
     """Make the temporary tables, if this session has none yet (behind a pooler each batch may have another session)."""
-    for held in held_tables(store):
-        columns = held.moved.table.columns
-        values = [
-            sql.compose("{value} {type}", value=sql.name(value), type=cast_type(columns[column].type))
-            for column, value in held.values
-        ]
-        key = held.moved.entity.key if held.moved.entity else None
-        own = sql.compose("key {type},", type=cast_type(columns[key].type)) if key else sql.Text("")
-        statement = sql.compose(
-            """CREATE TEMPORARY TABLE IF NOT EXISTS {relation} (
-                   at tid {once}, ordinal bigint, {own} natural_key text, as_planned boolean, {values}
-               ) ON COMMIT DELETE ROWS""",
-            relation=held.relation,
-            # An entry for each row that only one statement holds would cost, and find nothing.
-            once=sql.Text("PRIMARY KEY" if held.from_several else "NOT NULL"),
-            own=own,
-            values=sql.join(", ", values),
-        )
-        sql.execute(connection, statement)
+    for index in range(len(held_tables(store))):
+        sql.execute(connection, _room_statement(store, index))
 
 
-def map_part(entity: str, plan: BatchPlan) -> sql.Composable:
-    """The id map of one entity for this batch, as the table itself: nothing to prune, no lock on the others."""
-    return sql.table(ledger.SCHEMA, f"id_map_{entity}_{plan.assessment_no}")
+@sql.composed_once
+def _room_statement(store: Store, index: int) -> sql.Composable:
+    held = held_tables(store)[index]
+    columns = held.moved.table.columns
+    values = [
+        sql.compose("{value} {type}", value=sql.name(value), type=cast_type(columns[column].type))
+        for column, value in held.values
+    ]
+    key = held.moved.entity.key if held.moved.entity else None
+    own = sql.compose("key {type},", type=cast_type(columns[key].type)) if key else sql.Text("")
+    return sql.compose(
+        """CREATE TEMPORARY TABLE IF NOT EXISTS {relation} (
+               at tid {once}, ordinal bigint, {own} natural_key text, as_planned boolean, {values}
+           ) ON COMMIT DELETE ROWS""",
+        relation=held.relation,
+        # An entry for each row that only one statement holds would cost, and find nothing.
+        once=sql.Text("PRIMARY KEY" if held.from_several else "NOT NULL"),
+        own=own,
+        values=sql.join(", ", values),
+    )
+
+
+def map_part(entity: str, assessment_no: int) -> sql.Composable:
+    """The id map of one entity for a batch, as the table itself: nothing to prune, no lock on the others."""
+    return sql.table(ledger.SCHEMA, f"id_map_{entity}_{assessment_no}")
 
 
 # Ordinals that an earlier step set aside are no part of a batch.
@@ -169,39 +176,48 @@ def hold_roots(connection: Connection, store: Store, plan: BatchPlan, direction:
     Raises the driver's 55P03 when a lock is not had in time.
     """
     for root in store.roots:
-        held = held_of(store, root.name)
-        statement = sql.compose(
-            """INSERT INTO {held} (at, ordinal, key, natural_key, as_planned, {value})
-               SELECT t.ctid, m.ordinal, t.{key}, m.natural_key, ({natural_key}) IS NOT DISTINCT FROM m.natural_key,
-                      m.{goal}
-               FROM {map} m JOIN {table} t ON t.{key} = m.{source}
-               WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND {roles} AND {not_aside}
-               ORDER BY m.ordinal, m.{source} FOR UPDATE OF t""",
-            held=held.relation,
-            value=held.value(root.key),
-            key=sql.name(root.key),
-            natural_key=natural_key(root, None),
-            goal=sql.name(direction.goal),
-            source=sql.name(direction.source),
-            map=map_part(root.name, plan),
-            table=held.table,
-            roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
-            not_aside=sql.Text(NOT_ASIDE),
-        )
-        sql.execute(connection, statement, plan.values)
+        sql.execute(connection, _roots_statement(store, root.name, plan.assessment_no, direction), plan.values)
+
+
+@sql.composed_once
+def _roots_statement(store: Store, name: str, assessment_no: int, direction: Direction) -> sql.Composable:
+    root, held = store.entity(name), held_of(store, name)
+    return sql.compose(
+        """INSERT INTO {held} (at, ordinal, key, natural_key, as_planned, {value})
+           SELECT t.ctid, m.ordinal, t.{key}, m.natural_key, ({natural_key}) IS NOT DISTINCT FROM m.natural_key,
+                  m.{goal}
+           FROM {map} m JOIN {table} t ON t.{key} = m.{source}
+           WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND {roles} AND {not_aside}
+           ORDER BY m.ordinal, m.{source} FOR UPDATE OF t""",
+        held=held.relation,
+        value=held.value(root.key),
+        key=sql.name(root.key),
+        natural_key=natural_key(root, None),
+        goal=sql.name(direction.goal),
+        source=sql.name(direction.source),
+        map=map_part(name, assessment_no),
+        table=held.table,
+        roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
+        not_aside=sql.Text(NOT_ASIDE),
+    )
 
 
 def hold_children(connection: Connection, store: Store, entity: Entity, plan: BatchPlan, direction: Direction) -> None:
     """Lock the rows below the held parents, whatever the plan knew of them, with their target ids as far as mapped."""
-    held, parents = held_of(store, entity.name), held_of(store, entity.parent or "")
-    parent = store.entity(entity.parent or "")
+    sql.execute(connection, _children_statement(store, entity.name, plan.assessment_no, direction), plan.values)
+
+
+@sql.composed_once
+def _children_statement(store: Store, name: str, assessment_no: int, direction: Direction) -> sql.Composable:
+    entity, held = store.entity(name), held_of(store, name)
+    parent, parents = store.entity(entity.parent or ""), held_of(store, entity.parent or "")
     key = natural_key(entity, sql.compose("p.{value}", value=parents.value(parent.key)))
     known = (
         sql.Text("m.role <> 'merge'")
         if direction is BACK
         else sql.compose("m.natural_key = ({natural_key})", natural_key=key)
     )
-    statement = sql.compose(
+    return sql.compose(
         """INSERT INTO {held} (at, ordinal, key, natural_key, {value}, {parent_value})
            SELECT t.ctid, p.ordinal, t.{key}, {natural_key}, CASE WHEN {known} THEN m.{goal} END,
                   p.{goal_of_parent}
@@ -218,7 +234,7 @@ def hold_children(connection: Connection, store: Store, entity: Entity, plan: Ba
         parents=parents.relation,
         table=held.table,
         parent=sql.name(entity.parent_column or ""),
-        map=map_part(entity.name, plan),
+        map=map_part(name, assessment_no),
         source=sql.name(direction.source),
         # Several old ids may share one new id: the displaced rows' are restored from the archive, not moved.
         # Forward, a child that came from another document is an arrival: the batch's own span has what is planned.
@@ -226,24 +242,25 @@ def hold_children(connection: Connection, store: Store, entity: Entity, plan: Ba
             "AND m.role <> 'merge'" if direction is BACK else "AND m.ordinal BETWEEN %(first)s AND %(last)s"
         ),
     )
-    sql.execute(connection, statement, plan.values)
 
 
 def hold_references(connection: Connection, store: Store) -> None:
     """Lock every row that refers to an id which the batch changes; all entities' held rows are known by now."""
-    for held in held_tables(store):
+    for index, held in enumerate(held_tables(store)):
         own = held.moved.entity
         for column, entity in held.moved.columns:
             if own is None or column not in (own.key, own.parent_column):
-                _hold_reference(connection, held, column, held_of(store, entity), store.entity(entity))
+                sql.execute(connection, _references_statement(store, index, column, entity))
         for reference in held.moved.embedded:
             _hold_embedded(
                 connection, held, reference, held_of(store, reference.entity), store.entity(reference.entity)
             )
 
 
-def _hold_reference(connection: Connection, held: Held, column: str, target: Held, entity: Entity) -> None:
-    statement = sql.compose(
+@sql.composed_once
+def _references_statement(store: Store, index: int, column: str, name: str) -> sql.Composable:
+    held, target, entity = held_tables(store)[index], held_of(store, name), store.entity(name)
+    return sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
            SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key
            WHERE b.{goal} <> b.key ORDER BY b.ordinal FOR UPDATE OF t {again}""",
@@ -257,7 +274,6 @@ def _hold_reference(connection: Connection, held: Held, column: str, target: Hel
         table=held.table,
         column=sql.name(column),
     )
-    sql.execute(connection, statement)
 
 
 def _hold_embedded(connection: Connection, held: Held, reference: Reference, target: Held, entity: Entity) -> None:

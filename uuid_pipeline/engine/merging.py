@@ -24,17 +24,21 @@ MAX_ROUNDS = 20
 
 def wanted(connection: Connection, store: Store, plan: BatchPlan) -> bool:
     """Whether the plan merges rows of this batch's documents."""
+    return bool(sql.scalar(connection, _wanted_statement(store, plan.assessment_no), plan.values))
+
+
+@sql.composed_once
+def _wanted_statement(store: Store, assessment_no: int) -> sql.Composable:
     clauses = [
         sql.compose(
             """EXISTS (SELECT FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge'
                        AND {not_aside})""",
-            map=map_part(entity.name, plan),
+            map=map_part(entity.name, assessment_no),
             not_aside=sql.Text(locks.NOT_ASIDE),
         )
         for entity in store.entities
     ]
-    statement = sql.compose("SELECT {clauses}", clauses=sql.join(" OR ", clauses))
-    return bool(sql.scalar(connection, statement, plan.values))
+    return sql.compose("SELECT {clauses}", clauses=sql.join(" OR ", clauses))
 
 
 def merge(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
@@ -90,7 +94,7 @@ def _note_ordinals(connection: Connection, store: Store, plan: BatchPlan) -> Non
         statement = sql.compose(
             """INSERT INTO pg_temp.merging SELECT DISTINCT m.ordinal FROM {map} m
                WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge' AND {not_aside}""",
-            map=map_part(entity.name, plan),
+            map=map_part(entity.name, plan.assessment_no),
             not_aside=sql.Text(locks.NOT_ASIDE),
         )
         sql.execute(connection, statement, plan.values)
@@ -108,7 +112,7 @@ def _merge_roots(connection: Connection, store: Store, plan: BatchPlan) -> None:
                INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
                SELECT %(oid)s, r.at, r.ordinal, l.survivor::text FROM losers l JOIN roles r ON r.key = l.loser""",
             held=held.relation,
-            map=map_part(root.name, plan),
+            map=map_part(root.name, plan.assessment_no),
             merged=merged(store, root.name),
         )
         sql.execute(connection, statement, {"oid": root.table.oid})
@@ -310,7 +314,7 @@ def _correct_roles(connection: Connection, store: Store, entity: Entity, plan: B
            FROM {map} o LEFT JOIN {merged} g ON g.loser = o.old_id
            WHERE o.old_id = m.old_id AND o.ordinal BETWEEN %(first)s AND %(last)s
              AND (g.loser IS NOT NULL) <> (o.role = 'merge')""",
-        map=map_part(entity.name, plan),
+        map=map_part(entity.name, plan.assessment_no),
         merged=merged(store, entity.name),
     )
     sql.execute(connection, statement, plan.values)

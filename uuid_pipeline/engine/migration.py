@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import SimpleQueue
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -318,7 +319,8 @@ def _loop(writing: Writer, store: Store, tally: Tally) -> None:
             )
             if len(writers) > 1:
                 last_at_work = lanes.last_at_work(writing.connection, last_at_work)
-            spans, left = lanes.share_out(left, size, len(writers) if lanes.is_resting(last_at_work) else 1)
+            alone = len(writers) > 1 and lanes.is_resting(last_at_work)
+            spans, left = lanes.share_out(left, size, len(writers) * lanes.BATCHES_A_ROUND if alone else 1)
             left = _run_batches(writing, writers, store, tally, spans) + left
 
 
@@ -337,24 +339,36 @@ def _lanes(
 def _run_batches(
     writing: Writer, writers: Sequence[Writer], store: Store, tally: Tally, spans: Sequence[lanes.Ordinals]
 ) -> list[lanes.Ordinals]:
-    """Carry out these batches, several of them at once; returns what halving left of them.
+    """Carry out these batches, as many at once as there are writers; returns what halving left of them.
 
     Raises what the first of them raised, once none is at work any more.
     """
+    if len(spans) == 1:
+        done = run_batch(writing, store, tally.wave, spans[0], batch.FORWARD)
+        reach("committed")
+        return _counted(tally, spans[0], done)
+    free: SimpleQueue[Writer] = SimpleQueue()
+    for writer in writers:
+        free.put(writer)
 
-    def run(writer: Writer, span: lanes.Ordinals) -> tuple[int, BatchResult]:
-        done = run_batch(writer, store, tally.wave, span, batch.FORWARD)
+    def run(span: lanes.Ordinals) -> tuple[int, BatchResult]:
+        writer = free.get()
+        try:
+            done = run_batch(writer, store, tally.wave, span, batch.FORWARD)
+        finally:
+            free.put(writer)
         reach("committed")
         return done
 
-    if len(spans) == 1:
-        return _counted(tally, spans[0], run(writing, spans[0]))
     writing.keep_lease()
-    futures = lanes.at_once([partial(run, writer, span) for writer, span in zip(writers, spans, strict=False)])
-    committed = [(span, future.result()) for span, future in zip(spans, futures, strict=True) if not future.exception()]
-    left = [rest for span, done in committed for rest in _counted(tally, span, done)]
+    futures = lanes.at_once([partial(run, span) for span in spans], len(writers))
+    left: list[lanes.Ordinals] = []
+    for span, future in zip(spans, futures, strict=True):
+        if not future.cancelled() and not future.exception():
+            left += _counted(tally, span, future.result())
     for future in futures:
-        future.result()
+        if not future.cancelled():
+            future.result()
     return left
 
 

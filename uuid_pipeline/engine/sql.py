@@ -1,8 +1,9 @@
 """SQL text: identifiers quoted by the driver, values always bound."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, ParamSpec, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -13,6 +14,7 @@ ROWS_AT_ONCE = 10_000
 _streams = itertools.count()
 
 Found = TypeVar("Found")
+Given = ParamSpec("Given")
 Composable = sql.Composable
 Text = sql.SQL
 
@@ -50,6 +52,16 @@ def join(separator: LiteralString, parts: Sequence[Composable]) -> sql.Composed:
 def literal(value: str | int) -> Composable:
     """A constant of the statement's own text (a label, a version), never a user's value."""
     return sql.Literal(_escaped(value) if isinstance(value, str) else value)
+
+
+def composed_once(statement: Callable[Given, Composable]) -> Callable[Given, Composable]:
+    """Keep the text of a statement that follows from hashable arguments alone: batches ask for the same ones."""
+
+    @functools.lru_cache(maxsize=64)
+    def kept(*given: Given.args, **named: Given.kwargs) -> Composable:
+        return sql.SQL(statement(*given, **named).as_string(None))
+
+    return functools.wraps(statement)(kept)  # type: ignore[return-value]
 
 
 def bound(value: str) -> Composable:

@@ -69,7 +69,8 @@ class MovedTable:
     embedded: tuple[Reference, ...] = ()
 
 
-@dataclass(frozen=True)
+# Two of them are never compared, and as a key a store stands for itself.
+@dataclass(frozen=True, eq=False)
 class Store:
     """Everything the engine needs to know of one store. ``entities`` are ordered parents first."""
 
