@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import archive, aside, deletions, fingerprint, ledger, locks, merging, sql
 from uuid_pipeline.engine.collapse import Collapsed
-from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
 from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
@@ -34,6 +33,14 @@ class BatchResult:
     touched: dict[str, int]
     merged: Collapsed
     restored: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Of some rows of one table: how many, and the sum of their digests over all columns."""
+
+    rows: int
+    digest: int
 
 
 # Short lock waits (below deadlock_timeout); look-ups by ordinal, key and place, never a scan of the map for a batch.
@@ -86,9 +93,7 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     return merged
 
 
-def move_and_prove(
-    connection: Connection, store: Store, plan: BatchPlan
-) -> tuple[dict[str, Fingerprint], dict[str, int]]:
+def move_and_prove(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict[str, Sum], dict[str, int]]:
     """Write what is held and compare it with what was read; returns fingerprints and rows touched by the application.
 
     Raises BatchError when they differ.
@@ -218,13 +223,13 @@ def written_since(alias: str) -> sql.Composable:
     return sql.compose(_WRITTEN_SINCE, row=sql.name(alias))
 
 
-def _before(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict[str, Fingerprint], dict[str, int]]:
+def _before(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict[str, Sum], dict[str, int]]:
     """Of the held rows that change, by table: the fingerprint that they must have after the move."""
     snapshot = ledger.first_snapshot(connection, plan.execution_id)
     found, touched = {}, {}
     for index, held in enumerate(held_tables(store)):
         row = sql.rows(connection, _before_statement(store, index), {**plan.values, "snapshot": snapshot})[0]
-        found[fingerprint.qualified(held.moved)] = Fingerprint(int(row.rows), int(row.digest), int(row.timestamps))
+        found[fingerprint.qualified(held.moved)] = Sum(int(row.rows), int(row.digest))
         touched[fingerprint.qualified(held.moved)] = int(row.touched)
     return found, touched
 
@@ -233,9 +238,9 @@ def _before(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict
 def _before_statement(store: Store, index: int) -> sql.Composable:
     held = held_tables(store)[index]
     return sql.compose(
-        """SELECT {aggregates}, count(*) FILTER (WHERE {written}) AS touched
+        """SELECT count(*) AS rows, coalesce(sum({digest}), 0) AS digest, count(*) FILTER (WHERE {written}) AS touched
            FROM {held} h JOIN {table} t ON t.ctid = h.at WHERE {changes}""",
-        aggregates=fingerprint.aggregates(held.moved, held.mapped(), "t"),
+        digest=fingerprint.row_digest(list(held.moved.table.columns.values()), held.mapped(), "t"),
         written=written_since("t"),
         held=held.relation,
         table=held.table,
@@ -254,8 +259,7 @@ def move_statement(store: Store) -> sql.Composable:
     updates = [_update(index, held) for index, held in enumerate(tables)]
     results = [
         sql.compose(
-            """SELECT {name} AS "table", count(*) AS rows, coalesce(sum(d), 0) AS digest,
-                      coalesce(sum(m), 0) AS timestamps FROM {moved}""",
+            """SELECT {name} AS "table", count(*) AS rows, coalesce(sum(d), 0) AS digest FROM {moved}""",
             name=sql.literal(fingerprint.qualified(held.moved)),
             moved=sql.name(f"moved_{index}"),
         )
@@ -270,7 +274,6 @@ def move_statement(store: Store) -> sql.Composable:
 
 def _update(index: int, held: Held) -> sql.Composable:
     columns = list(held.moved.table.columns.values())
-    moments = fingerprint.moment_columns(columns)
     assignments = [
         sql.compose("{column} = {value}", column=sql.name(column), value=value)
         for column, value in held.mapped().items()
@@ -278,28 +281,24 @@ def _update(index: int, held: Held) -> sql.Composable:
     return sql.compose(
         """{name} AS (
             UPDATE {table} t SET {assignments} FROM {held} h WHERE t.ctid = h.at AND ({changes})
-            RETURNING {digest} AS d, {moments} AS m)""",
+            RETURNING {digest} AS d)""",
         name=sql.name(f"moved_{index}"),
         table=held.table,
         held=held.relation,
         changes=held.changes(),
         assignments=sql.join(", ", assignments),
         digest=fingerprint.row_digest(columns, {}, "t"),
-        moments=fingerprint.row_digest(moments, {}, "t"),
     )
 
 
-def _move(connection: Connection, store: Store) -> dict[str, Fingerprint]:
-    return {
-        row.table: Fingerprint(int(row.rows), int(row.digest), int(row.timestamps))
-        for row in sql.rows(connection, move_statement(store))
-    }
+def _move(connection: Connection, store: Store) -> dict[str, Sum]:
+    return {row.table: Sum(int(row.rows), int(row.digest)) for row in sql.rows(connection, move_statement(store))}
 
 
-def _prove(before: dict[str, Fingerprint], after: dict[str, Fingerprint]) -> None:
+def _prove(before: dict[str, Sum], after: dict[str, Sum]) -> None:
     wrong = [
-        f"{name}: expected {expected.rows} rows with digest {expected.digest} (dates {expected.timestamps}), "
-        f"wrote {after[name].rows} with {after[name].digest} (dates {after[name].timestamps})"
+        f"{name}: expected {expected.rows} rows with digest {expected.digest}, "
+        f"wrote {after[name].rows} with {after[name].digest}"
         for name, expected in before.items()
         if after[name] != expected
     ]
@@ -317,7 +316,7 @@ def _journal(
     direction: Direction,
     lease: Lease,
     result: BatchResult,
-    after: dict[str, Fingerprint],
+    after: dict[str, Sum],
     deleted: dict[str, int],
 ) -> None:
     """The journal row commits with the batch or not at all: resuming reads it as the cursor."""
@@ -340,7 +339,7 @@ def _journal(
                     "deleted": deleted,
                 }
             ),
-            "digests": json.dumps({name: [f.rows, str(f.digest), str(f.timestamps)] for name, f in after.items()}),
+            "digests": json.dumps({name: [f.rows, str(f.digest)] for name, f in after.items()}),
             "epoch": lease.epoch,
         },
     )
