@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,11 @@ class Meeting:
 
         sync_points.on("held", come)
         sync_points.on("committed", leave)
+
+
+@pytest.fixture
+def rounds_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "BATCHES_A_ROUND", 1)
 
 
 class StoppedError(Exception):
@@ -104,7 +110,7 @@ def test_beside_a_session_that_was_at_work_a_moment_ago_there_is_one(incident: E
     assert meeting.most == 1
 
 
-def test_an_application_that_begins_to_work_has_the_next_batch_alone(incident: Engine) -> None:
+def test_an_application_that_begins_to_work_has_the_next_batch_alone(incident: Engine, rounds_of_two: None) -> None:
     [canary, recent, *_] = approved(incident)
     cycle.migrate(incident, SPEC, canary)
     cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
@@ -182,7 +188,7 @@ def test_a_rollback_takes_back_what_was_moved_and_nothing_of_the_gap(incident: E
     assert cycle.catalog_of(incident) == objects
 
 
-def test_a_proof_that_fails_in_one_lane_stops_the_wave_and_names_the_row(incident: Engine) -> None:
+def test_a_proof_that_fails_in_one_lane_stops_the_wave_and_names_the_row(incident: Engine, rounds_of_two: None) -> None:
     """A trigger marked ALWAYS fires under the replica role; made after the plan, it is none that we silence."""
     before = cycle.rows_of(incident)
     [canary, *_] = approved(incident)
@@ -211,7 +217,7 @@ def test_a_proof_that_fails_in_one_lane_stops_the_wave_and_names_the_row(inciden
     assert cycle.rows_of(incident) == before
 
 
-def test_a_wish_to_cancel_is_obeyed_before_the_next_two(incident: Engine, other: Engine) -> None:
+def test_a_wish_to_cancel_is_obeyed_before_the_next_two(incident: Engine, other: Engine, rounds_of_two: None) -> None:
     [canary, *_] = approved(incident)
 
     def cancel() -> None:
@@ -255,6 +261,23 @@ def test_who_takes_the_lease_over_waits_for_both_and_none_writes_after(incident:
     next_one.join()
     assert told == [(2,)]
     assert cycle.run_sql(incident, "SELECT count(*) FROM uuid_pipeline.batches") == [(2,)]
+
+
+def test_once_one_of_a_round_has_failed_no_other_is_begun() -> None:
+    begun = list[int]()
+
+    def one(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.02)
+        if number == 2:
+            raise StoppedError
+
+    futures = lanes.at_once([partial(one, number) for number in range(20)], 2)
+
+    assert sorted(begun) == list(range(len(begun)))
+    assert len(begun) <= 6
+    assert isinstance(futures[2].exception(), StoppedError)
+    assert [future.cancelled() for future in futures] == [number not in begun for number in range(20)]
 
 
 @given(
