@@ -231,7 +231,9 @@ def test_a_wish_to_cancel_is_obeyed_before_the_next_two(incident: Engine, other:
     assert cycle.run_sql(incident, "SELECT count(*) FROM uuid_pipeline.batches") == [(2,)]
 
 
-def test_who_takes_the_lease_over_waits_for_both_and_none_writes_after(incident: Engine, other: Engine) -> None:
+def test_who_takes_the_lease_over_waits_for_both_and_none_writes_after(
+    incident: Engine, other: Engine, rounds_of_two: None
+) -> None:
     [canary, *_] = approved(incident)
     met, taken, told = threading.Barrier(2, timeout=20), threading.Event(), list[tuple[object, ...]]()
 
