@@ -1,5 +1,8 @@
 """For how many rows of the store an obstacle refuses an approach: set-based, over the rows that would move."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
@@ -168,6 +171,36 @@ def count(connection: Connection, entity: Entity, conditions: dict[str, sql.Comp
     )
     found = tuple(sql.rows(connection, statement)[0])
     return dict(zip(names, found[:-1], strict=True)), found[-1]
+
+
+@dataclass
+class Tally:
+    """Counts of one entity's rows by condition; the approaches share most of their conditions, so each is asked once.
+
+    Wants one snapshot for all its questions.
+    """
+
+    entity: Entity
+    of_one: dict[str, int] = field(default_factory=dict)
+    of_any: dict[frozenset[str], int] = field(default_factory=dict)
+
+    def each(self, connection: Connection, conditions: Mapping[str, sql.Composable]) -> dict[str, int]:
+        """Rows that each named condition holds for."""
+        texts = {name: condition.as_string(None) for name, condition in conditions.items()}
+        new = {text: conditions[name] for name, text in texts.items() if text not in self.of_one}
+        counts, either = count(connection, self.entity, new)
+        self.of_one |= counts
+        self.of_any[frozenset(new)] = either
+        return {name: self.of_one[text] for name, text in texts.items()}
+
+    def any(self, connection: Connection, conditions: Mapping[str, sql.Composable]) -> int:
+        """Rows that any of these conditions holds for."""
+        texts = {condition.as_string(None): condition for condition in conditions.values()}
+        asked = frozenset(texts)
+        if asked not in self.of_any:
+            counts, self.of_any[asked] = count(connection, self.entity, texts)
+            self.of_one |= counts
+        return self.of_any[asked]
 
 
 def look_alikes(connection: Connection, entity: Entity) -> int:

@@ -143,6 +143,7 @@ def counted(
     result: list[Entry] = []
     totals: dict[tuple[str, str], int] = {}
     for entity in store.entities:
+        tally = counting.Tally(entity)
         for approach in KNOWN:
             group = [e for e in entries if (e.entity, e.approach) == (entity.name, approach.name)]
             conditions = {
@@ -152,7 +153,7 @@ def counted(
                 if condition is not None
             }
             if group:
-                numbers, _ = counting.count(connection, entity, conditions)
+                numbers = tally.each(connection, conditions)
                 judged = [
                     _judged(
                         _meeting(entity, known, entry, numbers.get(str(n))),
@@ -162,7 +163,7 @@ def counted(
                     for n, entry in enumerate(group)
                 ]
                 failing = {k: c for k, c in conditions.items() if judged[int(k)].outcome == "fails"}
-                totals[entity.name, approach.name] = counting.count(connection, entity, failing)[1]
+                totals[entity.name, approach.name] = tally.any(connection, failing)
                 result += [_with_whose(connection, entity, approach, known, e) for e in judged]
     return result, totals
 
