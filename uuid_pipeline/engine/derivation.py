@@ -64,7 +64,7 @@ def row_maker(store: Store, entity: Entity, kept: int) -> Callable[[int, Sequenc
     ids = ids_of(store, entity)
 
     def made(first: int, rows: Sequence[Any]) -> bytes:
-        # Not zip(*rows): ten thousand iterators take longer than all the columns.
+        # Not zip(*rows): thousands of iterators take longer than all the columns.
         keys, natural_keys, faults, *others = [[row[place] for row in rows] for place in range(len(rows[0]))]
         quarantined = _faults(entity, natural_keys, faults, others[kept:])
         due = iter(ids.targets(key for key, fault in zip(natural_keys, quarantined, strict=True) if fault is None))

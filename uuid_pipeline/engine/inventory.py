@@ -64,7 +64,7 @@ def take(
     the whole store are counted too.
 
     Wants a REPEATABLE READ transaction: counts, parents and children must be of one snapshot. Memory is bounded
-    by 10,000 rows.
+    by sql.ROWS_AT_ONCE rows.
     """
     # A scan that starts where another one is would make heap order a matter of chance.
     sql.execute(connection, "SELECT set_config('synchronize_seqscans', 'off', true)")

@@ -10,7 +10,7 @@ from psycopg import sql
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
-ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 5_000
 _streams = itertools.count()
 
 Found = TypeVar("Found")
