@@ -388,7 +388,7 @@ class Spec(_Part):
     retention: Retention = Retention()
     owners: list[Owner] = []
     batch_rows: int = Field(default=5_000, ge=1)
-    lanes: int = Field(default=2, ge=1, le=16)
+    lanes: int = Field(default=2, ge=1, le=8)
     approval_hours: int = Field(default=168, ge=1)
     high_impact_documents: int = Field(default=5, ge=1)
 

@@ -331,8 +331,14 @@ def _lanes(
     """A writer for each batch that may be written at once, the lease's own connection among them."""
     # Behind a pooler the lease lives by signs of life, which batches that overlap would keep from being written.
     count = 1 if writing.lease.pooled else lanes.most(writing.connection, store, wave, left, size)
+    more: list[Connection] = []
     with ExitStack() as stack:
-        more = [stack.enter_context(writing.engine.connect()) for _ in range(count - 1)]
+        for _ in range(count - 1):
+            try:
+                own = stack.enter_context(writing.engine.connect())
+            except DBAPIError:
+                break  # The server has no session left for us: those that there are must do.
+            more.append(own)
         yield [replace(writing, connection=own, prove_lease=leases.share) for own in (writing.connection, *more)]
 
 

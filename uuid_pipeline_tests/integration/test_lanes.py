@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.engine import control, lanes, lease, ledger, migration, sync_points
 from uuid_pipeline.engine.signals import sessions
 from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = cycle.spec_with(batch_rows=1)
@@ -150,6 +151,25 @@ def test_one_lane_is_what_the_spec_may_ask_for(incident: Engine) -> None:
         assert lanes.most(connection, store, canary, spans, 1) == 1
         assert lanes.most(connection, cycle.bound_store(incident, SPEC), canary, spans, 1) == 2
         assert lanes.most(connection, cycle.bound_store(incident, SPEC), canary, spans, canary.documents) == 1
+
+
+def test_where_the_server_gives_no_further_session_those_that_there_are_do(
+    incident: Engine, incident_url: str, new_role: NewRole
+) -> None:
+    role, before = new_role("CONNECTION LIMIT 3"), cycle.rows_of(incident)
+    cycle.run_sql(incident, f"GRANT CREATE ON DATABASE {incident.url.database} TO {role}")
+    cycle.run_sql(incident, f"GRANT USAGE ON SCHEMA upload_pipeline TO {role}")
+    for table in before:
+        cycle.run_sql(incident, f"ALTER TABLE upload_pipeline.{table} OWNER TO {role}")
+    incident.dispose()
+    meeting = Meeting()
+    meeting.watch()
+
+    with opened(as_role(incident_url, role)) as owner:
+        cycle.run_all(owner, SPEC.model_copy(update={"lanes": 4}))
+
+    assert meeting.most == 3
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
 def test_what_one_of_two_batches_left_is_done_by_the_next_run(incident: Engine) -> None:
