@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import control, lanes, lease, ledger, migration, sync_points
-from uuid_pipeline.engine.signals import sessions
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -115,30 +115,38 @@ def test_an_application_that_begins_to_work_has_the_next_batch_alone(incident: E
     [canary, recent, *_] = approved(incident)
     cycle.migrate(incident, SPEC, canary)
     cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
-    at_once: list[int] = []
-    inside: set[int] = set()
+    first_two, lock = threading.Barrier(2, timeout=20), threading.Lock()
+    begun: list[int] = []
+    inside: list[int] = []
+    beside_the_application: list[int] = []
 
-    with cycle.session(incident) as application:
-        application.autocommit = True
+    application: list[object] = []
+
+    with ExitStack() as stack:
 
         def come() -> None:
-            inside.add(threading.get_ident())
-            time.sleep(0.05)
-            at_once.append(len(inside))
+            with lock:
+                number = len(begun)
+                begun.append(number)
+                inside.append(number)
+            if number < 2:
+                first_two.wait()
+                return
+            time.sleep(0.02)
+            with lock:
+                beside_the_application.append(len(inside))
 
         def leave() -> None:
-            inside.discard(threading.get_ident())
-            application.execute("SELECT 1")
+            with lock:
+                inside.pop()
+                if not application:
+                    application.append(stack.enter_context(cycle.session(incident)))
 
         sync_points.on("held", come)
         sync_points.on("committed", leave)
-        # The session rested for as long as makes it no application at work.
-        cycle.run_sql(incident, "SELECT pg_sleep(%(s)s)", s=sessions.REST_SECONDS)
         cycle.migrate(incident, SPEC, recent)
 
-    assert at_once[:2] == [2, 2]
-    assert set(at_once[2:]) == {1}
-    assert len(at_once) == recent.documents
+    assert beside_the_application == [1] * (recent.documents - 2)
 
 
 def test_one_lane_is_what_the_spec_may_ask_for(incident: Engine) -> None:
