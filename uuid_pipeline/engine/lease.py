@@ -23,6 +23,8 @@ BEAT_SECONDS = 5.0
 # How long the last statement of a process that is gone may keep its backend, and so the lease.
 ORPHAN_SECONDS = 60.0
 EARLIER_POLL_SECONDS = 0.5
+# How long a live holder is waited for at all: one that is about to be refused itself is gone by then.
+BRIEF_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,16 @@ def _beat(engine: Engine, lease: Lease, ended: threading.Event) -> None:
 def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
     """Take the lease for ``connection``'s backend, which must stay open while it is held.
 
-    Raises RefusedError naming the holder when a live one has it. A holder whose process on this machine is gone, while
-    the server still works on its last statement, is waited for.
+    Raises RefusedError naming the holder when a live one has it and keeps it. A holder whose process on this machine is
+    gone, while the server still works on its last statement, is waited for.
     """
-    deadline = time.monotonic() + ORPHAN_SECONDS
+    began = time.monotonic()
     while True:
         taken = _try_take(engine, connection, run_id)
         if isinstance(taken, Lease):
             return taken
-        if not process_is_gone(taken.holder) or time.monotonic() > deadline:
+        patience = ORPHAN_SECONDS if process_is_gone(taken.holder) else BRIEF_SECONDS
+        if time.monotonic() - began > patience:
             raise RefusedError(
                 f"Another run holds the lease on this store: {taken.holder} (run {taken.run_id}, "
                 f"last sign of life {taken.renewed_at:%Y-%m-%d %H:%M:%S} UTC). "

@@ -45,7 +45,29 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(incident: Engine, 
     assert cycle.migrate(incident, SPEC, canary).documents == 5
 
 
-def test_a_second_writer_is_refused_in_the_middle_of_a_wave(incident: Engine, other: Engine) -> None:
+@pytest.mark.begins("approved")
+def test_a_first_writer_that_is_about_to_leave_is_waited_for(incident: Engine, other: Engine) -> None:
+    """Of two runs that approve at once, the one whose execution is superseded holds the lease until it knows."""
+    [canary, *_] = cycle.waves_of(incident, cycle.newest_execution(incident))
+    held = threading.Event()
+
+    def leave_soon() -> None:
+        with lease.held(other, "superseded"):
+            held.set()
+            time.sleep(lease.BRIEF_SECONDS / 2)
+
+    first = threading.Thread(target=leave_soon)
+    first.start()
+    assert held.wait(10)
+
+    assert cycle.migrate(incident, SPEC, canary).documents == 5
+    first.join()
+
+
+def test_a_second_writer_is_refused_in_the_middle_of_a_wave(
+    incident: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BRIEF_SECONDS", 0.0)
     execution = cycle.approve(incident, ONE_BY_ONE, cycle.assess_and_plan(incident, ONE_BY_ONE).plan_id)
     [canary, *_] = cycle.waves_of(incident, execution)
     refused: list[str] = []
