@@ -1,6 +1,7 @@
-"""A round trip between client and server, as between two machines: `python -m benchmarks.network SOCKET MILLISECONDS`.
+"""A round trip between client and server, as between two machines: `python -m benchmarks.network DIRECTORY SOCKET
+MILLISECONDS`.
 
-Listens on a unix socket of its own, in the directory that it prints, and hands every byte on, later. Bytes under way
+Listens on a unix socket of its own in that directory, and hands every byte on to the other one, later. Bytes under way
 delay no others, so only waiting for answers gets slower, as on a network with room.
 """
 
@@ -18,6 +19,8 @@ from pathlib import Path
 import psycopg
 from sqlalchemy.engine import make_url
 
+from uuid_pipeline.errors import PipelineError
+
 _SOCKET = ".s.PGSQL.5432"
 _AT_ONCE = 1 << 16
 
@@ -27,14 +30,15 @@ def between(url: str, milliseconds: float) -> Iterator[str]:
     """A URL that leads to the same database by way of a round trip of so long; of a server on a unix socket."""
     parsed = make_url(url)
     target = Path(str(parsed.query["host"])) / _SOCKET
-    command = [sys.executable, "-m", "benchmarks.network", str(target), str(milliseconds)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as proxy:
-        try:
-            assert proxy.stdout is not None
-            directory = proxy.stdout.readline().strip()
-            yield parsed.set(query={**parsed.query, "host": directory}).render_as_string(hide_password=False)
-        finally:
-            proxy.terminate()
+    with tempfile.TemporaryDirectory(prefix="bench_net_") as directory:
+        command = [sys.executable, "-m", "benchmarks.network", directory, str(target), str(milliseconds)]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as proxy:
+            try:
+                if proxy.stdout is None or not proxy.stdout.readline():
+                    raise PipelineError("The network's proxy did not start; what it said stands above.")
+                yield parsed.set(query={**parsed.query, "host": directory}).render_as_string(hide_password=False)
+            finally:
+                proxy.terminate()
 
 
 def round_trip(url: str) -> float:
@@ -48,11 +52,11 @@ def round_trip(url: str) -> float:
     return min(found)
 
 
-def _serve(target: str, milliseconds: float) -> None:
-    with tempfile.TemporaryDirectory(prefix="bench_net_") as directory, socket.socket(socket.AF_UNIX) as listening:
+def _serve(directory: str, target: str, milliseconds: float) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{directory}/{_SOCKET}")
         listening.listen()
-        sys.stdout.write(f"{directory}\n")
+        sys.stdout.write("listening\n")
         sys.stdout.flush()
         while True:
             client, _ = listening.accept()
@@ -93,4 +97,4 @@ def _hand_on(source: socket.socket, goal: socket.socket, seconds: float) -> None
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], float(sys.argv[2]))
+    _serve(sys.argv[1], sys.argv[2], float(sys.argv[3]))

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.catalog import Table
-from uuid_pipeline.engine.locks import BatchPlan, held_of
+from uuid_pipeline.engine.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
@@ -114,7 +114,7 @@ def _without_losing_roots(connection: Connection, store: Store, plan: BatchPlan)
         if kept.relation.as_string(None) in roots:
             continue
         for root in store.roots:
-            map_table = sql.table(ledger.SCHEMA, f"id_map_{root.name}_{plan.assessment_no}")
+            map_table = map_part(root.name, plan.assessment_no)
             statement = sql.compose(
                 """SELECT DISTINCT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                    WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s

@@ -36,8 +36,8 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """Of some rows of one table: how many, and the sum of their digests over all columns."""
+class BatchFingerprint:
+    """Of the rows that a batch writes in one table: how many, and the digest of all columns."""
 
     rows: int
     digest: int
@@ -93,7 +93,9 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     return merged
 
 
-def move_and_prove(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict[str, Sum], dict[str, int]]:
+def move_and_prove(
+    connection: Connection, store: Store, plan: BatchPlan
+) -> tuple[dict[str, BatchFingerprint], dict[str, int]]:
     """Write what is held and compare it with what was read; returns fingerprints and rows touched by the application.
 
     Raises BatchError when they differ.
@@ -223,13 +225,15 @@ def written_since(alias: str) -> sql.Composable:
     return sql.compose(_WRITTEN_SINCE, row=sql.name(alias))
 
 
-def _before(connection: Connection, store: Store, plan: BatchPlan) -> tuple[dict[str, Sum], dict[str, int]]:
+def _before(
+    connection: Connection, store: Store, plan: BatchPlan
+) -> tuple[dict[str, BatchFingerprint], dict[str, int]]:
     """Of the held rows that change, by table: the fingerprint that they must have after the move."""
     snapshot = ledger.first_snapshot(connection, plan.execution_id)
     found, touched = {}, {}
     for index, held in enumerate(held_tables(store)):
         row = sql.rows(connection, _before_statement(store, index), {**plan.values, "snapshot": snapshot})[0]
-        found[fingerprint.qualified(held.moved)] = Sum(int(row.rows), int(row.digest))
+        found[fingerprint.qualified(held.moved)] = BatchFingerprint(int(row.rows), int(row.digest))
         touched[fingerprint.qualified(held.moved)] = int(row.touched)
     return found, touched
 
@@ -291,11 +295,14 @@ def _update(index: int, held: Held) -> sql.Composable:
     )
 
 
-def _move(connection: Connection, store: Store) -> dict[str, Sum]:
-    return {row.table: Sum(int(row.rows), int(row.digest)) for row in sql.rows(connection, move_statement(store))}
+def _move(connection: Connection, store: Store) -> dict[str, BatchFingerprint]:
+    return {
+        row.table: BatchFingerprint(int(row.rows), int(row.digest))
+        for row in sql.rows(connection, move_statement(store))
+    }
 
 
-def _prove(before: dict[str, Sum], after: dict[str, Sum]) -> None:
+def _prove(before: dict[str, BatchFingerprint], after: dict[str, BatchFingerprint]) -> None:
     wrong = [
         f"{name}: expected {expected.rows} rows with digest {expected.digest}, "
         f"wrote {after[name].rows} with {after[name].digest}"
@@ -316,7 +323,7 @@ def _journal(
     direction: Direction,
     lease: Lease,
     result: BatchResult,
-    after: dict[str, Sum],
+    after: dict[str, BatchFingerprint],
     deleted: dict[str, int],
 ) -> None:
     """The journal row commits with the batch or not at all: resuming reads it as the cursor."""

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import batch, deletions, ledger, retrieval, returned, sql
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.locks import map_part
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import recomputer
@@ -150,7 +151,7 @@ AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = ANY(%(waves)s
 
 def _parts(entity: Entity, span: _Span) -> dict[str, sql.Composable]:
     return {
-        "map": sql.table(ledger.SCHEMA, f"id_map_{entity.name}_{span.assessment_no}"),
+        "map": map_part(entity.name, span.assessment_no),
         "table": sql.table(entity.table.schema, entity.table.name),
         "key": sql.name(entity.key),
         "moved": sql.Text(_MOVED),

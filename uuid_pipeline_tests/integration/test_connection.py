@@ -116,3 +116,23 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
     assert in_words(lost.value).startswith("The connection to the store was lost (")
     assert "run again" in in_words(lost.value)
     assert in_words(refused.value).startswith("The store refused a statement: column")
+
+
+def parallel_workers(engine: Engine) -> tuple[str, str]:
+    shown = """SELECT current_setting('max_parallel_workers_per_gather'),
+                      current_setting('max_parallel_maintenance_workers')"""
+    [(gather, maintenance)] = cycle.run_sql(engine, shown)
+    return gather, maintenance
+
+
+def test_statements_have_parallel_workers_only_while_nobody_else_is_at_work(incident: Engine) -> None:
+    with cycle.session(incident) as application:
+        settings = "SHOW max_parallel_workers_per_gather"
+        server = application.execute(settings).fetchone()
+        assert server is not None
+        assert server[0] != "0"
+        application.commit()
+        assert parallel_workers(incident) == ("0", "0")
+
+    assert parallel_workers(incident)[0] == server[0]
+    assert parallel_workers(incident)[1] != "0"

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.engine import control, lanes, lease, ledger, migration, sync_points
 from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline.spec import SoftReference, Spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 
@@ -159,6 +160,40 @@ def test_one_lane_is_what_the_spec_may_ask_for(incident: Engine) -> None:
         assert lanes.most(connection, store, canary, spans, 1) == 1
         assert lanes.most(connection, cycle.bound_store(incident, SPEC), canary, spans, 1) == 2
         assert lanes.most(connection, cycle.bound_store(incident, SPEC), canary, spans, canary.documents) == 1
+
+
+@pytest.mark.parametrize(
+    ("alteration", "soft"),
+    [
+        ("ALTER TABLE upload_pipeline.events ADD copy_of uuid REFERENCES upload_pipeline.documents", ()),
+        ("ALTER TABLE upload_pipeline.documents ADD copy_of uuid REFERENCES upload_pipeline.documents", ()),
+        (
+            "ALTER TABLE upload_pipeline.webhook_log ADD note text",
+            (SoftReference(table="webhook_log", column="note", entity="document"),),
+        ),
+    ],
+    ids=["two documents in a row", "a document that refers to another", "ids in text"],
+)
+def test_where_two_batches_could_meet_in_a_row_there_is_one(
+    incident: Engine, alteration: str, soft: tuple[SoftReference, ...]
+) -> None:
+    before = lanes_for(incident, SPEC)
+    cycle.run_sql(incident, alteration)
+
+    assert (before, lanes_for(incident, cycle.spec_with(batch_rows=1, soft_references=list(soft)))) == (2, 1)
+
+
+def test_a_wave_that_merges_has_one(twins: Engine) -> None:
+    assert lanes_for(twins, SPEC) == 1
+
+
+def lanes_for(engine: Engine, spec: Spec) -> int:
+    """How many batches at once the largest wave of a plan may have."""
+    execution = cycle.approve(engine, spec, cycle.assess_and_plan(engine, spec).plan_id)
+    wave = max(cycle.waves_of(engine, execution), key=lambda wave: wave.documents)
+    with engine.connect() as connection:
+        spans = migration.open_spans(connection, wave)
+        return lanes.most(connection, cycle.bound_store(engine, spec), wave, spans, 1)
 
 
 def test_where_the_server_gives_no_further_session_those_that_there_are_do(
