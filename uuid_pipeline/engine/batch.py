@@ -50,9 +50,23 @@ SELECT set_config('lock_timeout', '200ms', true), set_config('enable_seqscan', '
 """
 
 
+# The log is written in order: a server that crashes has lost whole batches, each with its journal, and none but those
+# since the last commit that waited for the disk.
+_SETTINGS_AT_REST = _SETTINGS.rstrip() + ", set_config('synchronous_commit', 'off', true)"
+
+
 def set_up(connection: Connection) -> None:
     """Settings of one batch, gone with its transaction."""
     sql.execute(connection, _SETTINGS)
+
+
+def set_up_at_rest(connection: Connection) -> None:
+    """The same for a batch that nobody sees the moment it commits: the next need not wait until it is on disk.
+
+    The run must :func:`~uuid_pipeline.engine.lease.hold` the lease between two rounds of such batches, and commit
+    something of its own before it says that they are done: that waits for theirs as well.
+    """
+    sql.execute(connection, _SETTINGS_AT_REST)
 
 
 def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direction, lease: Lease) -> BatchResult:

@@ -95,19 +95,20 @@ class Run:
 class Writer:
     """Who writes: a connection, the lease that it writes under, and how its batches keep triggers out.
 
-    ``prove_lease``: how a batch proves that the lease is still this run's.
+    ``set_up``: a batch's settings. ``prove_lease``: how it proves that the lease is still this run's.
     """
 
     engine: Engine
     connection: Connection
     lease: Lease
     tier: Tier
+    set_up: Callable[[Connection], None] = batch.set_up
     prove_lease: Callable[[Connection, Lease], None] = leases.prove
 
     def begin_batch(self) -> None:
         """Open a batch's transaction: its settings, then the lease, which must still be ours."""
         self.connection.begin()
-        batch.set_up(self.connection)
+        self.set_up(self.connection)
         triggers.silence(self.connection, self.tier.name)
         self.prove_lease(self.connection, self.lease)
 
@@ -339,7 +340,8 @@ def _lanes(
             except DBAPIError:
                 break  # The server has no session left for us: those that there are must do.
             more.append(own)
-        yield [replace(writing, connection=own, prove_lease=leases.share) for own in (writing.connection, *more)]
+        at_rest = replace(writing, set_up=batch.set_up_at_rest, prove_lease=leases.share)
+        yield [replace(at_rest, connection=own) for own in (writing.connection, *more)]
 
 
 def _run_batches(
