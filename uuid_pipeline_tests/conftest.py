@@ -276,6 +276,8 @@ def as_role(url: str, role: str) -> str:
 
 # Where Debian's packages put their programs; .ci/system-packages installs them.
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+# .ci/system-packages installs them.
+FROM_NPM = Path("/opt/uuid_pipeline_servers/node_modules")
 PGBOUNCER = Path("/usr/sbin/pgbouncer")
 
 
@@ -286,20 +288,41 @@ def server_16() -> Iterator[EmbeddedServer]:
         yield started
 
 
-@pytest.fixture(scope="session")
-def server_15() -> Iterator[str]:
-    """The URL of an empty database on Debian's server, which has no pgvector."""
-    with _owned_directory("up15_") as (directory, account):
+@contextmanager
+def _bare_server(binaries: Path) -> Iterator[str]:
+    """The URL of an empty database on a server of these binaries, which come without pgvector."""
+    with _owned_directory("upo_") as (directory, account):
         data = directory / "data"
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
-        _succeed(account, DEBIAN_15 / "initdb", "-D", data, *options)
+        _succeed(account, binaries / "initdb", "-D", data, *options)
         settings = f"-c listen_addresses= -c fsync=off -k {directory}"
         log = directory / "log"
-        _succeed(account, DEBIAN_15 / "pg_ctl", "start", "-s", "-w", "-D", data, "-l", log, "-o", settings)
+        _succeed(account, binaries / "pg_ctl", "start", "-s", "-w", "-D", data, "-l", log, "-o", settings)
         try:
             yield f"postgresql://postgres@/postgres?host={directory}"
         finally:
-            _succeed(account, DEBIAN_15 / "pg_ctl", "stop", "-s", "-m", "immediate", "-D", data)
+            _succeed(account, binaries / "pg_ctl", "stop", "-s", "-m", "immediate", "-D", data)
+
+
+@pytest.fixture(scope="session")
+def server_14() -> Iterator[str]:
+    """The oldest version that we take."""
+    with _bare_server(FROM_NPM / "pg14/native/bin") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server_15() -> Iterator[str]:
+    """Debian's server."""
+    with _bare_server(DEBIAN_15) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server_17() -> Iterator[str]:
+    """The version between the wheel's two."""
+    with _bare_server(FROM_NPM / "pg17/native/bin") as url:
+        yield url
 
 
 Pooled = Callable[[str], str]

@@ -1,4 +1,4 @@
-"""Other servers than the embedded 18: the wheel's 16, Debian's 15 without pgvector, and a pooler in front of one."""
+"""Other servers than the embedded 18: the wheel's 16, those without pgvector from 14 to 17, and a pooler before one."""
 
 import os
 import signal
@@ -16,7 +16,6 @@ from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import lease, ledger, migration
-from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.conftest import Pooled, opened
@@ -35,7 +34,6 @@ TAKE_OVER_SECONDS = 65.0
 HOLD = """
 import sys, time
 from uuid_pipeline.engine import lease
-from uuid_pipeline.engine.connection import open_store
 with lease.held(open_store(sys.argv[1]), "the run that died"):
     print("held", flush=True)
     time.sleep(600)
@@ -78,14 +76,15 @@ def test_the_incident_is_migrated_and_rolled_back_on_16(incident_16: Engine) -> 
 
 
 @pytest.mark.system
-def test_the_library_goes_there_and_back_and_there_again_on_15_without_pgvector(server_15: str) -> None:
-    engine = open_store(server_15)
-    assert version_of(engine) == 15
-    build_library(engine)
+@pytest.mark.parametrize("version", [14, 15, 17])
+def test_the_library_goes_there_and_back_and_there_again_without_pgvector(
+    version: int, request: pytest.FixtureRequest
+) -> None:
+    with opened(request.getfixturevalue(f"server_{version}")) as engine:
+        assert version_of(engine) == version
+        build_library(engine)
 
-    go_there_and_back_and_there_again(engine, library_spec())
-
-    engine.dispose()
+        go_there_and_back_and_there_again(engine, library_spec())
 
 
 @pytest.fixture
