@@ -1,18 +1,18 @@
 """Archives: rows that a merge displaces, whole and typed, and what each re-pointed row held before; both restorable."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
-from uuid_pipeline.engine.catalog import Table
+from uuid_pipeline.engine.catalog import Column, Table
 from uuid_pipeline.engine.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.errors import BatchError
+from uuid_pipeline.errors import BatchError, RefusedError
 
 # Columns of ours beside the table's own; prefixed, since the table may have any name but these.
 _OURS = "uuid_pipeline_wave text NOT NULL, uuid_pipeline_ordinal bigint NOT NULL, uuid_pipeline_survivor text"
@@ -20,29 +20,46 @@ _OURS = "uuid_pipeline_wave text NOT NULL, uuid_pipeline_ordinal bigint NOT NULL
 
 @dataclass(frozen=True)
 class Shelf:
-    """One table's archive for one assessment; ``columns`` are those that can be written."""
+    """One table's archive for one assessment; ``columns`` are those that can be written.
+
+    ``retyped``: of these the ones whose type in the table is no longer the archive's.
+    """
 
     table: Table
     relation: sql.Composable
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
+    retyped: frozenset[str] = frozenset()
 
     @property
     def source(self) -> sql.Composable:
         return sql.table(self.table.schema, self.table.name)
 
+    @property
+    def names(self) -> sql.Composable:
+        """The writable columns, in their order."""
+        return sql.join(", ", [sql.name(column.name) for column in self.columns])
+
     def listed(self, alias: str) -> sql.Composable:
-        """The writable columns of an alias, in their order."""
-        return sql.join(", ", [sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(c)) for c in self.columns])
+        """The same of a row of the table or of the archive, as the table has them now."""
+        return sql.join(", ", [self._value(column, alias) for column in self.columns])
 
     def digest(self, alias: str) -> sql.Composable:
         """The hash of one row, the same for the table's row and its archived copy."""
-        return fingerprint.row_digest(list(self.table.columns.values()), {}, alias)
+        values = {column.name: self._value(column, alias) for column in self.columns}
+        return fingerprint.row_digest(list(self.columns), values, alias)
+
+    def _value(self, column: Column, alias: str) -> sql.Composable:
+        value = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(column.name))
+        if column.name not in self.retyped:
+            return value
+        return sql.compose("{value}::{type}", value=value, type=cast_type(column.type))
 
 
 def shelf(table: Table, assessment: int) -> Shelf:
+    """The archive as it is made for the table as it is."""
     # The server cuts names at 63 bytes: what tells two archives apart stands at the end.
     name = f"archive_{table.schema}_{table.name}".encode()[:50].decode(errors="ignore")
-    columns = tuple(column.name for column in table.columns.values() if not column.generated)
+    columns = tuple(column for column in table.columns.values() if not column.generated)
     return Shelf(table, sql.table(ledger.SCHEMA, f"{name}_{table.oid % 1000:03d}_{assessment}"), columns)
 
 
@@ -63,9 +80,59 @@ def exists(connection: Connection, kept: Shelf) -> bool:
 
 
 def shelves(connection: Connection, store: Store, assessment: int) -> list[Shelf]:
-    """Archives that exist for an assessment."""
+    """Archives that exist for an assessment, with the columns that they and their tables still have in common."""
     made = [shelf(table, assessment) for table in store.catalog.tables.values() if table.kind == "r"]
-    return [kept for kept in made if exists(connection, kept)]
+    return [_in_common(connection, kept) for kept in made if exists(connection, kept)]
+
+
+def _in_common(connection: Connection, kept: Shelf) -> Shelf:
+    now, archived = _columns(connection, kept.source), _columns(connection, kept.relation)
+    columns = tuple(column for column in kept.columns if column.name in archived)
+    retyped = frozenset(column.name for column in columns if archived[column.name] != now[column.name])
+    return replace(kept, columns=columns, retyped=retyped)
+
+
+def _columns(connection: Connection, relation: sql.Composable) -> dict[str, tuple[int, int]]:
+    """The columns of a table as it is now: the oid of the type and its modifier, by name."""
+    found = sql.rows(
+        connection,
+        """SELECT attname::text AS name, atttypid::bigint AS type, atttypmod AS modifier FROM pg_attribute
+           WHERE attrelid = to_regclass(%(name)s) AND attnum > 0 AND NOT attisdropped""",
+        {"name": sql.shown(relation)},
+    )
+    return {row.name: (row.type, row.modifier) for row in found}
+
+
+def require_whole_rows(connection: Connection, made: Sequence[Shelf]) -> None:
+    """Raise RefusedError when a table has got other columns since the run began: its rows were not archived whole.
+
+    Once rows of these tables are deleted, nobody can alter them before the batch commits.
+    """
+    for one in made:
+        if _columns(connection, one.source).keys() != one.table.columns.keys():
+            raise RefusedError(
+                f"Columns of {one.table.name} were changed while this run was at work, so what is merged there cannot "
+                "be archived whole. The batch was rolled back; what was committed before stands. To go on, plan again "
+                "(uuid-pipeline plan) and approve the new plan."
+            )
+
+
+def _require_defaults(connection: Connection, kept: Sequence[Shelf]) -> None:
+    """Raise RefusedError when a table has got a column since that no archived row can have a value for."""
+    for one in kept:
+        missing = sql.scalar(
+            connection,
+            """SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
+               WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attnotnull AND NOT atthasdef
+                 AND attidentity = '' AND attname <> ALL(%(known)s)""",
+            {"oid": one.table.oid, "known": [column.name for column in one.columns]},
+        )
+        if missing:
+            raise RefusedError(
+                f"{one.table.name} has columns that are NOT NULL, without a default, and newer than its archived rows, "
+                f"which therefore cannot come back: {missing}. Give them a default until the rollback is over (ALTER "
+                "TABLE ... ALTER COLUMN ... SET DEFAULT ...), then give the same command again."
+            )
 
 
 def contents(connection: Connection, store: Store, execution: ledger.Execution) -> dict[str, tuple[int, int]]:
@@ -136,13 +203,17 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     both are there; re-pointing comes first, since a restored row may want a unique key that a re-pointed one holds.
     A row whose place the application has filled since stays archived: what the application wrote counts.
 
-    Raises BatchError when a restored row is not the row that was archived, or is missed by one that refers to it.
+    A column that the table has got since has its default.
+
+    Raises BatchError when a restored row is not the row that was archived, or is missed by one that refers to it,
+    RefusedError when a new column has no default.
     """
     ordinals = restorable(connection, store, plan)
     if not ordinals:
         return {}
     values = {**plan.values, "ordinals": ordinals}
     kept = _targets_first(store, shelves(connection, store, plan.assessment_no))
+    _require_defaults(connection, kept)
     repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
     updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]
     after = sql.join(
@@ -317,7 +388,7 @@ def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Compos
         archive=one.relation,
         archived=one.digest("a"),
         table=one.source,
-        names=sql.join(", ", [sql.name(column) for column in one.columns]),
+        names=one.names,
         columns=one.listed("x"),
         after=after,
         links=sql.join("", links),

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import archive, aside, deletions, fingerprint, ledger, locks, merging, sql
+from uuid_pipeline.engine import archive, aside, deletions, fingerprint, ledger, locks, merging, new_references, sql
 from uuid_pipeline.engine.collapse import Collapsed
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
@@ -72,12 +72,14 @@ def set_up_at_rest(connection: Connection) -> None:
 def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direction, lease: Lease) -> BatchResult:
     """Carry out one batch in the connection's transaction, journal included; the caller has locked the lease.
 
-    Raises BatchError when the rows after are not the rows before with ids as mapped.
+    Raises BatchError when the rows after are not the rows before with ids as mapped, RefusedError when a foreign key was
+    made meanwhile that would be left dangling.
     """
     deleted_before = deletions.of_this_session(connection, store)
     merged = hold(connection, store, plan, direction)
     entities = _ids_held(connection, store)
     after, touched = move_and_prove(connection, store, plan)
+    new_references.require_none(connection, store, direction)
     restored = archive.restore(connection, store, plan) if direction is BACK else {}
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
     deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))

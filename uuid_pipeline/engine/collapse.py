@@ -27,7 +27,10 @@ class Collapsed:
 
 
 def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
-    """Carry out what was decided. Raises BatchError when the rows written are not the rows read."""
+    """Carry out what was decided.
+
+    Raises BatchError when the rows written are not the rows read, RefusedError when columns were changed meanwhile.
+    """
     oids = {row.relation for row in sql.rows(connection, "SELECT DISTINCT relation FROM pg_temp.displaced")}
     shelves = [archive.shelf(t, plan.assessment_no) for t in store.catalog.tables.values() if t.oid in oids]
     archived = {_name(one): _archive(connection, one, plan) for one in shelves}
@@ -35,6 +38,7 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
     turnings = {_fold_name(fold): _turning(connection, store, fold, plan) for fold in turned}
     taken = {_fold_name(fold): _taken(connection, store, fold, plan) for fold in folds(store)}
     deleted, after = _write(connection, shelves, turned)
+    archive.require_whole_rows(connection, shelves)
     if deleted != archived or {name: found.after for name, found in turnings.items()} != after:
         raise BatchError(
             "A batch was rolled back because a merge wrote other rows than it had read: archived "
@@ -61,7 +65,6 @@ def _fold_name(fold: Fold) -> str:
 
 def _archive(connection: Connection, one: Shelf, plan: BatchPlan) -> tuple[int, int]:
     archive.make_shelf(connection, one)
-    names = [sql.name(column) for column in one.columns]
     statement = sql.compose(
         """WITH kept AS (
                INSERT INTO {archive} AS a (uuid_pipeline_wave, uuid_pipeline_ordinal, uuid_pipeline_survivor, {names})
@@ -70,7 +73,7 @@ def _archive(connection: Connection, one: Shelf, plan: BatchPlan) -> tuple[int, 
                RETURNING {digest} AS d)
            SELECT count(*) AS n, coalesce(sum(d), 0) AS digest FROM kept""",
         archive=one.relation,
-        names=sql.join(", ", names),
+        names=one.names,
         columns=one.listed("t"),
         table=one.source,
         digest=one.digest("a"),

@@ -76,7 +76,8 @@ def take(
             "counted": int(counted),
             "derived": _derive(connection, store, entity, assessment, only),
         }
-    found = {"counts": counts} | ({} if only else {"orphans": orphans(connection, store)})
+    snapshot = sql.scalar(connection, "SELECT pg_current_snapshot()::text")
+    found = {"counts": counts, "snapshot": snapshot} | ({} if only else {"orphans": orphans(connection, store)})
     sql.execute(
         connection,
         "UPDATE uuid_pipeline.assessments SET profile = profile || %(found)s::jsonb WHERE assessment_no = %(no)s",

@@ -381,6 +381,16 @@ def first_snapshot(connection: Connection, execution_id: str) -> str | None:
     return found
 
 
+def inventory_snapshot(connection: Connection, assessment: int) -> str | None:
+    """The snapshot that an assessment's inventory was taken in; None where an earlier version took it."""
+    found: str | None = sql.scalar(
+        connection,
+        "SELECT profile->>'snapshot' FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
+        {"no": assessment},
+    )
+    return found
+
+
 def executions(connection: Connection) -> list[Execution]:
     """All executions, newest first."""
     return [

@@ -24,6 +24,7 @@ from uuid_pipeline.engine import (
     gates,
     lanes,
     ledger,
+    new_references,
     planning,
     rebuilding,
     retrieval,
@@ -47,6 +48,7 @@ from uuid_pipeline.errors import BatchError, RefusedError
 
 RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
 TAKEN = "23505"  # unique violation
+DANGLING = "23503"  # foreign key violation
 MAX_TRIES = 10
 # From this try on, documents that somebody holds are set aside instead of waited for.
 PATIENT_TRIES = 3
@@ -507,6 +509,8 @@ def run_batch(
             if state == TAKEN and not wary:
                 wary = True
                 continue
+            if state == DANGLING:
+                _require_no_new_reference(writing.connection, store, direction)
             if state not in RETRIED:
                 raise
             time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
@@ -524,6 +528,12 @@ def run_batch(
         f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions "
         "(see pg_stat_activity) and run again."
     )
+
+
+def _require_no_new_reference(connection: Connection, store: Store, direction: Direction) -> None:
+    """Where foreign keys are checked, one made meanwhile refuses the batch itself: say why."""
+    with connection.begin():
+        new_references.require_none(connection, store, direction)
 
 
 def _try_batch(

@@ -22,7 +22,7 @@ def recomputed(engine: Engine, assessed: cycle.Assessed) -> GateResult:
 @pytest.mark.parametrize("entity", ["document", "chunk"])
 def test_one_id_of_the_map_that_is_another_is_found_by_name(incident: Engine, entity: str) -> None:
     assessed = cycle.assess(incident, SPEC)
-    assert assessed.gates["recomputed_independently"].figures == {"recomputed": 125, "differing": 0}
+    assert assessed.gates["recomputed_independently"].figures == {"recomputed": 125, "differing": 0, "changed": 0}
     other = str(uuid.uuid4())
     [(old, right)] = cycle.run_sql(
         incident,
@@ -37,19 +37,50 @@ def test_one_id_of_the_map_that_is_another_is_found_by_name(incident: Engine, en
 
     assert not gate.passed
     assert gate.finding == f"1 differ: {entity} {old}: map {other}, recomputed {right}"
-    assert gate.figures == {"recomputed": 125, "differing": 1}
+    assert gate.figures == {"recomputed": 125, "differing": 1, "changed": 0}
 
 
-def test_a_row_whose_identity_changed_since_the_inventory_differs(incident: Engine) -> None:
+CHANGED = """
+UPDATE upload_pipeline.documents SET file_sha256 = repeat('0', 64)
+WHERE document_id = (SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)
+"""
+
+
+def test_a_row_that_the_application_changed_since_the_inventory_is_counted_and_no_difference(incident: Engine) -> None:
     assessed = cycle.assess(incident, SPEC)
-    changed = """UPDATE upload_pipeline.documents SET file_sha256 = repeat('0', 64)
-                 WHERE document_id = (SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)"""
-    cycle.run_sql(incident, changed)
+    cycle.run_sql(incident, CHANGED)
+
+    gate = recomputed(incident, assessed)
+
+    assert gate.passed
+    assert gate.finding.startswith("124 ids recomputed, all equal; 1 rows were changed since the inventory")
+    assert gate.figures == {"recomputed": 125, "differing": 0, "changed": 1}
+
+
+def test_a_row_changed_before_the_inventory_explains_no_difference(incident: Engine) -> None:
+    cycle.run_sql(incident, CHANGED)
+    assessed = cycle.assess(incident, SPEC)
+    spoiled = """UPDATE uuid_pipeline.id_map_document SET new_id = gen_random_uuid()
+                 WHERE old_id = (SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)"""
+    cycle.run_sql(incident, spoiled)
 
     gate = recomputed(incident, assessed)
 
     assert not gate.passed
-    assert gate.figures == {"recomputed": 125, "differing": 1}
+    assert gate.figures["differing"] >= 1
+    assert gate.figures["changed"] == 0
+
+
+def test_a_twin_that_the_application_changed_since_the_inventory_is_no_second_natural_key(twins: Engine) -> None:
+    assessed = cycle.assess(twins, SPEC)
+    one_of_two = """UPDATE upload_pipeline.documents SET file_sha256 = repeat('0', 64) WHERE document_id = (
+                        SELECT m.old_id FROM uuid_pipeline.id_map_document m WHERE m.role = 'merge' LIMIT 1)"""
+    cycle.run_sql(twins, one_of_two)
+
+    with twins.begin() as connection:
+        gate = mapping.one_target_per_natural_key(connection, assessed.store, assessed.number)
+
+    assert gate.passed, gate.finding
 
 
 def test_a_second_implementation_that_disagrees_is_told_with_five_examples(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import archive
+from uuid_pipeline.engine import archive, sync_points
+from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle, shop
 
@@ -194,3 +195,58 @@ def test_archives_of_tables_with_long_names_in_any_script_are_told_apart(empty_s
 
     assert len({name.encode()[: len('"uuid_pipeline"."') + 63] for name in names}) == 2
     assert all(name.endswith('_1234567"') and len(name.split('"')[3].encode()) <= 63 for name in names)
+
+
+@pytest.mark.begins("migrated")
+def test_rollback_restores_rows_into_tables_whose_columns_were_changed_since(
+    twins: Engine, before: cycle.Rows
+) -> None:
+    """A column added has its default, one dropped is gone, one of another type holds the value as that type."""
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents ADD COLUMN extra int NOT NULL DEFAULT 5")
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents DROP COLUMN mime")
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.document_chunks ALTER COLUMN chunk_ord TYPE bigint")
+
+    cycle.roll_back(twins, SPEC)
+
+    expected = {**before, "documents": cycle.ordered([changed(row) for row in before["documents"]])}
+    after = cycle.rows_of(twins)
+    assert {**after, "documents": cycle.ordered([dict(sorted(row.items())) for row in after["documents"]])} == expected
+    assert archived(twins) == {table: [] for table in KEYS}
+
+
+def changed(row: cycle.Row) -> cycle.Row:
+    return dict(sorted({**{c: v for c, v in row.items() if c != "mime"}, "extra": "5"}.items()))
+
+
+@pytest.mark.begins("migrated")
+def test_rollback_names_a_new_column_that_no_archived_row_has_a_value_for(twins: Engine, before: cycle.Rows) -> None:
+    documents = "ALTER TABLE upload_pipeline.documents"
+    cycle.run_sql(twins, f"{documents} ADD COLUMN extra int NOT NULL DEFAULT 5")
+    cycle.run_sql(twins, f"{documents} ALTER COLUMN extra DROP DEFAULT")
+
+    with pytest.raises(RefusedError, match=r"documents has columns .* cannot come back: extra\. Give them a default"):
+        cycle.roll_back(twins, SPEC)
+
+    cycle.run_sql(twins, f"{documents} ALTER COLUMN extra SET DEFAULT 5")
+    cycle.roll_back(twins, SPEC)
+    assert len(cycle.rows_of(twins)["documents"]) == len(before["documents"])
+    assert archived(twins) == {table: [] for table in KEYS}
+
+
+def test_a_column_added_while_a_wave_merges_ends_it_before_a_row_is_archived_without(twins: Engine) -> None:
+    before = cycle.rows_of(twins)
+    spec = SPEC.model_copy(update={"batch_rows": 1})
+    execution = cycle.approve(twins, spec, cycle.assess_and_plan(twins, spec).plan_id)
+    column = "ALTER TABLE upload_pipeline.documents ADD COLUMN IF NOT EXISTS extra text DEFAULT 'kept'"
+    sync_points.on("committed", lambda: [cycle.run_sql(twins, column)].clear())
+    try:
+        with pytest.raises(RefusedError, match="Columns of documents were changed .* plan again"):
+            cycle.migrate_all(twins, spec, execution)
+    finally:
+        sync_points.clear()
+
+    cycle.run_all(twins, spec)
+
+    kept, after = archived(twins), cycle.rows_of(twins)
+    assert len(after["documents"]) + len(kept["documents"]) == len(before["documents"])
+    assert {row.get("extra", "kept") for row in kept["documents"] + after["documents"]} == {"kept"}
