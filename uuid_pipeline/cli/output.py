@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
+from uuid_pipeline.cli import interruption
 from uuid_pipeline.engine.connection import in_words
 from uuid_pipeline.errors import STANDS, InterruptedRunError, PipelineError, UsageError
 from uuid_pipeline.settings import read_settings, without_secrets
@@ -66,10 +65,7 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
     if spec is not None:
         os.environ["UUID_PIPELINE_SPEC"] = str(spec.absolute())
     answer = Answer()
-    # Who asks us to end (a service manager, docker stop) gets what Ctrl-C gives: what is altered is put back first.
-    # Dagster does so from its first run on.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    interruption.heed()
     try:
         verb(answer)
     except PipelineError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import dagster as dg
 from sqlalchemy import Engine
 
+from uuid_pipeline.cli import interruption
 from uuid_pipeline.demo import server
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store, store_identity
@@ -31,10 +32,15 @@ class Session:
     instance: dg.DagsterInstance
 
     def run(self, job: str, partition: str | None = None, **ops: dict[str, object]) -> Outcome:
-        """Run a job to its end on this session's instance; its error, if any, is in the outcome."""
+        """Run a job to its end on this session's instance; its error, if any, is in the outcome.
+
+        Raises KeyboardInterrupt when somebody has asked the process to end.
+        """
         from uuid_pipeline.definitions import defs
 
-        return run_job(defs, self.instance, job, partition, ops)
+        outcome = run_job(defs, self.instance, job, partition, ops)
+        interruption.raise_if_asked()
+        return outcome
 
 
 @contextmanager

@@ -72,8 +72,8 @@ def set_up_at_rest(connection: Connection) -> None:
 def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direction, lease: Lease) -> BatchResult:
     """Carry out one batch in the connection's transaction, journal included; the caller has locked the lease.
 
-    Raises BatchError when the rows after are not the rows before with ids as mapped, RefusedError when a foreign key was
-    made meanwhile that would be left dangling.
+    Raises BatchError when the rows after are not the rows before with ids as mapped, RefusedError when a foreign key
+    was made meanwhile that would be left dangling.
     """
     deleted_before = deletions.of_this_session(connection, store)
     merged = hold(connection, store, plan, direction)

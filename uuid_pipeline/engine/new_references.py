@@ -1,4 +1,4 @@
-"""Foreign keys made while a run writes: no plan of it knows their rows, and under the replica role nothing checks them."""
+"""Foreign keys made while a run writes: its plan does not know their rows, and the replica role checks nothing."""
 
 from typing import Any
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from uuid_pipeline.demo import server
 from uuid_pipeline.engine.connection import require_one_at_sign
 from uuid_pipeline.errors import UsageError
+from uuid_pipeline.operations import tables
 from uuid_pipeline.settings import Settings, without_secrets
 
 STORAGE_VARIABLE = "UUID_PIPELINE_DAGSTER_STORAGE"
@@ -78,7 +79,10 @@ def _require_reachable(url: URL, text: str) -> None:
 def open_instance(settings: Settings) -> dg.DagsterInstance:
     """The instance of this home, with connections kept open: else each event that is written makes its own."""
     prepare(settings)
-    instance = dg.DagsterInstance.get()
+    with tables.whole(os.environ[STORAGE_VARIABLE]):
+        instance = dg.DagsterInstance.get()
+        if instance.run_storage.get_cursor_values({_BINDING}).get(_BINDING) is None:
+            tables.finish(instance)
     # Not for the webserver alone. Connections are soon renewed, so one that was cut while idle is hardly met.
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=30, max_overflow=20)
     return instance
