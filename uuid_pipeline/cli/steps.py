@@ -380,7 +380,7 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
     with session.engine.begin() as connection:
         waves = rollback.choose(connection, wave)
         open_one = ledger.unfinished(connection)
-    answer.data["rolled_back"] = [chosen.wave for chosen in waves]
+    answer.data["rolled_back"] = []
     if not waves and open_one is None:
         if "finished_rollback" not in answer.data:
             _refuse_finalized(session)
@@ -389,7 +389,12 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         answer.data["message"] = done if "finished_rollback" in answer.data else nothing
         answer.say(answer.data["message"])
         return
-    _finish(session.run("rollback", roll_back_waves={"wave": wave or ""}))
+    outcome = session.run("rollback", roll_back_waves={"wave": wave or ""})
+    with session.engine.begin() as connection:
+        answer.data["rolled_back"] = [
+            chosen.wave for chosen in waves if ledger.wave(connection, chosen.wave).status == "rolled_back"
+        ]
+    _finish(outcome)
     documents = sum(chosen.documents for chosen in waves)
     answer.data["message"] = f"Rolled back {len(waves)} waves, {documents} documents: old ids again."
     answer.say(answer.data["message"])

@@ -10,7 +10,7 @@ from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.catalog import Column, Table
 from uuid_pipeline.engine.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.store import Reference, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
 
@@ -371,6 +371,7 @@ _DIGEST = "uuid_pipeline_digest"
 
 def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable) -> sql.Composable:
     one = kept[index]
+    there = [_is_there(store, reference, kept) for reference in store.references if _is_of(reference, one.table)]
     # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
     links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
     is_root = any(root.table.oid == one.table.oid for root in store.roots)
@@ -379,7 +380,7 @@ def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Compos
     return sql.compose(
         """{put} AS (INSERT INTO {table} AS p ({names}) OVERRIDING SYSTEM VALUE
                SELECT {columns} FROM {archive} x
-               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND ({after}) >= 0{links}
+               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND ({after}) >= 0{there}{links}
                {on_conflict} RETURNING {returned}),
            {taken} AS (DELETE FROM {archive} a WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
                AND {archived} IN (SELECT {d} FROM {put}) RETURNING {archived} AS {d})""",
@@ -391,10 +392,38 @@ def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Compos
         names=one.names,
         columns=one.listed("x"),
         after=after,
+        there=sql.join("", there),
         links=sql.join("", links),
         on_conflict=sql.Text("" if is_root else "ON CONFLICT DO NOTHING"),
         returned=sql.join(", ", [sql.compose("{digest} AS {d}", digest=one.digest("p"), d=sql.name(_DIGEST)), *asked]),
         d=sql.name(_DIGEST),
+    )
+
+
+def _is_of(reference: Reference, table: Table) -> bool:
+    """Whether the reference is a foreign key of this table: what the server would refuse to see dangle."""
+    return reference.foreign_key is not None and reference.table.oid == table.oid
+
+
+def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf]) -> sql.Composable:
+    """Whether what row ``x`` refers to is in its table or may come back too: the application may have deleted it."""
+    entity = store.entity(reference.entity)
+    parts = {"c": sql.name(reference.column), "key": sql.name(entity.key)}
+    archived = [
+        sql.compose(
+            """ OR EXISTS (SELECT FROM {archive} r
+                           WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND r.{key} = x.{c})""",
+            archive=other.relation,
+            **parts,
+        )
+        for other in kept
+        if other.table.oid == entity.table.oid
+    ]
+    return sql.compose(
+        " AND (x.{c} IS NULL OR EXISTS (SELECT FROM {table} l WHERE l.{key} = x.{c}){archived})",
+        table=sql.table(entity.table.schema, entity.table.name),
+        archived=sql.join("", archived),
+        **parts,
     )
 
 

@@ -211,6 +211,13 @@ def orphans(connection: Connection, store: Store) -> dict[str, int]:
     return {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
 
 
+def dangling(connection: Connection, store: Store) -> dict[str, int]:
+    """Of the references by foreign key those with rows whose entity row does not exist, and how many."""
+    counted = [r for r in store.references if r.foreign_key is not None]
+    found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
+    return {name: count for name, count in found.items() if count}
+
+
 _SUMMARY = """
 SELECT count(*) AS documents, count(*) FILTER (WHERE id_class = 'deterministic') AS deterministic,
        count(*) FILTER (WHERE id_class = 'random') AS random, count(*) FILTER (WHERE id_class = 'stray') AS stray,

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, sql, ties
 from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK, REST_SECONDS
-from uuid_pipeline.engine.store import MovedTable, Store
+from uuid_pipeline.engine.store import Store
 
 Done = TypeVar("Done")
 # Batches of each lane between two looks at what people and health signals want, and who else is at work.
@@ -40,33 +40,13 @@ def most(connection: Connection, store: Store, wave: ledger.Wave, spans: Sequenc
     batches = sum(-(-(last - first + 1) // size) for first, last in spans)
     if store.spec.lanes == 1 or batches < 2:
         return 1
-    if not all(_belongs_to_one_document(moved) for moved in store.tables) or _merges(connection, store, wave):
+    if ties.has_ties(store):
+        return 1
+    merges = ties.merges(connection, store, wave)
+    connection.rollback()
+    if merges:
         return 1
     return min(store.spec.lanes, batches)
-
-
-def _belongs_to_one_document(moved: MovedTable) -> bool:
-    """Whether a row of this table hangs on one row of one entity, so that no two batches write it."""
-    entity = moved.entity
-    own = {entity.key, entity.parent_column} if entity else set()
-    others = [column for column, _ in moved.columns if column not in own]
-    return not moved.embedded and len(others) <= (0 if entity else 1)
-
-
-def _merges(connection: Connection, store: Store, wave: ledger.Wave) -> bool:
-    """Whether the wave merges anything: what a merge re-points may be other documents' too."""
-    clauses = [
-        sql.compose(
-            """EXISTS (SELECT FROM {map} WHERE assessment_no = %(no)s AND role = 'merge'
-                       AND ordinal BETWEEN %(first)s AND %(last)s)""",
-            map=ledger.map_table(entity),
-        )
-        for entity in store.entities
-    ]
-    values = {"no": wave.assessment_no, "first": wave.first_ordinal, "last": wave.last_ordinal}
-    found = sql.scalar(connection, sql.compose("SELECT {any}", any=sql.join(" OR ", clauses)), values)
-    connection.rollback()
-    return bool(found)
 
 
 def share_out(spans: Sequence[Ordinals], size: int, count: int) -> tuple[list[Ordinals], list[Ordinals]]:

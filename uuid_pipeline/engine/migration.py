@@ -485,14 +485,32 @@ def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
     return max(1, int(store.spec.batch_rows / rows_a_document))
 
 
-def run_batch(
-    writing: Writer, store: Store, wave: ledger.Wave, span: tuple[int, int], direction: Direction
-) -> tuple[int, BatchResult]:
-    """One batch, retried with backoff and halved while locks are not to be had; returns the end it really did.
+def undivided(first: int, last: int, _: Direction) -> tuple[int, int]:
+    """The same span: what was done in one batch is undone in one."""
+    return first, last
 
-    Going forward the first part of ``span`` is kept when halving, and what never gets its locks is set aside in the
-    end, to be taken up later. Going back the last part is kept. Raises RefusedError when even the smallest batch back
-    gets no locks, BatchError with the differing rows when a proof failed.
+
+def halve(first: int, last: int, direction: Direction) -> tuple[int, int]:
+    """Half of a span, the half that comes first in the direction of travel; one ordinal stays one."""
+    half = (last - first) // 2
+    return (first, first + half) if direction is batch.FORWARD else (last - half, last)
+
+
+def run_batch(
+    writing: Writer,
+    store: Store,
+    wave: ledger.Wave,
+    span: tuple[int, int],
+    direction: Direction,
+    smaller: Callable[[int, int, Direction], tuple[int, int]] = halve,
+) -> tuple[int, BatchResult]:
+    """One batch, retried with backoff and made ``smaller`` while locks are not to be had; returns the end it did.
+
+    By default it is halved: going forward the first part of ``span`` is kept, and what never gets its locks is set
+    aside in the end, to be taken up later; going back the last part is kept.
+
+    Raises RefusedError when even the smallest batch back gets no locks, BatchError with the differing rows when a proof
+    failed.
     """
     first, last = span
     wary = False
@@ -514,7 +532,7 @@ def run_batch(
             if state not in RETRIED:
                 raise
             time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
-            first, last = halve(first, last, direction)
+            first, last = smaller(first, last, direction)
         except BatchError as error:
             writing.connection.rollback()
             found = diagnosis.explain(writing.connection, store, plan, direction, writing.begin_batch)
@@ -564,9 +582,3 @@ def require_status(connection: Connection, wave: ledger.Wave, direction: Directi
     status = ledger.execution(connection, wave.execution_id).status
     if status != ("running" if direction is batch.FORWARD else "rolling_back"):
         raise RefusedError(f"Execution {wave.execution_id} became {status} meanwhile; wave {wave.wave} stopped.")
-
-
-def halve(first: int, last: int, direction: Direction) -> tuple[int, int]:
-    """Half of a span, the half that comes first in the direction of travel; one ordinal stays one."""
-    half = (last - first) // 2
-    return (first, first + half) if direction is batch.FORWARD else (last - half, last)

@@ -1,13 +1,29 @@
-"""Rollback: the same batches with the map inverted, last wave first."""
+"""Rollback: batches with the map inverted, last wave first.
 
-from collections.abc import Sequence
+A merge remembers rows as they were when it came: with ids of other documents, which earlier batches had moved by then
+and later ones had not. Where a row may hold several documents' ids, such batches are undone one by one, the last first,
+as they were done.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import aliases, batch, ledger, planning, rebuilding, sql, vector_indexes
+from uuid_pipeline.engine import aliases, batch, inventory, ledger, planning, rebuilding, sql, ties, vector_indexes
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.lanes import Ordinals
-from uuid_pipeline.engine.migration import Report, Run, Tally, Writer, batch_size, run_batch, silenced, writer
+from uuid_pipeline.engine.migration import (
+    Report,
+    Run,
+    Tally,
+    Writer,
+    batch_size,
+    run_batch,
+    silenced,
+    undivided,
+    writer,
+)
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.engine.vector_indexes import Span
@@ -67,8 +83,11 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
     """Give the rows of these waves their old ids again; finishes what an interrupted rollback began.
 
     Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted.
+
+    Raises RefusedError when others must go back before, or when a foreign key dangles in the end.
     """
     with writer(engine, store, run_id) as writing:
+        _require_order(writing.connection, store, waves)
         stores = _stores(writing.connection, store, waves)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
@@ -78,11 +97,106 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         reach("turned")
         _drop_indexes(writing, stores, waves, report)
         with silenced(writing):
-            runs = [_roll_back_wave(writing, stores[wave.execution_id], wave, report) for wave in waves]
+            stack = _to_unwind(writing.connection, stores, waves)
+            if stack is None:
+                runs = [_roll_back_wave(writing, stores[wave.execution_id], wave, report) for wave in waves]
+            else:
+                runs = _unwind(writing, stores, waves, stack, report)
         for wave in waves[-1:]:
             rebuilding.put_back(engine, writing.connection, writing.lease, Tally(wave, report).say)
         _close(writing.connection, writing.lease)
+        _require_none_dangling(writing.connection, stores.values())
     return runs
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A batch that went forward and is not undone yet; batches are numbered as they committed."""
+
+    number: int
+    wave: str
+    span: Ordinals
+
+
+def _stack(connection: Connection, waves: Sequence[ledger.Wave]) -> list[_Done] | None:
+    """The batches of these waves that are still to be undone, the last first; None where some were not undone whole."""
+    rows = sql.rows(
+        connection,
+        """SELECT batch_no, wave, direction, first_ordinal, last_ordinal FROM uuid_pipeline.batches
+           WHERE wave = ANY(%(waves)s) ORDER BY batch_no""",
+        {"waves": [wave.wave for wave in waves]},
+    )
+    left: dict[str, list[_Done]] = {wave.wave: [] for wave in waves}
+    for row in rows:
+        span = (row.first_ordinal, row.last_ordinal)
+        if row.direction == batch.FORWARD.name:
+            left[row.wave].append(_Done(row.batch_no, row.wave, span))
+        elif not left[row.wave] or left[row.wave].pop().span != span:
+            return None
+    return sorted((done for stack in left.values() for done in stack), key=lambda done: done.number, reverse=True)
+
+
+def _to_unwind(connection: Connection, stores: dict[str, Store], waves: Sequence[ledger.Wave]) -> list[_Done] | None:
+    """The batches to undo exactly as they were done, where anything merged that may hang on several documents."""
+    with connection.begin():
+        needed = any(_merges_across(connection, stores[wave.execution_id], wave) for wave in waves)
+        return _stack(connection, waves) if needed else None
+
+
+def _merges_across(connection: Connection, store: Store, wave: ledger.Wave) -> bool:
+    return ties.has_ties(store) and ties.merges(connection, store, wave)
+
+
+def _require_order(connection: Connection, store: Store, waves: Sequence[ledger.Wave]) -> None:
+    """Raise RefusedError when a wave that stays was written after one that is to go back, and they hang together."""
+    chosen = [wave for wave in waves if wave.status != "rolling_back"]
+    with connection.begin():
+        stay = [wave for wave in moved_waves(connection) if wave not in waves]
+        last = {done.wave: done.number for done in reversed(_stack(connection, stay) or [])}
+        first = min((done.number for done in _stack(connection, chosen) or []), default=None)
+        later = [wave for wave in stay if first is not None and last.get(wave.wave, 0) > first]
+    stores = _stores(connection, store, [*chosen, *later])
+    with connection.begin():
+        if not later or not any(_merges_across(connection, stores[w.execution_id], w) for w in [*chosen, *later]):
+            return
+    order = sorted((wave.wave for wave in later), key=lambda name: last[name], reverse=True)
+    raise RefusedError(
+        f"Refused: {', '.join(wave.wave for wave in chosen)} cannot go back while waves that were written later stay. "
+        "Rows were merged, and rows of this store hang on several documents: what was merged can only be undone last "
+        f"first. Roll back before it, in this order: {', '.join(order)}; or everything: uuid-pipeline rollback --all"
+    )
+
+
+def _unwind(
+    writing: Writer, stores: dict[str, Store], waves: Sequence[ledger.Wave], stack: Sequence[_Done], report: Report
+) -> list[Run]:
+    """Undo these batches in this order, each whole; a wave is rolled back with the first that it had."""
+    of_name = {wave.wave: wave for wave in waves}
+    tallies = {wave.wave: Tally(wave, report) for wave in waves}
+    left = {wave.wave: sum(done.wave == wave.wave for done in stack) for wave in waves}
+    for name in [name for name, count in left.items() if not count]:
+        _end(writing, of_name[name], tallies[name])
+    for done in stack:
+        wave, (first, last) = of_name[done.wave], done.span
+        _, result = run_batch(writing, stores[wave.execution_id], wave, done.span, batch.BACK, undivided)
+        reach("committed")
+        tallies[wave.wave].add(last - first + 1, result)
+        left[wave.wave] -= 1
+        if not left[wave.wave]:
+            _end(writing, wave, tallies[wave.wave])
+    return [tallies[wave.wave].run(writing.lease.dead_run) for wave in waves]
+
+
+def _require_none_dangling(connection: Connection, stores: Iterable[Store]) -> None:
+    """Raise RefusedError when a row refers by foreign key to what is not there: the replica role checks none."""
+    with connection.begin():
+        found = {name: count for store in stores for name, count in inventory.dangling(connection, store).items()}
+    if found:
+        raise RefusedError(
+            "The rollback has ended, but rows refer by foreign key to documents that are not there: "
+            + ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
+            + ". Nothing else refers wrongly. Compare these rows with your backup, and report this with the spec."
+        )
 
 
 def _drop_indexes(writing: Writer, stores: dict[str, Store], waves: Sequence[ledger.Wave], report: Report) -> None:
@@ -127,12 +241,16 @@ def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Re
         reach("committed")
         tally.add(last - begun + 1, result)
         left += [(first, begun - 1)] if begun > first else []
-    with connection.begin():
-        leases.hold(connection, writing.lease)
-        ledger.set_wave_status(connection, wave.wave, "rolled_back")
-        ledger.audit(connection, "rolled back", {"wave": wave.wave, "documents": tally.documents})
-    reach("rolled back")
+    _end(writing, wave, tally)
     return tally.run(writing.lease.dead_run)
+
+
+def _end(writing: Writer, wave: ledger.Wave, tally: Tally) -> None:
+    with writing.connection.begin():
+        leases.hold(writing.connection, writing.lease)
+        ledger.set_wave_status(writing.connection, wave.wave, "rolled_back")
+        ledger.audit(writing.connection, "rolled back", {"wave": wave.wave, "documents": tally.documents})
+    reach("rolled back")
 
 
 def remaining(connection: Connection, wave: ledger.Wave) -> list[Ordinals]:
