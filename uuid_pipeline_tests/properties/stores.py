@@ -56,6 +56,16 @@ class Referrer:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """A table that says which row of a level hangs together with which other one; the two are its primary key."""
+
+    table: str
+    level: int
+    one: ForeignKey
+    other: ForeignKey
+
+
+@dataclass(frozen=True)
 class RandomStore:
     """``levels`` from the root down; ``favourite`` is a key from the root to the lowest level, which closes a circle.
 
@@ -64,6 +74,7 @@ class RandomStore:
 
     levels: list[Level]
     referrers: list[Referrer]
+    pairs: list[Pairs]
     favourite: ForeignKey | None
     normalize: list[str]
     batch_rows: int
@@ -83,6 +94,8 @@ class RandomStore:
         for referrer in self.referrers:
             found[referrer.table] = {"ref%": referrer.level}
             found[referrer.table] |= {"above": referrer.level - 1} if referrer.composite else {}
+        for pairs in self.pairs:
+            found[pairs.table] = {"one": pairs.level, "other": pairs.level}
         return found
 
     def spec(self) -> Spec:
@@ -160,6 +173,10 @@ def _tables(store: RandomStore) -> Iterator[tuple[str, list[sql.Composed]]]:
         primary = ["ref%", "id"] if referrer.in_primary_key else ["id"]
         columns.append(sql.SQL("PRIMARY KEY ({})").format(_columns(primary)))
         yield referrer.table, [*columns, _column("words", "text")]
+    for pairs in store.pairs:
+        columns = [_column(name, types[pairs.level]) for name in ("one", "other")]
+        columns.append(sql.SQL("PRIMARY KEY ({})").format(_columns(["one", "other"])))
+        yield pairs.table, [*columns, _column("words", "text")]
 
 
 def _foreign_keys(store: RandomStore) -> Iterator[tuple[str, list[str], str, list[str], ForeignKey]]:
@@ -178,6 +195,10 @@ def _foreign_keys(store: RandomStore) -> Iterator[tuple[str, list[str], str, lis
             yield referrer.table, ["ref%", "above"], target.table, [target.key, "parent"], referrer.key
         elif referrer.key:
             yield referrer.table, ["ref%"], target.table, [target.key], referrer.key
+    for pairs in store.pairs:
+        target = store.levels[pairs.level]
+        yield pairs.table, ["one"], target.table, [target.key], pairs.one
+        yield pairs.table, ["other"], target.table, [target.key], pairs.other
 
 
 def _copy(connection: "psycopg.Connection[Any]", table: str, rows: Records) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from uuid_pipeline_tests.properties.oracle import targets
-from uuid_pipeline_tests.properties.stores import ForeignKey, Level, RandomStore, Records, Referrer, Value
+from uuid_pipeline_tests.properties.stores import ForeignKey, Level, Pairs, RandomStore, Records, Referrer, Value
 
 ACTIONS = ("NO ACTION", "RESTRICT", "CASCADE", "SET NULL", "SET DEFAULT")
 DEFERRALS = ("", "DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED")
@@ -28,19 +28,24 @@ def stores(draw: st.DrawFn, duplicates: bool = False) -> RandomStore:
     depth = draw(st.integers(1, 3))
     levels = [_level(draw, names[number], number) for number in range(depth)]
     referrers = [_referrer(draw, names[depth + number], levels) for number in range(draw(st.integers(0, 3)))]
+    used = depth + len(referrers)
+    pairs = [_pairs(draw, names[used + number], levels) for number in range(draw(st.integers(0, 2)))]
     store = RandomStore(
         levels=levels,
         referrers=referrers,
+        pairs=pairs,
         favourite=_maybe_foreign_key(draw),
         normalize=draw(st.sampled_from(RULES)),
-        batch_rows=draw(st.sampled_from((1, 10, 5000))),
-        rows={table: [] for table in names[: depth + len(referrers)]},
+        batch_rows=draw(st.sampled_from((1, 10, 30, 5000))),
+        rows={table: [] for table in names[: used + len(pairs)]},
     )
     for number in range(depth):
         _fill_level(draw, store, number, duplicates)
     _point_up_and_down(draw, store)
     for referrer in referrers:
         _fill_referrer(draw, store, referrer)
+    for one in pairs:
+        _fill_pairs(draw, store, one)
     return store
 
 
@@ -70,6 +75,10 @@ def _referrer(draw: st.DrawFn, table: str, levels: list[Level]) -> Referrer:
     key = _maybe_foreign_key(draw)
     composite = key is not None and level > 0 and draw(st.booleans())
     return Referrer(table, level, key, composite, in_primary_key=draw(st.booleans()))
+
+
+def _pairs(draw: st.DrawFn, table: str, levels: list[Level]) -> Pairs:
+    return Pairs(table, draw(st.integers(0, len(levels) - 1)), _foreign_key(draw), _foreign_key(draw))
 
 
 def _fill_level(draw: st.DrawFn, store: RandomStore, number: int, duplicates: bool) -> None:
@@ -137,3 +146,12 @@ def _fill_referrer(draw: st.DrawFn, store: RandomStore, referrer: Referrer) -> N
         if referrer.composite:
             row["above"] = target["parent"] if target else None
         store.rows[referrer.table].append(row | {"words": draw(texts)})
+
+
+def _fill_pairs(draw: st.DrawFn, store: RandomStore, pairs: Pairs) -> None:
+    """Up to a dozen of all the pairs that there can be, a row with itself among them."""
+    level = store.levels[pairs.level]
+    keys = [row[level.key] for row in store.rows[level.table]]
+    possible = st.tuples(st.sampled_from(keys), st.sampled_from(keys)) if keys else None
+    for one, other in draw(st.lists(possible, unique=True, max_size=12)) if possible is not None else ():
+        store.rows[pairs.table].append({"one": one, "other": other, "words": draw(texts)})
