@@ -12,6 +12,7 @@ from uuid_pipeline.engine import (
     backup_gate,
     ledger,
     mapping,
+    references,
     risk_findings,
     risks,
     signals,
@@ -86,9 +87,17 @@ def split_waves(spans: list[tuple[str, int, int]], size: int) -> list[PlannedWav
 
 
 def make(connection: Connection, store: Store, assessment: ledger.Assessment, summary: Summary) -> Plan:
-    """Freeze the id map of an assessment into a plan and write it to the ledger."""
+    """Freeze the id map of an assessment into a plan and write it to the ledger.
+
+    Raises RefusedError when it was approved, or moves ids that a column holds which the spec does not know.
+    """
     number = assessment.assessment_no
     ledger.require_unapproved(connection, number)
+    moves, merges = mapping.moves(connection, store, number), mapping.merges(connection, store, number)
+    searched = assessment.profile.get("search")
+    # The gate on undeclared references passes while nothing is due.
+    if searched and sum(moves.values()) + sum(merges.values()) > 0:
+        references.require_known(store, references.from_data(searched))
     spans = split_waves(_spans(connection, store, number), store.spec.waves.remaining)
     waves = [replace(wave, documents=_documents(connection, store, number, wave)) for wave in spans]
     spanned = {wave.name: Span(number, wave.first_ordinal, wave.last_ordinal) for wave in waves}
@@ -100,8 +109,8 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "catalog_digest": assessment.catalog_digest,
         "maps": {entity.name: _map_digest(connection, store, entity.name, number) for entity in store.entities},
         "waves": [asdict(wave) for wave in waves],
-        "moves": mapping.moves(connection, store, number),
-        "merges": mapping.merges(connection, store, number),
+        "moves": moves,
+        "merges": merges,
         "approach": chosen.shown,
         "covers": chosen.covers,
         "left": _left(connection, store, number),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import reference_search
+from uuid_pipeline.engine import due, reference_search
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.derived_values import DerivedValue
 from uuid_pipeline.engine.gates import GateResult
@@ -17,6 +17,7 @@ from uuid_pipeline.engine.id_candidates import ID_STEP
 from uuid_pipeline.engine.reference_search import Looked, Path, Values
 from uuid_pipeline.engine.sampling import Budget
 from uuid_pipeline.engine.store import Entity, Form, Store
+from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import IgnoredReference
 
 Status = Literal["declared", "ignored", "undeclared", "unlikely"]
@@ -240,6 +241,28 @@ def references_known(store: Store, searched: Search) -> GateResult:
             "search_seconds": searched.seconds,
         },
     )
+
+
+def known_or_nothing_due(connection: Connection, store: Store, searched: Search) -> GateResult:
+    """Gate: as :func:`references_known`, but where no row of the store is due, no id will change that anything holds.
+
+    So a store that was migrated stays green when triggers of its own have written its new ids down since.
+    """
+    gate = references_known(store, searched)
+    if gate.passed or due.anything_due(connection, store):
+        return gate
+    said = f"nothing is due, so no id will change; before anything is, declare or ignore: {gate.finding}"
+    return GateResult.of(gate.gate, True, said, "", gate.figures)
+
+
+def require_known(store: Store, searched: Search) -> None:
+    """Raise RefusedError when ids are about to change that an undeclared column holds."""
+    gate = references_known(store, searched)
+    if not gate.passed:
+        raise RefusedError(
+            f"Rows became due while this plan was made, and {gate.finding}. {gate.remedy[0].upper()}{gate.remedy[1:]}; "
+            "then plan again."
+        )
 
 
 def _said(searched: Search) -> list[str]:

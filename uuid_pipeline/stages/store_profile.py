@@ -70,8 +70,8 @@ CHECKS = [
     planning_check(
         "store_profile", "references_known", "Every column found to hold known ids is declared or ignored.",
         # Of the assessment's own search: a second one would cost as much again, and could find another store.
-        lambda _connection, store, assessment: references.references_known(
-            store, references.from_data(assessment.profile["search"])
+        lambda connection, store, assessment: references.known_or_nothing_due(
+            connection, store, references.from_data(assessment.profile["search"])
         ),
     ),
     planning_check(

@@ -1,5 +1,6 @@
 """The profile: what hides rows, what is missing, what would be tripped over; said before anything is written."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, profile, sync_points
+from uuid_pipeline.engine import ledger, profile, references, sql, sync_points
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.triggers import MissingRight
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline.spec import IgnoredReference, SoftReference, Waves, load_spec
@@ -304,3 +306,57 @@ def test_a_trigger_that_came_unseen_is_caught_by_the_batchs_own_proof_with_the_r
     assert f"documents (document_id {target}): filename should be '{victim['filename']}' and is 'spoilt'" in str(
         caught.value
     )
+
+
+def known(engine: Engine) -> GateResult:
+    with engine.begin() as connection:
+        store = cycle.bound(connection, SPEC)
+        return references.known_or_nothing_due(connection, store, references.search(connection, store))
+
+
+@pytest.mark.begins("migrated")
+def test_where_nothing_is_due_an_undeclared_column_is_named_and_stops_nothing(incident: Engine) -> None:
+    """As when an outbox trigger that the spec lets fire has written the new ids down."""
+    cycle.run_sql(incident, SEEN)
+
+    gate = known(incident)
+
+    assert gate.passed
+    assert gate.finding.startswith("nothing is due, so no id will change; before anything is, declare or ignore: ")
+    assert "seen.doc holds 38 document ids" in gate.finding
+
+
+NEW_DOCUMENT = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+SELECT gen_random_uuid(), user_id, filename, mime, bytes_len, repeat('0', 64), raw_path
+FROM upload_pipeline.documents LIMIT 1
+"""
+STRAY_CHUNK = """
+UPDATE upload_pipeline.document_chunks SET chunk_id = gen_random_uuid()
+WHERE chunk_id = (SELECT min(chunk_id::text)::uuid FROM upload_pipeline.document_chunks)
+"""
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize("deed", [NEW_DOCUMENT, STRAY_CHUNK], ids=["a document", "a chunk"])
+def test_one_row_that_is_due_at_any_level_is_enough_to_stop(incident: Engine, deed: str) -> None:
+    cycle.run_sql(incident, SEEN)
+    cycle.run_sql(incident, deed)
+
+    assert not known(incident).passed
+
+
+def test_a_row_that_became_due_after_the_gate_refuses_the_plan(incident: Engine) -> None:
+    """The gate passed while nothing was due; the inventory found what came since."""
+    assessed = cycle.assess(incident, SPEC)
+    cycle.run_sql(incident, SEEN)
+    with incident.begin() as connection:
+        searched = references.as_data(references.search(connection, cycle.bound(connection, SPEC)))
+        sql.execute(
+            connection,
+            "UPDATE uuid_pipeline.assessments SET profile = profile || jsonb_build_object('search', %(found)s::jsonb)",
+            {"found": json.dumps(searched)},
+        )
+
+    with pytest.raises(RefusedError, match=r"(?s)Rows became due .* seen\.doc holds 38 document ids.* then plan again"):
+        cycle.plan(incident, assessed)
