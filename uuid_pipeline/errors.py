@@ -19,6 +19,12 @@ class UsageError(PipelineError):
     exit_code = 2
 
 
+class ConnectionLostError(PipelineError):
+    """The connection to the store broke in the middle of the work: exit code 2, as when there is none to begin with."""
+
+    exit_code = 2
+
+
 class RefusedError(PipelineError):
     """The work was refused (a gate, a right, a lease, a missing approval): exit code 1."""
 

@@ -28,11 +28,12 @@ def drop_ledger(
         try:
             confirm("Dropping the ledger:", LOST, yes)
             answer.say("Dropping the ledger:", *[f"  {line}" for line in LOST])
-            finalizing.drop_ledger(engine, "drop-ledger")
+            dropped = finalizing.drop_ledger(engine, "drop-ledger")
         finally:
             engine.dispose()
-        answer.data["consequences"] = list(LOST)
-        answer.data["message"] = "The ledger is gone; the store holds nothing of uuid-pipeline."
+        answer.data["consequences"] = list(LOST) if dropped else []
+        gone = "The ledger is gone" if dropped else "Nothing to drop: this store has no ledger"
+        answer.data["message"] = f"{gone}; the store holds nothing of uuid-pipeline."
         answer.say(answer.data["message"])
 
     answer_with(verb, as_json, spec)

@@ -10,16 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import typer
 from dagster_postgres.utils import DagsterPostgresException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.cli import interruption
-from uuid_pipeline.engine.connection import in_words
+from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained
 from uuid_pipeline.errors import STANDS, InterruptedRunError, PipelineError, UsageError
 from uuid_pipeline.settings import read_settings, without_secrets
 
@@ -71,9 +69,10 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
     except PipelineError as error:
         answer.exit_code = error.exit_code
         answer.data["error"] = _clean(error.message)
-    except (DBAPIError, psycopg.Error) as error:
-        answer.exit_code = 1
-        answer.data["error"] = _clean(in_words(error))
+    except DATABASE_ERRORS as error:
+        told = explained(error)
+        answer.exit_code = told.exit_code
+        answer.data["error"] = _clean(told.message)
     except OSError as error:
         answer.exit_code = 2
         named = f" {error.filename}" if error.filename is not None else ""

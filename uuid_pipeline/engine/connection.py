@@ -6,14 +6,16 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, PendingRollbackError
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK
-from uuid_pipeline.errors import UsageError
+from uuid_pipeline.errors import ConnectionLostError, PipelineError, RefusedError, UsageError
 from uuid_pipeline.settings import without_secrets
 
 CONNECT_TIMEOUT_SECONDS = 10
+# The last: a connection broke inside a savepoint, which SQLAlchemy then wants undone before it says anything else.
+DATABASE_ERRORS = (DBAPIError, psycopg.Error, PendingRollbackError)
 
 # Set per transaction, not per session, so that a pooler in transaction mode cannot lose or leak them.
 # row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
@@ -146,18 +148,21 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
 _ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 
 
-def in_words(error: Exception) -> str:
-    """What came of a statement, for people: a lost connection is none that was refused, and says what to do."""
+def explained(error: Exception) -> PipelineError:
+    """What came of a statement, for people: a lost connection is none that was refused, and says what to do.
+
+    ``error`` is one of DATABASE_ERRORS.
+    """
     cause = getattr(error, "orig", None) or error
     said = " ".join(str(cause).split())
     state = getattr(cause, "sqlstate", None)
     broken = state is None and isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
-    if broken or state in _ENDED or str(state).startswith("08"):
-        return (
+    if broken or state in _ENDED or str(state).startswith("08") or isinstance(error, PendingRollbackError):
+        return ConnectionLostError(
             f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
             "run again: it goes on from there."
         )
-    return f"The store refused a statement: {said}"
+    return RefusedError(f"The store refused a statement: {said}")
 
 
 def _unreachable(url: URL, text: str, error: Exception) -> str:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import aliases, guard, ledger, sql
+from uuid_pipeline.engine import aliases, guard, ledger, rebuilding, silencing, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.aliases import AliasUse
 from uuid_pipeline.engine.resolving import GUARD
@@ -56,6 +56,9 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
     Raises RefusedError as :func:`require_quiet` does, or when another run writes.
     """
     with leases.held(engine, run_id) as (connection, lease):
+        # What a run that died had altered, and no run has put back since.
+        silencing.put_back(connection, lease)
+        rebuilding.put_back(engine, connection, lease, lambda _: None)
         with connection.begin():
             leases.hold(connection, lease)
             require_quiet(connection, store)
@@ -72,11 +75,11 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
     return ending
 
 
-def drop_ledger(engine: Engine, run_id: str) -> None:
-    """Drop our schema, and everything in it. Raises RefusedError while anything still needs it."""
+def drop_ledger(engine: Engine, run_id: str) -> bool:
+    """Drop our schema, and everything in it; False when there is none. Raises RefusedError while anything needs it."""
     with engine.begin() as connection:
         if not ledger.exists(connection):
-            raise RefusedError("This store has no ledger.")
+            return False
     with engine.connect() as connection:
         # Given back only when refused: otherwise the lease goes with the schema.
         lease = leases.acquire(engine, connection, run_id)
@@ -90,6 +93,7 @@ def drop_ledger(engine: Engine, run_id: str) -> None:
         except RefusedError:
             leases.release(engine, lease)
             raise
+    return True
 
 
 def _require_done(connection: Connection) -> None:

@@ -297,7 +297,12 @@ def _refuse_undeclared_parents(entities: tuple[Entity, ...], references: list[Re
             if reference.column != entity.parent_column:
                 raise UsageError(
                     f"Entity {entity.name}: its identity uses {reference.column}, which refers to {reference.entity}; "
-                    f"an identity may use the key of one entity only, declared as `parent: {reference.entity}`."
+                    + (
+                        "an identity cannot be made of the ids of its own table, each of which would hang on another."
+                        if reference.entity == entity.name
+                        else "an identity may use the key of one entity only, declared as "
+                        f"`parent: {reference.entity}`."
+                    )
                 )
 
 

@@ -20,12 +20,18 @@ SELECT reason, count(*) AS n FROM uuid_pipeline.unmoved WHERE wave = %(wave)s GR
 def subject(connection: Connection) -> ledger.Execution:
     """The execution that validation is about: the running one, else the one completed last.
 
-    Raises RefusedError when nothing has been migrated.
+    Raises RefusedError when nothing has been migrated, or some of it was rolled back.
     """
     for execution in ledger.executions(connection):
         if execution.status in ("running", "completed"):
             return execution
-        if execution.status in ("rolling_back", "rolled_back", "partly_rolled_back"):
+        if execution.status == "partly_rolled_back":
+            raise RefusedError(
+                f"Execution {execution.execution_id} was rolled back in part, and its state before is no measure for "
+                "the rest any more. To move what went back: uuid-pipeline run; to take back the rest: "
+                "uuid-pipeline rollback --all"
+            )
+        if execution.status in ("rolling_back", "rolled_back"):
             break
     raise RefusedError("Nothing is migrated that could be validated. Run: uuid-pipeline run")
 

@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
-import psycopg
 from pydantic import PrivateAttr
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
 from uuid_pipeline.engine import catalog, ledger, profile
-from uuid_pipeline.engine.connection import in_words, open_store
+from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained, open_store
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.engine.workshop import Workshop
-from uuid_pipeline.errors import PipelineError, RefusedError
+from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.settings import Settings, read_settings, without_secrets
 from uuid_pipeline.spec import load_spec
 
@@ -54,9 +53,10 @@ class StoreResource(dg.ConfigurableResource[None]):
                     engine.dispose()
         except PipelineError as error:
             raise failure(error) from error
-        except (DBAPIError, psycopg.Error) as error:
-            message = without_secrets(in_words(error), settings.database_url, settings.direct_url)
-            raise failure(RefusedError(message)) from error
+        except DATABASE_ERRORS as error:
+            told = explained(error)
+            told.message = without_secrets(told.message, settings.database_url, settings.direct_url)
+            raise failure(told) from error
 
     def _opened(self, settings: Settings) -> Engine:
         """The run's engine while the store answers; else a new one. Raises UsageError when it cannot be reached."""

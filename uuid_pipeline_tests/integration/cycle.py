@@ -244,6 +244,15 @@ def assert_green(found: Collection[GateResult]) -> None:
     assert [f"{result.gate}: {result.finding}" for result in found if not result.passed] == []
 
 
+def make_owner(engine: Engine, role: str, schema: str = SCHEMA) -> None:
+    """Give the tables of a schema, and the right to make the ledger, to a plain role: such a one has tier O."""
+    [(database,)] = run_sql(engine, "SELECT current_database()")
+    run_sql(engine, f'GRANT CREATE, TEMPORARY ON DATABASE "{database}" TO "{role}"')
+    run_sql(engine, f'GRANT ALL ON SCHEMA "{schema}" TO "{role}"')
+    for table in rows_of(engine, schema):
+        run_sql(engine, f'ALTER TABLE "{schema}"."{table}" OWNER TO "{role}"')
+
+
 def run_sql(engine: Engine, statement: str, **values: object) -> list[tuple[Any, ...]]:
     """Act as the application: one statement in a transaction of its own, triggers and keys as they are."""
     with engine.begin() as c:

@@ -6,10 +6,10 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine.connection import in_words, open_store
+from uuid_pipeline.engine.connection import explained, open_store
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
@@ -113,9 +113,29 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
             connection.exec_driver_sql("SELECT no_such_column")
     store.dispose()
 
-    assert in_words(lost.value).startswith("The connection to the store was lost (")
-    assert "run again" in in_words(lost.value)
-    assert in_words(refused.value).startswith("The store refused a statement: column")
+    told = explained(lost.value)
+    assert told.message.startswith("The connection to the store was lost (")
+    assert "run again" in told.message
+    assert told.exit_code == 2
+    assert explained(refused.value).message.startswith("The store refused a statement: column")
+    assert explained(refused.value).exit_code == 1
+
+
+def test_a_connection_lost_inside_a_savepoint_is_a_lost_connection_too(incident_url: str) -> None:
+    store = open_store(incident_url)
+    with store.connect() as connection:
+        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        with psycopg.connect(incident_url, autocommit=True) as administrator:
+            savepoint = connection.begin_nested()
+            administrator.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
+        with pytest.raises(DBAPIError):
+            connection.exec_driver_sql("SELECT 1")
+        with pytest.raises(PendingRollbackError) as lost:
+            connection.exec_driver_sql("SELECT 1")
+        savepoint.close()
+    store.dispose()
+
+    assert explained(lost.value).exit_code == 2
 
 
 def parallel_workers(engine: Engine) -> tuple[str, str]:

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import aliases, finalizing, ledger, rollback
+from uuid_pipeline.engine import aliases, control, finalizing, ledger, rollback, sync_points
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Aliases, Spec
+from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = cycle.spec_with()
@@ -143,15 +144,15 @@ def test_what_a_long_transaction_kept_from_being_removed_is_removed_by_the_next_
 
 def test_the_ledger_is_dropped_after_finalize_only_and_leaves_no_trace(store: Engine) -> None:
     objects, rows = everything(store), cycle.rows_of(store)
-    with pytest.raises(RefusedError, match="has no ledger"):
-        finalizing.drop_ledger(store, cycle.RUN)
+    assert not finalizing.drop_ledger(store, cycle.RUN)
     cycle.run_all(store, SPEC)
 
     with pytest.raises(RefusedError, match="First: uuid-pipeline finalize"):
         finalizing.drop_ledger(store, cycle.RUN)
     # Refused, it gave the lease back.
     finalize(store, AT_ONCE)
-    finalizing.drop_ledger(store, cycle.RUN)
+    assert finalizing.drop_ledger(store, cycle.RUN)
+    assert not finalizing.drop_ledger(store, cycle.RUN)
 
     assert everything(store) == objects
     assert cycle.rows_of(store) == cycle.expected_rows(rows)
@@ -171,3 +172,31 @@ def test_a_schema_of_the_ledgers_name_that_is_no_ledger_is_refused_and_left_as_i
     with incident.begin() as connection:
         ledger.create(connection, cycle.bound(connection, SPEC))
         assert ledger.exists(connection)
+
+
+def test_what_a_run_that_died_had_altered_is_put_back_first(
+    store: Engine, incident_url: str, new_role: NewRole
+) -> None:
+    """Tier O gives triggers a condition; the process dies, and somebody cancels instead of going on."""
+    role = new_role("BYPASSRLS")
+    cycle.make_owner(store, role)
+    objects = cycle.catalog_of(store)
+    with opened(as_role(incident_url, role)) as owner:
+        execution = cycle.approve(owner, AT_ONCE, cycle.assess_and_plan(owner, AT_ONCE).plan_id)
+        sync_points.on("guarded", die)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                cycle.migrate_all(owner, AT_ONCE, execution)
+        finally:
+            sync_points.clear()
+        assert cycle.catalog_of(store) != objects
+        with owner.begin() as connection:
+            control.cancel(connection)
+
+        finalize(owner, AT_ONCE)
+
+    assert cycle.catalog_of(store) == objects
+
+
+def die() -> None:
+    raise KeyboardInterrupt

@@ -293,6 +293,16 @@ def test_latency_is_compared_with_the_median_of_the_first_ticks(store: Engine, m
     assert again > 10 * baseline / 100
 
 
+def test_values_that_only_the_driver_cannot_read_keep_no_figure_from_being_had(store: Engine) -> None:
+    cycle.run_sql(
+        store,
+        """ALTER TABLE upload_pipeline.documents ADD COLUMN lasts interval DEFAULT '1 year 2 months',
+           ADD COLUMN seen timestamptz DEFAULT '20000-01-01', ADD COLUMN until date DEFAULT 'infinity'""",
+    )
+
+    assert values(look(store))["lookup_milliseconds"] is not None
+
+
 def test_thresholds_are_the_specs(store: Engine) -> None:
     lax = HealthThresholds(
         mismatch=1, retrieval_failure=1, consistency=0.5, generation_failure=None, migration_failure=0, degradation=None

@@ -81,20 +81,11 @@ def test_where_foreign_keys_are_checked_the_run_stops_with_the_same_words(
     incident: Engine, incident_url: str, new_role: NewRole
 ) -> None:
     role = new_role("BYPASSRLS")
-    owned(incident, role)
+    cycle.make_owner(incident, role)
     with opened(as_role(incident_url, role)) as owner:
         cycle.run_sql(incident, f'ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO "{role}"')
         goes_on_after_a_new_plan(owner, incident)
     assert cycle.run_sql(incident, "SELECT DISTINCT content->>'tier' FROM uuid_pipeline.plans") == [("O",)]
-
-
-def owned(store: Engine, role: str) -> None:
-    """The incident's schema and tables, and the right to make ours, for a plain role."""
-    [(database,)] = cycle.run_sql(store, "SELECT current_database()")
-    cycle.run_sql(store, f'GRANT CREATE, TEMPORARY ON DATABASE "{database}" TO "{role}"')
-    cycle.run_sql(store, f'GRANT ALL ON SCHEMA upload_pipeline TO "{role}"')
-    for table in cycle.rows_of(store):
-        cycle.run_sql(store, f'ALTER TABLE upload_pipeline.{table} OWNER TO "{role}"')
 
 
 @pytest.mark.begins("migrated")

@@ -111,11 +111,7 @@ def test_where_foreign_keys_are_checked_they_refuse_no_batch(
     papers: Engine, empty_url: str, spec: Spec, new_role: NewRole
 ) -> None:
     before, role = rows_of(papers), new_role("BYPASSRLS")
-    [(database,)] = cycle.run_sql(papers, "SELECT current_database()")
-    cycle.run_sql(papers, f'GRANT CREATE, TEMPORARY ON DATABASE "{database}" TO "{role}"')
-    cycle.run_sql(papers, f'GRANT ALL ON SCHEMA papers TO "{role}"')
-    for table in before:
-        cycle.run_sql(papers, f'ALTER TABLE papers.{table} OWNER TO "{role}"')
+    cycle.make_owner(papers, role, "papers")
     with opened(as_role(empty_url, role)) as owner:
         moved(owner, spec)
         assert cycle.newest_plan(owner).content["tier"] == "O"

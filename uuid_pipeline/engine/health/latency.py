@@ -46,7 +46,8 @@ def _lookups(look: Look) -> list[sql.Composable]:
     ]
     return [
         sql.compose(
-            "SELECT * FROM {table} t WHERE t.{column} = %(key)s::{type} LIMIT 20",
+            # Each row as one text: whole, and no value that only the driver cannot read (an interval, the year 20000).
+            "SELECT t::text FROM {table} t WHERE t.{column} = %(key)s::{type} LIMIT 20",
             table=sql.table(table.schema, table.name),
             column=sql.name(column or ""),
             type=sql.Text(main.key_type),
