@@ -144,6 +144,8 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
     return one.exec_driver_sql(asked).one() == other.exec_driver_sql(asked).one()
 
 
+# What the bytes that SQL_ASCII takes, or a character that LATIN1 lacks, come to.
+_NO_TEXT = frozenset({"22021", "22P05"})
 # The server ended the session (an administrator, a shutdown, a crash, a restart); what begins with 08 is the network's.
 _ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 
@@ -161,6 +163,11 @@ def explained(error: Exception) -> PipelineError:
         return ConnectionLostError(
             f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
             "run again: it goes on from there."
+        )
+    if state in _NO_TEXT:
+        return RefusedError(
+            f"The store holds text that is none in the encoding it is to be read in ({said}). Mend these rows first: "
+            "server_encoding is the database's own, and SQL_ASCII takes any bytes."
         )
     return RefusedError(f"The store refused a statement: {said}")
 

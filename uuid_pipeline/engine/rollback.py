@@ -195,7 +195,7 @@ def _require_none_dangling(connection: Connection, stores: Iterable[Store]) -> N
         raise RefusedError(
             "The rollback has ended, but rows refer by foreign key to documents that are not there: "
             + ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
-            + ". Nothing else refers wrongly. Compare these rows with your backup, and report this with the spec."
+            + ". Compare these rows with your backup, and report this with the spec."
         )
 
 

@@ -9,6 +9,9 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 from dagster._core.storage.runs.schema import RunStorageSqlMetadata
 from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 from sqlalchemy import Connection, MetaData
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.errors import UsageError
 
 _STORAGES: tuple[MetaData, ...] = (RunStorageSqlMetadata, SqlEventLogStorageMetadata, ScheduleStorageSqlMetadata)
 _LOCK = 7_245_012_386_511  # of this purpose, in Dagster's database
@@ -19,18 +22,30 @@ LOCK_TIMEOUT_SECONDS = 60
 def whole(url: str) -> Iterator[None]:
     """While the block opens the instance, and so makes what it lacks, no other process of ours does.
 
-    What one that was killed while it made them has left is removed before.
+    What one that was killed while it made them has left is removed before. Raises UsageError when another process has
+    been at it for a minute.
     """
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     try:
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-            # Goes with the session, whatever becomes of this process.
-            connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-            _remove_half_made(connection)
+        with engine.connect() as ours:
+            _lock(ours)
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                _remove_half_made(connection)
             yield
     finally:
         engine.dispose()
+
+
+def _lock(connection: Connection) -> None:
+    """In a transaction, which ends with the process, and which a pooler does not give to anybody else."""
+    connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+    try:
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    except DBAPIError as error:
+        raise UsageError(
+            f"Another process has been opening Dagster's own database for {LOCK_TIMEOUT_SECONDS} s and is not done. "
+            "End it (pg_stat_activity shows who holds an advisory lock there), then give the same command again."
+        ) from error
 
 
 def _remove_half_made(connection: Connection) -> None:

@@ -151,8 +151,12 @@ def test_statements_have_parallel_workers_only_while_nobody_else_is_at_work(inci
         server = application.execute(settings).fetchone()
         assert server is not None
         assert server[0] != "0"
+        backend = application.info.backend_pid
         application.commit()
         assert parallel_workers(incident) == ("0", "0")
 
+    # The server takes a moment to see that its client is gone.
+    while cycle.run_sql(incident, "SELECT FROM pg_stat_activity WHERE pid = %(pid)s", pid=backend):
+        time.sleep(0.01)
     assert parallel_workers(incident)[0] == server[0]
     assert parallel_workers(incident)[1] != "0"
