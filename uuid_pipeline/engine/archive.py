@@ -117,16 +117,18 @@ def require_whole_rows(connection: Connection, made: Sequence[Shelf]) -> None:
             )
 
 
-def _require_defaults(connection: Connection, kept: Sequence[Shelf]) -> None:
+def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
     """Raise RefusedError when a table has got a column since that no archived row can have a value for."""
     for one in kept:
-        missing = sql.scalar(
-            connection,
+        statement = sql.compose(
             """SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
                WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attnotnull AND NOT atthasdef
-                 AND attidentity = '' AND attname <> ALL(%(known)s)""",
-            {"oid": one.table.oid, "known": [column.name for column in one.columns]},
+                 AND attidentity = '' AND attname <> ALL(%(known)s)
+                 AND EXISTS (SELECT FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s))""",
+            archive=one.relation,
         )
+        known = [column.name for column in one.columns]
+        missing = sql.scalar(connection, statement, {"oid": one.table.oid, "known": known, "ordinals": list(ordinals)})
         if missing:
             raise RefusedError(
                 f"{one.table.name} has columns that are NOT NULL, without a default, and newer than its archived rows, "
@@ -152,18 +154,22 @@ def contents(connection: Connection, store: Store, execution: ledger.Execution) 
 def restorable(connection: Connection, store: Store, plan: BatchPlan) -> list[int]:
     """Ordinals of the batch with something to restore whose survivor is held and whose losers' keys are free.
 
-    Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted.
+    Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted. So do
+    they where it deleted what one of them refers to.
     """
     found: list[int] = []
     for root in store.roots:
         kept = shelf(root.table, plan.assessment_no)
         if not exists(connection, kept):
             continue
+        there = [_is_there(store, r, [kept], "a", _OF_BATCH) for r in store.references if _is_of(r, root.table)]
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
                  AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
-               GROUP BY 1 HAVING NOT bool_or(EXISTS (SELECT FROM {table} t WHERE t.{key} = a.{key}))""",
+               GROUP BY 1 HAVING NOT bool_or(EXISTS (SELECT FROM {table} t WHERE t.{key} = a.{key}))
+                             AND bool_and(true{there})""",
+            there=sql.join("", there),
             archive=kept.relation,
             held=held_of(store, root.name).relation,
             table=kept.source,
@@ -213,7 +219,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
         return {}
     values = {**plan.values, "ordinals": ordinals}
     kept = _targets_first(store, shelves(connection, store, plan.assessment_no))
-    _require_defaults(connection, kept)
+    _require_defaults(connection, kept, ordinals)
     repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
     updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]
     after = sql.join(
@@ -276,8 +282,9 @@ def _require_unmissed(connection: Connection, store: Store, kept: Sequence[Shelf
         if missed := int(sql.scalar(connection, statement, values)):
             raise BatchError(
                 f"A batch was rolled back: {missed} rows of {reference.name} refer to archived rows that cannot come "
-                f"back, since the application has written others in their place. Look at the rows of {one.table.name} "
-                "written since the merge, and delete them or change what is unique about them."
+                "back, since the application has written others in their place or deleted what they refer to. Look at "
+                f"the rows of {one.table.name} written since the merge, and delete them or change what is unique about "
+                "them."
             )
 
 
@@ -371,7 +378,7 @@ _DIGEST = "uuid_pipeline_digest"
 
 def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable) -> sql.Composable:
     one = kept[index]
-    there = [_is_there(store, reference, kept) for reference in store.references if _is_of(reference, one.table)]
+    there = [_is_there(store, r, kept, "x", _OF_ORDINALS) for r in store.references if _is_of(r, one.table)]
     # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
     links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
     is_root = any(root.table.oid == one.table.oid for root in store.roots)
@@ -405,25 +412,37 @@ def _is_of(reference: Reference, table: Table) -> bool:
     return reference.foreign_key is not None and reference.table.oid == table.oid
 
 
-def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf]) -> sql.Composable:
-    """Whether what row ``x`` refers to is in its table or may come back too: the application may have deleted it."""
+# Which archived rows ``r`` may come back now.
+_OF_BATCH = sql.Text("r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s")
+_OF_ORDINALS = sql.Text("r.uuid_pipeline_ordinal = ANY(%(ordinals)s)")
+
+
+def _is_there(
+    store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: sql.Composable
+) -> sql.Composable:
+    """Whether what an archived row refers to is in its table or may come back too, as a further condition.
+
+    The application may have deleted it since.
+    """
     entity = store.entity(reference.entity)
-    parts = {"c": sql.name(reference.column), "key": sql.name(entity.key)}
+    held = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(reference.column))
     archived = [
         sql.compose(
-            """ OR EXISTS (SELECT FROM {archive} r
-                           WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND r.{key} = x.{c})""",
+            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND r.{key} = {held})",
             archive=other.relation,
-            **parts,
+            coming=coming,
+            key=sql.name(entity.key),
+            held=held,
         )
         for other in kept
         if other.table.oid == entity.table.oid
     ]
     return sql.compose(
-        " AND (x.{c} IS NULL OR EXISTS (SELECT FROM {table} l WHERE l.{key} = x.{c}){archived})",
+        " AND ({held} IS NULL OR EXISTS (SELECT FROM {table} l WHERE l.{key} = {held}){archived})",
+        held=held,
         table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
         archived=sql.join("", archived),
-        **parts,
     )
 
 

@@ -187,27 +187,59 @@ def test_a_document_taken_up_again_by_a_later_wave_is_undone_before_that_wave(pa
     assert rows_of(papers) == before
 
 
+def archive_of(engine: Engine, table: str) -> str:
+    [(name,)] = cycle.run_sql(
+        engine,
+        "SELECT oid::regclass::text FROM pg_class WHERE oid::regclass::text LIKE %(like)s",
+        like=f"uuid_pipeline.archive_papers_{table}_%",
+    )
+    return str(name)
+
+
+def delete_one_that_archived_rows_refer_to(engine: Engine, archive: str, column: str) -> int:
+    """Let the application delete a document without a twin, and what still refers to it; how many archived rows did."""
+    [(gone, referring)] = cycle.run_sql(
+        engine,
+        f"""SELECT d.id::text, count(*) FROM papers.docs d
+            JOIN uuid_pipeline.id_map_paper m ON m.new_id = d.id AND m.role = 'move'
+            JOIN {archive} a ON a.{column} IN (m.old_id, m.new_id)
+            WHERE NOT EXISTS (SELECT FROM uuid_pipeline.id_map_paper o WHERE o.ordinal = m.ordinal AND o.role = 'merge')
+            GROUP BY 1 ORDER BY 2 DESC LIMIT 1""",  # noqa: S608
+    )
+    cycle.run_sql(engine, "DELETE FROM papers.cites WHERE %(gone)s::uuid IN (src, dst)", gone=gone)
+    cycle.run_sql(engine, "UPDATE papers.docs SET other = NULL WHERE other = %(gone)s::uuid", gone=gone)
+    cycle.run_sql(engine, "DELETE FROM papers.docs WHERE id = %(gone)s::uuid", gone=gone)
+    return int(referring)
+
+
 def test_an_archived_row_that_refers_to_what_the_application_deleted_since_stays_archived(
     papers: Engine, spec: Spec
 ) -> None:
     moved(papers, spec)
-    archive = "uuid_pipeline.archive_papers_cites_"
-    [(name,)] = cycle.run_sql(
-        papers, "SELECT oid::regclass::text FROM pg_class WHERE oid::regclass::text LIKE %(like)s", like=f"{archive}%"
-    )
-    [(gone, of_it)] = cycle.run_sql(
-        papers,
-        f"""SELECT d.id::text, count(*) FROM papers.docs d
-            JOIN uuid_pipeline.id_map_paper m ON m.new_id = d.id AND m.role = 'move' JOIN {name} a ON m.old_id = a.dst
-            WHERE NOT EXISTS (SELECT FROM uuid_pipeline.id_map_paper o WHERE o.ordinal = m.ordinal AND o.role = 'merge')
-            GROUP BY 1 ORDER BY 2 DESC LIMIT 1""",  # noqa: S608
-    )
-    cycle.run_sql(papers, "DELETE FROM papers.cites WHERE %(gone)s::uuid IN (src, dst)", gone=gone)
-    cycle.run_sql(papers, "UPDATE papers.docs SET other = NULL WHERE other = %(gone)s::uuid", gone=gone)
-    cycle.run_sql(papers, "DELETE FROM papers.docs WHERE id = %(gone)s::uuid", gone=gone)
+    archive = archive_of(papers, "cites")
+    referring = delete_one_that_archived_rows_refer_to(papers, archive, "dst")
 
     cycle.roll_back(papers, spec)
 
     assert dangling(papers) == {}
-    [(kept,)] = cycle.run_sql(papers, f"SELECT count(*) FROM {name}")  # noqa: S608
-    assert kept >= of_it > 0
+    [(kept,)] = cycle.run_sql(papers, f"SELECT count(*) FROM {archive}")  # noqa: S608
+    assert kept >= referring > 0
+
+
+def test_where_an_archived_document_refers_to_a_deleted_one_its_whole_cluster_stays_merged(
+    papers: Engine, spec: Spec
+) -> None:
+    before = rows_of(papers)
+    moved(papers, spec)
+    archive = archive_of(papers, "docs")
+    referring = delete_one_that_archived_rows_refer_to(papers, archive, "other")
+
+    cycle.roll_back(papers, spec)
+
+    assert dangling(papers) == {}
+    [(kept,)] = cycle.run_sql(papers, f"SELECT count(*) FROM {archive}")  # noqa: S608
+    assert kept >= referring > 0
+    old = {row["id"] for row in before["docs"]}
+    after = {row["id"] for row in rows_of(papers)["docs"]}
+    assert after < old
+    assert len(after) == len(old) - 1 - kept
