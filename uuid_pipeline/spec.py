@@ -22,6 +22,10 @@ DEFAULT_SPEC = "upload_pipeline.yaml"
 # A corrected address, another threshold: what changes nothing in the store must not make a plan stale.
 NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules", "privacy", "retention", "owners"})
 
+# A hundred years: beyond, PostgreSQL's and Python's own intervals end.
+MOST_DAYS = 36_500
+MOST_HOURS = 24 * MOST_DAYS
+
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_-]+|[^@\s:]+@[^@\s:]+\.[^@\s:.]+)$")]
 BackupMode = Literal["dump", "attested", "none"]
@@ -165,7 +169,7 @@ class Waves(_Part):
 
     canary: int = Field(default=5, ge=0)
     recent: int = Field(default=15, ge=0)
-    recent_days: int = Field(default=7, ge=1)
+    recent_days: int = Field(default=7, ge=1, le=MOST_DAYS)
     remaining: int = Field(default=100_000, ge=1)
 
 
@@ -178,7 +182,7 @@ class Sweep(_Part):
 class Aliases(_Part):
     """``finalize`` refuses while an old id was used within the last ``quiet_hours``."""
 
-    quiet_hours: float = Field(default=24, ge=0)
+    quiet_hours: float = Field(default=24, ge=0, le=MOST_HOURS)
 
 
 class Rehearsal(_Part):
@@ -295,12 +299,12 @@ class Health(_Part):
     A store of up to ``small_rows`` rows is read whole at every tick, a larger one every ``full_scan_hours``.
     """
 
-    full_scan_hours: float = Field(default=24, gt=0)
+    full_scan_hours: float = Field(default=24, gt=0, le=MOST_HOURS)
     small_rows: int = Field(default=20_000, ge=0)
     sample: int = Field(default=200, ge=1, le=10_000)
     statement_seconds: float = Field(default=5, gt=0)
     full_scan_seconds: float = Field(default=600, gt=0)
-    keep_days: float = Field(default=90, gt=0)
+    keep_days: float = Field(default=90, gt=0, le=MOST_DAYS)
     latency_floor_milliseconds: float = Field(default=1, ge=0)
     thresholds: HealthThresholds = HealthThresholds()
 
@@ -353,11 +357,11 @@ class Privacy(_Part):
 class Retention(_Part):
     """How long what we keep is kept, in days since its execution ended; None: until somebody removes it."""
 
-    dumps_days: int | None = Field(default=None, ge=0)
-    archives_days: int | None = Field(default=None, ge=0)
-    maps_days: int | None = Field(default=None, ge=0)
-    reports_days: int | None = Field(default=None, ge=0)
-    history_days: int | None = Field(default=None, ge=0)
+    dumps_days: int | None = Field(default=None, ge=0, le=MOST_DAYS)
+    archives_days: int | None = Field(default=None, ge=0, le=MOST_DAYS)
+    maps_days: int | None = Field(default=None, ge=0, le=MOST_DAYS)
+    reports_days: int | None = Field(default=None, ge=0, le=MOST_DAYS)
+    history_days: int | None = Field(default=None, ge=0, le=MOST_DAYS)
 
 
 class Spec(_Part):
@@ -370,7 +374,7 @@ class Spec(_Part):
     ignore_references: list[IgnoredReference] = []
     triggers: dict[Name, Literal["fire", "silence"]] = {}
     backup: BackupMode = "dump"
-    backup_max_age_hours: float = Field(default=24, gt=0)
+    backup_max_age_hours: float = Field(default=24, gt=0, le=MOST_HOURS)
     rehearsal: Rehearsal = Rehearsal()
     statuses: Statuses = Statuses()
     retrieval: Retrieval | None = None
@@ -389,7 +393,7 @@ class Spec(_Part):
     owners: list[Owner] = []
     batch_rows: int = Field(default=5_000, ge=1)
     lanes: int = Field(default=2, ge=1, le=8)
-    approval_hours: int = Field(default=168, ge=1)
+    approval_hours: int = Field(default=168, ge=1, le=MOST_HOURS)
     high_impact_documents: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
@@ -474,6 +478,8 @@ def parse_spec(text: str, source: str) -> Spec:
         raise UsageError(f"The spec {source} is not valid YAML at {where}: {error.problem}.") from error
     except yaml.YAMLError as error:
         raise UsageError(f"The spec {source} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"The spec {source} is no specification: it is nested too deeply.") from error
     if not isinstance(content, Mapping):
         raise UsageError(f"The spec {source} holds no mapping; it needs namespace, schema and entities (line 1).")
     try:

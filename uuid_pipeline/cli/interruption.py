@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 AGAIN_SECONDS = 0.05
 _ASKED_BY = {signal.SIGINT, signal.SIGTERM}
+_REQUESTS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
 _noted: list[socket.socket] = []
 Hook = Callable[["sys.UnraisableHookArgs"], object]
 
@@ -40,7 +41,7 @@ def _repeating(otherwise: Hook) -> Hook:
     """What Python is about to ignore is, if it was a request to end, made once more, outside of the destructor."""
 
     def hook(ignored: "sys.UnraisableHookArgs") -> None:
-        if issubclass(ignored.exc_type, (Exception, SystemExit, GeneratorExit)):
+        if ignored.exc_type.__name__ not in _REQUESTS:
             otherwise(ignored)
             return
         repeat = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))

@@ -119,11 +119,15 @@ def _clean(message: str) -> str:
 
 def _print(answer: Answer, as_json: bool) -> None:
     error = answer.data.get("error")
-    if as_json:
-        sys.stdout.write(json.dumps(answer.data, default=_jsonable, ensure_ascii=False) + "\n")
-    elif answer.lines:
-        sys.stdout.write("\n".join(answer.lines) + "\n")
-    sys.stdout.flush()
+    text = json.dumps(answer.data, default=_jsonable, ensure_ascii=False) if as_json else "\n".join(answer.lines)
+    try:
+        sys.stdout.write(f"{text}\n" if text else "")
+        sys.stdout.flush()
+    except OSError as fault:
+        # The work is done, and its exit code stands; Python would try to write the rest again, and exit with another.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(fault, BrokenPipeError):  # who reads no more (head) knows
+            sys.stderr.write(f"The answer could not be written to stdout: {fault.strerror or fault}.\n")
     if error:
         sys.stderr.write(f"Error: {error}\n")
 

@@ -5,6 +5,7 @@ postmaster.pid. It listens on a unix socket in a directory of mode 0700 and nowh
 starter. As whom it runs, from which binaries and on which data is the matter of `installation`.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -212,7 +213,13 @@ def _initialise(data: Path, binaries: Path, account: installation.Account, lock:
     # An initdb that outlives us keeps the lock: nobody takes its directory for a leftover.
     result = account.run(binaries / "initdb", *options, data=fresh, keep=(lock,))
     if result.returncode:
-        raise PipelineError(f"initdb of {data} failed: {result.stdout.decode(errors='replace').strip()}")
+        said = result.stdout.decode(errors="replace").strip()
+        if os.strerror(errno.ENOSPC) in said:
+            raise UsageError(
+                f"There is no room for the embedded server's data in {data.parent} (about 60 MB to begin with). Make "
+                "room, or set UUID_PIPELINE_HOME to a directory that has it."
+            )
+        raise PipelineError(f"initdb of {data} failed: {said}")
     fresh.rename(data)
     return data
 

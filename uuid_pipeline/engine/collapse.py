@@ -139,8 +139,8 @@ def _turning(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) 
     columns = list(moved.table.columns.values())
     moments = fingerprint.moment_columns(columns)
     turned = {column: fold.after(column) for column, _ in fold.held.values}
-    was = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was")
-    becomes = fingerprint.read_back(store, moved, turned, "becomes")
+    was = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was", fingerprint.MOVED_BEFORE)
+    becomes = fingerprint.read_back(store, moved, turned, "becomes", fingerprint.MOVED_BEFORE)
     statement = sql.compose(
         """SELECT count(*), coalesce(sum({after}), 0), coalesce(sum({dates}), 0),
                   coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0)
@@ -166,7 +166,7 @@ def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) ->
     """
     moved = fold.held.moved
     columns = list(moved.table.columns.values())
-    back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was")
+    back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was", fingerprint.MOVED_BEFORE)
     statement = sql.compose(
         """SELECT coalesce(sum({was}), 0), coalesce(sum({dates}), 0)
            FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at {joins} WHERE d.relation = %(oid)s""",

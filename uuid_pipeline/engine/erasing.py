@@ -7,6 +7,7 @@ covered from its first day.
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -236,6 +237,8 @@ def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) 
         ]  # fmt: skip
         for at, new in found:
             value = None if nullable and new == ERASED else new
+            if kind == "uuid[]":
+                value = new.replace(ERASED, str(uuid.UUID(int=0)))
             sql.execute(connection, write, {"at": at, "value": value})
         changed += len(found)
     return changed

@@ -6,7 +6,7 @@ ENGINE.md, section 6); a set's digest is the sum, so equal rows do not cancel. N
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
@@ -93,11 +93,22 @@ class ReadBack:
     values: dict[str, Any]
 
 
-def read_back(store: Store, moved: MovedTable, held: Mapping[str, sql.Composable], label: str) -> ReadBack:
+# The same, while a batch is at work: what it takes up once more was journaled when it was set aside, and has not moved.
+MOVED_BEFORE = f"{MOVED_ORDINALS} AND m.ordinal NOT BETWEEN %(first)s AND %(last)s"
+
+
+def read_back(
+    store: Store,
+    moved: MovedTable,
+    held: Mapping[str, sql.Composable],
+    label: str,
+    now: LiteralString = MOVED_ORDINALS,
+) -> ReadBack:
     """Read each id of these values back to the one that it had before this execution.
 
     ``held`` gives the value of each id column as an expression; ``label`` keeps two of these apart in one statement.
-    Wants %(maps)s (the assessments whose maps count) and %(execution)s bound.
+    ``now`` says which ordinals of the map ``m`` have moved. Wants %(maps)s (the assessments whose maps count) and
+    %(execution)s bound.
     """
     mapped, joins = dict(held), list[sql.Composable]()
     for index, (column, entity_name) in enumerate(moved.columns):
@@ -113,14 +124,14 @@ def read_back(store: Store, moved: MovedTable, held: Mapping[str, sql.Composable
                 """LEFT JOIN (SELECT m.old_id, m.new_id FROM {map} m WHERE m.assessment_no = ANY(%(maps)s)
                               AND m.role = 'move' AND {moved}) {alias} ON {alias}.new_id = {held}""",
                 map=ledger.map_table(store.entity(entity_name)),
-                moved=sql.Text(MOVED_ORDINALS),
+                moved=sql.Text(now),
                 alias=alias,
                 held=held[column],
             )
         )
     for index, reference in enumerate(moved.embedded):
         was, alias = mapped[reference.column], sql.name(f"{label}_x{index}")
-        joins.append(_read_back_embedded(store, moved, reference, was, f"{label}_path_{index}", alias))
+        joins.append(_read_back_embedded(store, moved, reference, was, f"{label}_path_{index}", alias, now))
         mapped[reference.column] = sql.compose("coalesce({x}.rewritten, {was})", x=alias, was=was)
     paths = {f"{label}_path_{index}": list(reference.path) for index, reference in enumerate(moved.embedded)}
     return ReadBack(mapped, sql.join(" ", joins), paths)
@@ -148,7 +159,13 @@ def unmapped(connection: Connection, store: Store, moved: MovedTable, execution:
 
 
 def _read_back_embedded(
-    store: Store, moved: MovedTable, reference: Reference, was: sql.Composable, path: str, alias: sql.Composable
+    store: Store,
+    moved: MovedTable,
+    reference: Reference,
+    was: sql.Composable,
+    path: str,
+    alias: sql.Composable,
+    now: LiteralString,
 ) -> sql.Composable:
     """A join that gives ``rewritten``, the old value of an embedded reference, where it holds a moved id now."""
     entity = store.entity(reference.entity)
@@ -170,7 +187,7 @@ def _read_back_embedded(
         ids=locks.ids_in(reference, path),
         map=ledger.map_table(entity),
         as_key=as_key,
-        moved=sql.Text(MOVED_ORDINALS),
+        moved=sql.Text(now),
         x=alias,
     )
 

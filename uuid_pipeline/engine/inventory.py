@@ -8,6 +8,7 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import derivation, ledger, sql
+from uuid_pipeline.engine.catalog import ForeignKey
 from uuid_pipeline.engine.connection import copy_in
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key, part
@@ -208,14 +209,41 @@ def _orphan_count(store: Store, reference: Any) -> sql.Composable:
 def orphans(connection: Connection, store: Store) -> dict[str, int]:
     """Rows by reference whose entity row does not exist, now; text, arrays and json may hold ids of other things."""
     counted = [r for r in store.references if r.form == "key" and not r.keeps_orphans]
-    return {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
+    found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
+    return found | _dangling_whole(connection, store)
 
 
 def dangling(connection: Connection, store: Store) -> dict[str, int]:
     """Of the references by foreign key those with rows whose entity row does not exist, and how many."""
     counted = [r for r in store.references if r.foreign_key is not None]
     found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
+    found |= _dangling_whole(connection, store)
     return {name: count for name, count in found.items() if count}
+
+
+def _dangling_whole(connection: Connection, store: Store) -> dict[str, int]:
+    """By foreign key of several columns that holds ids: rows to which no row is as all of them say."""
+    ids = {(m.table.schema, m.table.name, column) for m in store.tables for column, _ in m.columns}
+    found = {}
+    for key in store.catalog.foreign_keys:
+        held = any((key.table_schema, key.table, column) in ids for column in key.columns)
+        # One that is not validated may have dangled before anybody came.
+        if held and len(key.columns) > 1 and key.validated:
+            counted = sql.scalar(connection, _dangling_statement(key))
+            found[f"{key.table}.({', '.join(key.columns)})"] = int(counted)
+    return found
+
+
+def _dangling_statement(key: ForeignKey) -> sql.Composable:
+    pairs = zip(key.columns, key.target_columns, strict=True)
+    present = [sql.compose("r.{c} IS NOT NULL", c=sql.name(column)) for column in key.columns]
+    return sql.compose(
+        "SELECT count(*) FROM {table} r WHERE {present} AND NOT EXISTS (SELECT FROM {target} t WHERE {same})",
+        table=sql.table(key.table_schema, key.table),
+        present=sql.join(" AND ", present),
+        target=sql.table(key.target_schema, key.target),
+        same=sql.join(" AND ", [sql.compose("t.{b} = r.{a}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+    )
 
 
 _SUMMARY = """

@@ -275,10 +275,17 @@ def _note_displaced(connection: Connection, store: Store, entity: Entity) -> Non
 
 
 def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) -> None:
-    """Rows that refer to a displaced row by another key than an entity's go with it; they have no other to turn to."""
+    """Rows that refer to a displaced row by another key than an entity's go with it; they have no other to turn to.
+
+    Of a key that holds an entity's among others only a part is turned: there may be no row that has the rest too.
+    """
     source = store.catalog.tables[key.table_schema, key.table]
     target = store.catalog.tables.get((key.target_schema, key.target))
-    if target is None or _is_turned(store, source, key):
+    if target is None:
+        return
+    if _is_turned(store, source, key):
+        if len(key.columns) > 1:
+            _displace_without_counterpart(connection, store, key, source, target)
         return
     on = sql.join(
         " AND ",
@@ -295,9 +302,53 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
         on=on,
     )
     sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
+    _note_displaced_of(connection, store, source)
+
+
+def _note_displaced_of(connection: Connection, store: Store, source: Table) -> None:
     for entity in store.entities:
         if entity.table.oid == source.oid:
             _note_displaced(connection, store, entity)
+
+
+def _displace_without_counterpart(
+    connection: Connection, store: Store, key: ForeignKey, source: Table, target: Table
+) -> None:
+    """Rows that refer to a displaced row, and to none that stays once their part of the key is turned."""
+    of_table = {fold.held.moved.table.oid: fold for fold in folds(store)}
+    own, other = of_table[source.oid], of_table[target.oid]
+    wanted = [sql.compose("{v} AS {k}", v=own.after(c), k=sql.name(f"k{n}")) for n, c in enumerate(key.columns)]
+    plain = [sql.compose("o.{c} = s.{k}", c=sql.name(c), k=sql.name(f"k{n}")) for n, c in enumerate(key.target_columns)]
+    turned = [
+        sql.compose("{v} = s.{k}", v=other.after(c), k=sql.name(f"k{n}")) for n, c in enumerate(key.target_columns)
+    ]
+    pairs = zip(key.columns, key.target_columns, strict=True)
+    statement = sql.compose(
+        """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
+           SELECT %(source)s, s.at, s.ordinal, NULL FROM (
+               SELECT t.ctid AS at, d.ordinal, {wanted}
+               FROM pg_temp.displaced d JOIN {target} p ON p.ctid = d.at JOIN {table} t ON {on}
+               LEFT JOIN {own} f ON f.at = t.ctid WHERE d.relation = %(target)s FOR UPDATE OF t) s
+           WHERE NOT EXISTS (SELECT FROM {target} o WHERE {plain} AND {stays_o}
+                             AND NOT EXISTS (SELECT FROM {other} g WHERE g.at = o.ctid))
+             AND NOT EXISTS (SELECT FROM {other} f JOIN {target} t ON t.ctid = f.at WHERE {turned} AND {stays_t})
+           ON CONFLICT DO NOTHING""",
+        wanted=sql.join(", ", wanted),
+        target=sql.table(target.schema, target.name),
+        table=sql.table(source.schema, source.name),
+        on=sql.join(" AND ", [sql.compose("t.{a} = p.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+        own=own.relation,
+        other=other.relation,
+        plain=sql.join(" AND ", plain),
+        turned=sql.join(" AND ", turned),
+        stays_o=sql.Text(_STAYS.format("o")),
+        stays_t=sql.Text(_STAYS.format("t")),
+    )
+    sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
+    _note_displaced_of(connection, store, source)
+
+
+_STAYS = "NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation = %(target)s AND x.at = {}.ctid)"
 
 
 def _is_turned(store: Store, source: Table, key: ForeignKey) -> bool:
@@ -307,15 +358,19 @@ def _is_turned(store: Store, source: Table, key: ForeignKey) -> bool:
 
 
 def _correct_roles(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
-    """The map says who was displaced in fact; the plan could only foresee it of the rows that were there then."""
+    """The map says who was displaced in fact; the plan could only foresee it of the rows that were there then.
+
+    Of what the batch set aside nothing was decided: it merges when it is taken up.
+    """
     statement = sql.compose(
         """UPDATE {map} m SET role = CASE WHEN g.loser IS NOT NULL THEN 'merge'
                WHEN m.old_id = m.new_id THEN 'keep' ELSE 'move' END
            FROM {map} o LEFT JOIN {merged} g ON g.loser = o.old_id
-           WHERE o.old_id = m.old_id AND o.ordinal BETWEEN %(first)s AND %(last)s
+           WHERE o.old_id = m.old_id AND o.ordinal BETWEEN %(first)s AND %(last)s AND {not_aside}
              AND (g.loser IS NOT NULL) <> (o.role = 'merge')""",
         map=map_part(entity.name, plan.assessment_no),
         merged=merged(store, entity.name),
+        not_aside=sql.Text(locks.NOT_ASIDE),
     )
     sql.execute(connection, statement, plan.values)
 

@@ -81,6 +81,8 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
         "target": sql.table(entity.table.schema, entity.table.name),
         "key": sql.name(entity.key),
     }
+    # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
+    roles = "m.role = 'move'" if reference.keeps_orphans else "m.role <> 'keep'"
     holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
     if reference.form != "key":
         holds = sql.compose(
@@ -93,10 +95,11 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
     return sql.compose(
         """SELECT count(*) FROM (
                SELECT m.old_id FROM {map} m JOIN {holds}
-               WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
+               WHERE m.assessment_no = %(no)s AND {roles} AND m.ordinal BETWEEN %(first)s AND %(last)s
                OFFSET 0) h
            WHERE NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
         holds=holds,
+        roles=sql.Text(roles),
         **parts,
     )
 
@@ -112,7 +115,8 @@ def _dangling(gate: str, left: dict[str, int], references: int) -> GateResult:
         gate,
         not left,
         f"0 dangling in {references} references" if not left else f"dangling: {said}",
-        "roll back (uuid-pipeline rollback --all); then look at what writes these columns",
+        "roll back (uuid-pipeline rollback --all); then look at what writes these columns. A soft reference that may "
+        "hold ids of rows that merging leaves without a counterpart wants `orphans: keep` in the spec",
         figures={"dangling": sum(left.values())},
     )
 
