@@ -1,6 +1,8 @@
 """What a verb answers when it fails: one JSON object in any case, an exit code, and no password."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -73,3 +75,19 @@ def test_what_stands_in_brackets_is_shown_as_it_is() -> None:
     shown = "\n".join(show_table("Files", [{"title": "[draft] plan", "finding": "5 of 5 [from before]"}]))
     assert "[draft] plan" in shown
     assert "5 of 5 [from before]" in shown
+
+
+CLOSED, FULL = 'exec "$@" >&-', 'exec "$@" > /dev/full'
+
+
+@pytest.mark.parametrize(("redirection", "said"), [(CLOSED, ""), (FULL, "could not be written to stdout")])
+def test_where_the_answer_cannot_be_written_the_exit_code_is_still_the_works_own(redirection: str, said: str) -> None:
+    program = "from uuid_pipeline.cli.start import main; main()"
+    command = [sys.executable, "-c", program, "verify-bundle", "--json", "no such file"]
+
+    done = subprocess.run(["sh", "-c", redirection, "sh", *command], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "no such file" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -59,7 +59,9 @@ def a_fault_in_a_destructor(_: Answer) -> None:
 def verb(name: str, *before: str) -> "subprocess.Popen[str]":
     """A process that is this verb, started by the command ``before`` it."""
     lines = [
-        f"from {__name__} import answer_with, typer, {name}",
+        "import typer",
+        "from uuid_pipeline.cli.output import answer_with",
+        f"from {__name__} import {name}",
         "try:",
         f"    answer_with({name}, as_json=False, spec=None)",
         "except typer.Exit as ended:",
@@ -105,3 +107,17 @@ def test_another_fault_in_a_destructor_is_shown_and_ends_nothing() -> None:
 
     assert code == 0
     assert "a fault, and no request" in err
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_that_comes_while_the_verbs_are_still_loaded_is_answered_as_any(asked: signal.Signals) -> None:
+    program = "import os, signal, sys; from uuid_pipeline.cli import start; "
+    # Typer is among what is loaded; whoever asks for it now has the signal come in the middle.
+    program += "sys.meta_path.insert(0, type('Asks', (), {'find_spec': staticmethod(lambda name, *_: "
+    program += f"os.kill(os.getpid(), {int(asked)}) if name == 'typer' else None)}})); start.main()"
+    code, err = code_of(
+        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=subprocess.PIPE, text=True)
+    )
+
+    assert code == 130
+    assert err == "Error: Interrupted before anything was begun.\n"

@@ -180,3 +180,18 @@ def test_a_file_that_is_missing_or_no_text_is_refused_by_name(tmp_path: Path) ->
     (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(UsageError, match=r"bytes\.yaml is not UTF-8 text \(byte 3\)"):
         load_spec(tmp_path / "bytes.yaml")
+
+
+def test_what_is_nested_without_end_is_no_specification() -> None:
+    assert "nested too deeply" in refusal("a: " + "[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["approval_hours: 9999999999", "backup_max_age_hours: 1.0e+14", "waves: {recent_days: 9999999999}",
+     "aliases: {quiet_hours: .inf}", "health: {full_scan_hours: 1.0e+9}", "retention: {maps_days: 99999999}"],
+)  # fmt: skip
+def test_a_time_beyond_a_hundred_years_is_refused_where_it_stands(line: str) -> None:
+    message = refusal(f"{SMALL}{line}\n")
+    assert "line 8" in message
+    assert "less than or equal to" in message

@@ -1,0 +1,204 @@
+"""Merging where keys have several columns, clusters wait, and rows are left without a counterpart."""
+
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import erasing
+from uuid_pipeline.spec import Spec, parse_spec
+from uuid_pipeline_tests.conftest import NewRole, as_role, opened
+from uuid_pipeline_tests.integration import cycle
+
+NAMESPACE = uuid.UUID("a1111111-2222-4333-8444-555555555555")
+ENTITIES = """
+namespace: a1111111-2222-4333-8444-555555555555
+schema: app
+backup: none
+waves: {canary: 3, recent: 6, remaining: 12}
+entities:
+  document: {table: documents, key: id, identity: "{owner}:{sha}", describe: {owner: owner}, busy: "busy"}
+"""
+CHUNKS = (
+    '  chunk: {table: chunks, key: id, parent: document, identity: "{document_id}:{ver}:{ord}", merge_as_set: [ver]}\n'
+)
+DOCUMENTS = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false);
+"""
+
+
+def built(engine: Engine, statements: str) -> Engine:
+    for statement in statements.strip().rstrip(";").split(";\n"):
+        cycle.run_sql(engine, statement.replace("%", "%%"))
+    return engine
+
+
+def spec_of(*lines: str, batch_rows: int = 5000) -> Spec:
+    return parse_spec("".join([ENTITIES, *lines, f"batch_rows: {batch_rows}\n"]), "app.yaml")
+
+
+def target(text: str) -> str:
+    return str(uuid.uuid5(NAMESPACE, text))
+
+
+# The second document's set v1 is the smaller one: its chunk 7 goes, and no chunk of the survivor's is like it.
+VECTORS = (
+    DOCUMENTS  # noqa: S608
+    + """
+CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ver text, ord int,
+                         UNIQUE (document_id, ver, ord));
+CREATE TABLE app.vecs (vid int PRIMARY KEY, document_id uuid NOT NULL, ver text NOT NULL, ord int NOT NULL,
+                       FOREIGN KEY (document_id, ver, ord) REFERENCES app.chunks (document_id, ver, ord));
+INSERT INTO app.documents VALUES ('aaaaaaaa-0000-4000-8000-000000000001', 'u', 'k'),
+                                 ('bbbbbbbb-0000-4000-8000-000000000001', 'u', 'k');
+INSERT INTO app.chunks
+SELECT md5(d || v || o)::uuid, (d || '-0000-4000-8000-000000000001')::uuid, v, o
+FROM (VALUES ('aaaaaaaa', 'v1', 0), ('aaaaaaaa', 'v1', 1), ('aaaaaaaa', 'v1', 2), ('bbbbbbbb', 'v1', 1),
+             ('bbbbbbbb', 'v1', 7), ('bbbbbbbb', 'v2', 1)) c (d, v, o);
+INSERT INTO app.vecs SELECT row_number() OVER (ORDER BY id), document_id, ver, ord FROM app.chunks;
+"""
+)
+
+
+def vectors_are_right(engine: Engine, store: Engine) -> None:
+    before = cycle.rows_of(store, "app")
+    spec = spec_of(CHUNKS)
+
+    cycle.run_all(engine, spec)
+
+    after = cycle.rows_of(store, "app")
+    chunks = {(row["document_id"], row["ver"], row["ord"]) for row in after["chunks"]}
+    assert {(row["document_id"], row["ver"], row["ord"]) for row in after["vecs"]} <= chunks
+    assert {row["document_id"] for row in after["vecs"]} == {target("u:k")}
+    archived = [rows for name, rows in cycle.rows_of(store, "uuid_pipeline").items() if "archive_app_vecs" in name]
+    assert len(after["vecs"]) + sum(map(len, archived)) == len(before["vecs"])
+    assert ("v1", "7") in {(row["ver"], row["ord"]) for row in archived[0]}
+    cycle.roll_back(engine, spec)
+    assert cycle.rows_of(store, "app") == before
+
+
+def test_a_row_whose_key_of_several_columns_has_no_counterpart_goes_to_the_archive(empty_store: Engine) -> None:
+    vectors_are_right(built(empty_store, VECTORS), empty_store)
+
+
+def test_where_foreign_keys_are_checked_such_a_merge_passes_too(
+    empty_store: Engine, empty_url: str, new_role: NewRole
+) -> None:
+    built(empty_store, VECTORS)
+    role = new_role("BYPASSRLS")
+    cycle.make_owner(empty_store, role, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        vectors_are_right(owner, empty_store)
+
+
+def test_a_key_of_several_columns_that_dangles_turns_the_whole_stores_gate_red(empty_store: Engine) -> None:
+    built(empty_store, VECTORS)
+    spec = spec_of(CHUNKS)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    cycle.migrate_all(empty_store, spec, execution)
+    with cycle.session(empty_store) as somebody:
+        somebody.execute("SET session_replication_role = replica")
+        somebody.execute("UPDATE app.vecs SET ord = 99 WHERE vid = 1")
+
+    red = {gate.gate: gate.finding for gate in cycle.validate(empty_store, spec) if not gate.passed}
+
+    assert red["whole_no_dangling_reference"] == "dangling: vecs.(document_id, ver, ord) 1"
+
+
+JOBS = (
+    DOCUMENTS  # noqa: S608
+    + """
+CREATE TABLE app.jobs (jid int PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, state text);
+INSERT INTO app.documents SELECT md5('d' || g)::uuid, 'u', 'k' || g / 2, g / 2 = 5 FROM generate_series(0, 39) g;
+"""
+)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 10], ids=["alone in its batch", "beside others"])
+@pytest.mark.parametrize("right", ["none", "the survivor", "the other"])
+def test_a_cluster_that_waited_is_merged_when_it_is_taken_up_and_comes_back(
+    empty_store: Engine, batch_rows: int, right: str
+) -> None:
+    """``right``: which of its two rows has the target id already; with nothing else known, the smaller id survives."""
+    built(empty_store, JOBS)
+    chosen = {"the survivor": "min", "the other": "max"}.get(right)
+    if chosen:
+        k5 = f"(SELECT {chosen}(id::text)::uuid FROM app.documents WHERE sha = 'k5')"  # noqa: S608
+        others = "ffffffff" if right == "the survivor" else "00000000"
+        cycle.run_sql(empty_store, f"UPDATE app.documents SET id = %(id)s::uuid WHERE id = {k5}", id=target("u:k5"))  # noqa: S608
+        cycle.run_sql(
+            empty_store,
+            "UPDATE app.documents SET id = %(other)s::uuid WHERE sha = 'k5' AND id <> %(id)s::uuid",
+            id=target("u:k5"),
+            other=f"{others}-0000-4000-8000-000000000001",
+        )
+    cycle.run_sql(
+        empty_store, "INSERT INTO app.jobs SELECT row_number() OVER (ORDER BY sha, id), id, 's' FROM app.documents"
+    )
+    spec = spec_of(batch_rows=batch_rows)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    cycle.migrate_all(empty_store, spec, execution)
+    assert cycle.run_sql(empty_store, "SELECT DISTINCT reason FROM uuid_pipeline.unmoved") == [("busy",)]
+    cycle.run_sql(empty_store, "UPDATE app.documents SET busy = false")
+
+    cycle.finish(empty_store, spec, execution)
+
+    after = cycle.rows_of(empty_store, "app")
+    assert sorted(str(row["id"]) for row in after["documents"]) == sorted(target(f"u:k{n}") for n in range(20))
+    assert {row["document_id"] for row in after["jobs"]} == {row["id"] for row in after["documents"]}
+    cycle.roll_back(empty_store, spec)
+    ids = {row["id"] for row in cycle.rows_of(empty_store, "app")["documents"]}
+    assert len(ids) == 40
+    assert {row["document_id"] for row in cycle.rows_of(empty_store, "app")["jobs"]} == ids
+
+
+NOTES = (
+    VECTORS  # noqa: S608
+    + """
+CREATE TABLE app.notes (nid int PRIMARY KEY, payload jsonb);
+INSERT INTO app.notes SELECT 1, jsonb_build_object('chunk', id) FROM app.chunks WHERE ord = 7;
+"""
+)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_id_in_json_of_a_row_without_counterpart_may_stay_where_the_spec_keeps_orphans(
+    empty_store: Engine, keep: bool
+) -> None:
+    built(empty_store, NOTES)
+    orphans = ", orphans: keep" if keep else ""
+    spec = spec_of(
+        CHUNKS, f"soft_references:\n  - {{table: notes, column: payload, entity: chunk, path: chunk{orphans}}}\n"
+    )
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    [wave, *_] = cycle.waves_of(empty_store, execution)
+    cycle.migrate(empty_store, spec, wave)
+
+    red: dict[str, Any] = {g.gate: g for g in cycle.check_wave(empty_store, spec, wave) if not g.passed}
+
+    assert list(red) == ([] if keep else ["no_dangling_reference"])
+    assert keep or "`orphans: keep`" in red["no_dangling_reference"].remedy
+
+
+def test_a_user_whose_ids_stand_in_an_array_of_anothers_archived_row_can_be_erased(empty_store: Engine) -> None:
+    built(
+        empty_store,
+        DOCUMENTS
+        + """
+ALTER TABLE app.documents ADD COLUMN related uuid[];
+INSERT INTO app.documents (id, owner, sha, related) VALUES
+    ('aaaaaaaa-0000-4000-8000-000000000001', 'u1', 'k', NULL),
+    ('bbbbbbbb-0000-4000-8000-000000000001', 'u2', 'k', '{aaaaaaaa-0000-4000-8000-000000000001}'),
+    ('bbbbbbbb-0000-4000-8000-000000000002', 'u2', 'k', '{aaaaaaaa-0000-4000-8000-000000000001}');
+""",
+    )
+    spec = spec_of("soft_references:\n  - {table: documents, column: related, entity: document}\n")
+    cycle.run_all(empty_store, spec)
+    store = cycle.bound_store(empty_store, spec)
+
+    erasing.erase(empty_store, store, "u1", erasing.look(empty_store, store, "u1").digest, "erasing run")
+
+    [archived] = [rows for name, rows in cycle.rows_of(empty_store, "uuid_pipeline").items() if "archive_app" in name]
+    assert [row["related"] for row in archived] == ["{00000000-0000-0000-0000-000000000000}"]
