@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import erasing
+from uuid_pipeline.engine import erasing, migration
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -119,9 +119,11 @@ INSERT INTO app.documents SELECT md5('d' || g)::uuid, 'u', 'k' || g / 2, g / 2 =
 @pytest.mark.parametrize("batch_rows", [1, 10], ids=["alone in its batch", "beside others"])
 @pytest.mark.parametrize("right", ["none", "the survivor", "the other"])
 def test_a_cluster_that_waited_is_merged_when_it_is_taken_up_and_comes_back(
-    empty_store: Engine, batch_rows: int, right: str
+    empty_store: Engine, monkeypatch: pytest.MonkeyPatch, batch_rows: int, right: str
 ) -> None:
     """``right``: which of its two rows has the target id already; with nothing else known, the smaller id survives."""
+    # Who is busy here stays so until we say otherwise.
+    monkeypatch.setattr(migration, "SWEEP_RETAKE_SECONDS", (0.01,))
     built(empty_store, JOBS)
     chosen = {"the survivor": "min", "the other": "max"}.get(right)
     if chosen:
