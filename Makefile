@@ -29,8 +29,9 @@ demo: $(READY)
 	@$(BIN)/uuid-pipeline demo $(ARGS)
 	@echo "  (the command is $(BIN)/uuid-pipeline; put it on your PATH with: . $(BIN)/activate)"
 
+# One more than the cores of a small machine: tests wait for locks and servers as long as they compute.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not system"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not system"
 
 check: $(READY)
 	$(BIN)/ruff check .
