@@ -158,11 +158,12 @@ def restorable(connection: Connection, store: Store, plan: BatchPlan) -> list[in
     they where it deleted what one of them refers to.
     """
     found: list[int] = []
+    archives = shelves(connection, store, plan.assessment_no)
     for root in store.roots:
-        kept = shelf(root.table, plan.assessment_no)
-        if not exists(connection, kept):
+        kept = next((one for one in archives if one.table.oid == root.table.oid), None)
+        if kept is None:
             continue
-        there = [_is_there(store, r, [kept], "a", _OF_BATCH) for r in store.references if _is_of(r, root.table)]
+        there = [_is_there(store, r, archives, "a", _OF_BATCH) for r in store.references if _is_of(r, root.table)]
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s

@@ -34,6 +34,7 @@ TAKE_OVER_SECONDS = 65.0
 HOLD = """
 import sys, time
 from uuid_pipeline.engine import lease
+from uuid_pipeline.engine.connection import open_store
 with lease.held(open_store(sys.argv[1]), "the run that died"):
     print("held", flush=True)
     time.sleep(600)
