@@ -28,14 +28,15 @@ Twins = list[tuple[dict[str, Any], dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def stores(server: EmbeddedServer) -> Iterator[dict[str, Engine]]:
-    """Both stores, built once; tests change nothing that lasts."""
+    """Both stores, built for the tests of this module, which change nothing that lasts."""
     made: dict[str, Engine] = {}
     builders: dict[str, Callable[[Connection], None]] = {
         "twins": build_twins,
         "sized": lambda connection: build_sized(connection, DOCUMENTS),
     }
     for name, build in builders.items():
-        database = f"scenario_{name}"
+        # A worker that takes over tests from another may come to this module twice.
+        database = f"scenario_{name}_{uuid.uuid4().hex}"
         embedded.ensure_database(server, database)
         made[name] = open_store(server.url(database))
         with made[name].begin() as connection:
