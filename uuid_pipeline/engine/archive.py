@@ -151,14 +151,13 @@ def contents(connection: Connection, store: Store, execution: ledger.Execution) 
     return found
 
 
-def restorable(connection: Connection, store: Store, plan: BatchPlan) -> list[int]:
+def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:
     """Ordinals of the batch with something to restore whose survivor is held and whose losers' keys are free.
 
     Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted. So do
     they where it deleted what one of them refers to.
     """
     found: list[int] = []
-    archives = shelves(connection, store, plan.assessment_no)
     for root in store.roots:
         kept = next((one for one in archives if one.table.oid == root.table.oid), None)
         if kept is None:
@@ -177,14 +176,16 @@ def restorable(connection: Connection, store: Store, plan: BatchPlan) -> list[in
             key=sql.name(root.key),
         )
         found += [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
-    return found + _without_losing_roots(connection, store, plan)
+    return found + _without_losing_roots(connection, store, plan, archives)
 
 
-def _without_losing_roots(connection: Connection, store: Store, plan: BatchPlan) -> list[int]:
+def _without_losing_roots(
+    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf]
+) -> list[int]:
     """Ordinals where only rows below a document were merged, so that the root's archive does not name them."""
     roots = [shelf(root.table, plan.assessment_no).relation.as_string(None) for root in store.roots]
     found: set[int] = set()
-    for kept in shelves(connection, store, plan.assessment_no):
+    for kept in archives:
         if kept.relation.as_string(None) in roots:
             continue
         for root in store.roots:
@@ -215,11 +216,12 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     Raises BatchError when a restored row is not the row that was archived, or is missed by one that refers to it,
     RefusedError when a new column has no default.
     """
-    ordinals = restorable(connection, store, plan)
+    archives = shelves(connection, store, plan.assessment_no)
+    ordinals = _restorable(connection, store, plan, archives)
     if not ordinals:
         return {}
     values = {**plan.values, "ordinals": ordinals}
-    kept = _targets_first(store, shelves(connection, store, plan.assessment_no))
+    kept = _targets_first(store, archives)
     _require_defaults(connection, kept, ordinals)
     repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
     updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]

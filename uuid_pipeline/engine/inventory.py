@@ -1,7 +1,7 @@
 """The inventory: every row of every entity with its target id, its id class, and what people ask about it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -13,7 +13,7 @@ from uuid_pipeline.engine.connection import copy_in
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key, part
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
-from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.engine.store import Entity, Reference, Store
 
 # As text where Python is to look at them. In binary they are passed on: PostgreSQL's dates reach further than Python's,
 # and may be infinite.
@@ -194,7 +194,7 @@ def _join_child_counts(store: Store, entity: Entity) -> sql.Composable:
     return sql.join(" ", joins)
 
 
-def _orphan_count(store: Store, reference: Any) -> sql.Composable:
+def _orphan_count(store: Store, reference: Reference) -> sql.Composable:
     entity = store.entity(reference.entity)
     return sql.compose(
         """SELECT count(*) FROM {table} r WHERE r.{column} IS NOT NULL
@@ -208,17 +208,19 @@ def _orphan_count(store: Store, reference: Any) -> sql.Composable:
 
 def orphans(connection: Connection, store: Store) -> dict[str, int]:
     """Rows by reference whose entity row does not exist, now; text, arrays and json may hold ids of other things."""
-    counted = [r for r in store.references if r.form == "key" and not r.keeps_orphans]
-    found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
-    return found | _dangling_whole(connection, store)
+    return _counted(connection, store, [r for r in store.references if r.form == "key" and not r.keeps_orphans])
 
 
 def dangling(connection: Connection, store: Store) -> dict[str, int]:
     """Of the references by foreign key those with rows whose entity row does not exist, and how many."""
-    counted = [r for r in store.references if r.foreign_key is not None]
-    found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in counted}
-    found |= _dangling_whole(connection, store)
+    found = _counted(connection, store, [r for r in store.references if r.foreign_key is not None])
     return {name: count for name, count in found.items() if count}
+
+
+def _counted(connection: Connection, store: Store, references: Sequence[Reference]) -> dict[str, int]:
+    """Orphans of each of these, and of the foreign keys of several columns."""
+    found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in references}
+    return found | _dangling_whole(connection, store)
 
 
 def _dangling_whole(connection: Connection, store: Store) -> dict[str, int]:

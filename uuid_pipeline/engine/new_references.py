@@ -1,5 +1,6 @@
 """Foreign keys made while a run writes: its plan does not know their rows, and the replica role checks nothing."""
 
+import functools
 from typing import Any
 
 from sqlalchemy import Connection
@@ -28,16 +29,7 @@ def require_none(connection: Connection, store: Store, direction: Direction) -> 
     A batch asks once it has written every moved table: who makes such a key wants a lock on the table referred to that
     waits for it from there on, so what this statement does not see is made after the batch and checked against it.
     """
-    moved = [(moved.table.oid, column) for moved in store.tables for column, _ in moved.columns]
-    known = [(key.table_schema, key.table, key.name) for key in store.catalog.foreign_keys]
-    values: dict[str, Any] = {
-        "oids": [oid for oid, _ in moved],
-        "columns": [column for _, column in moved],
-        "schemas": [schema for schema, _, _ in known],
-        "tables": [table for _, table, _ in known],
-        "names": [name for _, _, name in known],
-    }
-    found = sql.rows(connection, _UNKNOWN, values)
+    found = sql.rows(connection, _UNKNOWN, _known(store))
     if found:
         shown = ", ".join(f"{row.name} of {row.table}" for row in found)
         remedy = (
@@ -49,3 +41,17 @@ def require_none(connection: Connection, store: Store, direction: Direction) -> 
             f"A foreign key was made while this run was at work, and refers to ids that move: {shown}. The batch was "
             f"rolled back; what was committed before stands. To go on, {remedy}."
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _known(store: Store) -> dict[str, Any]:
+    """The ids that move and the foreign keys that the store was bound with: every batch asks for the same ones."""
+    moved = [(moved.table.oid, column) for moved in store.tables for column, _ in moved.columns]
+    known = [(key.table_schema, key.table, key.name) for key in store.catalog.foreign_keys]
+    return {
+        "oids": [oid for oid, _ in moved],
+        "columns": [column for _, column in moved],
+        "schemas": [schema for schema, _, _ in known],
+        "tables": [table for _, table, _ in known],
+        "names": [name for _, _, name in known],
+    }
