@@ -1,6 +1,7 @@
 """Planned rows that a batch leaves: gone, changed, taken, busy or locked; each journaled with its reason."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection
 
@@ -12,9 +13,17 @@ from uuid_pipeline.engine.store import Entity, Store
 WAITING = ("busy", "locked")
 
 
-# The spec's predicate reads as in a query on the table alone: for its statement the schema is on the path.
-IN_REACH = "SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_catalog', true)"
-OUT_OF_REACH = "SELECT set_config('search_path', 'pg_catalog', true)"
+@contextlib.contextmanager
+def in_reach(connection: Connection, schema: str) -> Iterator[None]:
+    """The spec's predicate reads as in a query on the table alone: for its statement the schema is on the path.
+
+    Afterwards the path is again the session's, which triggers that fire may look names up in.
+    """
+    path = sql.scalar(connection, "SELECT current_setting('search_path')")
+    in_schema = "SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_catalog', true)"
+    sql.execute(connection, in_schema, {"schema": schema})
+    yield
+    sql.execute(connection, "SELECT set_config('search_path', %(path)s, true)", {"path": path})
 
 
 def predicate(text: str) -> sql.Composable:
@@ -79,9 +88,8 @@ def _set_busy_aside(connection: Connection, root: Entity, store: Store, plan: Ba
         key=sql.name(root.key),
         busy=predicate(root.spec.busy or ""),
     )
-    sql.execute(connection, IN_REACH, {"schema": root.table.schema})
-    sql.execute(connection, statement, {**plan.values, "entity": root.name})
-    sql.execute(connection, OUT_OF_REACH)
+    with in_reach(connection, root.table.schema):
+        sql.execute(connection, statement, {**plan.values, "entity": root.name})
 
 
 @sql.composed_once

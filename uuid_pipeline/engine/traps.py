@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.aside import IN_REACH, OUT_OF_REACH, predicate
+from uuid_pipeline.engine.aside import in_reach, predicate
 from uuid_pipeline.engine.silencing import DEPARSED
 from uuid_pipeline.engine.store import MovedTable, Store
 from uuid_pipeline.engine.triggers import ROW_DEED, Tier, choose, deeds
@@ -229,16 +229,13 @@ def _busy_faults(connection: Connection, store: Store) -> list[str]:
         if entity.parent is not None:
             faults.append(f"the spec tells when a {entity.name} is busy; only a document can wait, so say it there")
             continue
-        sql.execute(connection, IN_REACH, {"schema": entity.table.schema})
-        refused = _refused(
-            connection,
-            sql.compose(
-                "SELECT FROM {table} WHERE ({busy}) LIMIT 0",
-                table=sql.name(entity.table.name),
-                busy=predicate(entity.spec.busy),
-            ),
+        statement = sql.compose(
+            "SELECT FROM {table} WHERE ({busy}) LIMIT 0",
+            table=sql.name(entity.table.name),
+            busy=predicate(entity.spec.busy),
         )
-        sql.execute(connection, OUT_OF_REACH)
+        with in_reach(connection, entity.table.schema):
+            refused = _refused(connection, statement)
         if refused:
             faults.append(
                 f"the spec's busy predicate of {entity.name} is no condition on {entity.table.name}: {refused}"

@@ -159,7 +159,28 @@ def test_without_passes_there_is_no_sweep_and_what_came_later_is_no_failure(stor
     assert late in {row["document_id"] for row in cycle.rows_of(store)["documents"]}
 
 
+NAMES_WITHOUT_SCHEMA = """
+CREATE FUNCTION upload_pipeline.look() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN PERFORM FROM documents; RETURN NULL; END$$;
+CREATE TRIGGER look AFTER UPDATE ON upload_pipeline.documents FOR EACH ROW EXECUTE FUNCTION upload_pipeline.look();
+"""
 WORKING = "EXISTS (SELECT FROM upload_jobs j WHERE j.document_id = documents.document_id AND j.state = 'working')"
+
+
+def test_triggers_that_fire_look_names_up_where_the_session_does_also_where_documents_may_be_busy(
+    store: Engine,
+) -> None:
+    cycle.run_sql(store, NAMES_WITHOUT_SCHEMA)
+    cycle.run_sql(store, f'ALTER DATABASE "{store.url.database}" SET search_path = upload_pipeline, public')
+    store.dispose()
+    document = SPEC.entities["document"].model_copy(update={"busy": WORKING})
+    spec = cycle.spec_with(entities=SPEC.entities | {"document": document}, triggers={"look": "fire"})
+    cycle.run_sql(store, "UPDATE upload_pipeline.upload_jobs SET state = 'done'")
+    before = cycle.rows_of(store)
+
+    cycle.run_all(store, spec)
+
+    assert cycle.rows_of(store) == cycle.expected_rows(before)
 
 
 def test_busy_documents_wait_until_the_end_of_the_wave_or_the_sweep_or_the_next_run_and_are_never_lost(
