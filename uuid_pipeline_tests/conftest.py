@@ -21,6 +21,7 @@ from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.demo.twins import build_twins
+from uuid_pipeline.engine import sync_points
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.spec import load_spec
 
@@ -176,6 +177,13 @@ def _copy(server: EmbeddedServer, name: str, template: str) -> None:
 def _maintain(server: EmbeddedServer, statement: str, *names: str) -> None:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+@pytest.fixture(autouse=True)
+def no_hook_outlives_its_test() -> Iterator[None]:
+    """What a test holds the engine at, it holds no other test's at."""
+    yield
+    sync_points.clear()
 
 
 def _state(request: pytest.FixtureRequest) -> str:

@@ -42,12 +42,13 @@ def export(
     def verb(answer: Answer) -> None:
         if plan and execution is not None:
             raise UsageError("Say what to export: either --plan, or --execution ID.")
-        if natural_keys and "natural_key" in redaction.hidden(load_spec(read_settings().spec)):
+        settings = read_settings()
+        if "natural_key" in redaction.hidden(load_spec(settings.spec)) and natural_keys:
             raise UsageError(
                 "Natural keys are hidden here (privacy.redact, UUID_PIPELINE_REDACT): export without them."
             )
         columns = exports.WITH_NATURAL_KEYS if natural_keys else exports.COLUMNS
-        engine = open_configured_store(read_settings())
+        engine = open_configured_store(settings)
         try:
             with exports.reading(engine) as connection:
                 subject = _subject(connection, plan, execution)

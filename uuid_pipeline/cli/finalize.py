@@ -19,6 +19,7 @@ def finalize(
     def verb(answer: Answer) -> None:
         with open_session() as session:
             with session.engine.begin() as connection:
+                finalizing.require_closed(connection)
                 lost = finalizing.consequences(connection)
                 used = aliases.uses(connection, session.store)
             answer.data["consequences"] = lost

@@ -1,6 +1,5 @@
 """The command line's front door: one verb a file."""
 
-import json
 import sys
 import warnings
 
@@ -22,6 +21,7 @@ from uuid_pipeline.cli import (
     inventory,
     migrate,
     notices,
+    output,
     pause,
     plan,
     profile,
@@ -68,6 +68,6 @@ def main() -> None:
         sys.exit(1)
     except TyperException as error:
         # Whoever reads our JSON gets it for a misspelt option too.
-        sys.stdout.write(json.dumps({"error": error.format_message(), "exit_code": 2}, ensure_ascii=False) + "\n")
+        sys.stdout.write(output.json_of({"error": error.format_message(), "exit_code": 2}) + "\n")
         sys.stderr.write(f"Error: {error.format_message()}\n")
         sys.exit(2)

@@ -20,7 +20,10 @@ def migrate(
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
-            steps.migrate(session, answer, steps.require_open(session), wave)
+            execution = steps.open_execution(session, answer)
+            if execution is None:
+                return
+            steps.migrate(session, answer, execution, wave)
             answer.say("", "Next: uuid-pipeline validate")
 
     answer_with(verb, as_json, spec)

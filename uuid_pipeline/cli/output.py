@@ -1,10 +1,11 @@
 """One answer a verb: JSON on stdout, or text for people; errors in words, with their exit code."""
 
+import codecs
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.text import Text
 from uuid_pipeline.cli import interruption
 from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained
 from uuid_pipeline.errors import STANDS, InterruptedRunError, PipelineError, UsageError
-from uuid_pipeline.settings import read_settings, without_secrets
+from uuid_pipeline.settings import absolute, without_own_secrets
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
 SpecOption = Annotated[
@@ -60,23 +61,23 @@ class Answer:
 
 def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None) -> None:
     """Run a verb and print its answer; every error of ours becomes words and an exit code."""
-    if spec is not None:
-        os.environ["UUID_PIPELINE_SPEC"] = str(spec.absolute())
     answer = Answer()
     interruption.heed()
     try:
+        if spec is not None:
+            os.environ["UUID_PIPELINE_SPEC"] = str(absolute(spec))
         verb(answer)
     except PipelineError as error:
         answer.exit_code = error.exit_code
-        answer.data["error"] = _clean(error.message)
+        answer.data["error"] = without_own_secrets(error.message)
     except DATABASE_ERRORS as error:
         told = explained(error)
         answer.exit_code = told.exit_code
-        answer.data["error"] = _clean(told.message)
+        answer.data["error"] = without_own_secrets(told.message)
     except OSError as error:
         answer.exit_code = 2
         named = f" {error.filename}" if error.filename is not None else ""
-        answer.data["error"] = _clean(
+        answer.data["error"] = without_own_secrets(
             f"This machine refused a file or directory:{named} ({error.strerror or error}). Mend that, or set "
             "UUID_PIPELINE_HOME to a directory that can be written and has room."
         )
@@ -93,7 +94,7 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         raise
     except Exception:  # noqa: BLE001  (who reads our JSON gets it also when the fault is ours)
         answer.exit_code = 1
-        sys.stderr.write(_clean(traceback.format_exc()))
+        sys.stderr.write(without_own_secrets(traceback.format_exc()))
         answer.data["error"] = f"This is a fault of uuid-pipeline's; what led to it stands above. {STANDS}"
     answer.data["exit_code"] = answer.exit_code
     _print(answer, as_json)
@@ -112,14 +113,15 @@ def confirm(title: str, consequences: Sequence[str], yes: bool) -> None:
         raise UsageError("Nothing was done.")
 
 
-def _clean(message: str) -> str:
-    settings = read_settings()
-    return without_secrets(message, settings.database_url, settings.dagster_url, settings.direct_url)
+def json_of(data: Mapping[str, object]) -> str:
+    """One line of JSON, in characters that stdout can write; it is read as UTF-8, whatever the locale."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    return json.dumps(data, default=_jsonable, ensure_ascii=not is_utf8)
 
 
 def _print(answer: Answer, as_json: bool) -> None:
     error = answer.data.get("error")
-    text = json.dumps(answer.data, default=_jsonable, ensure_ascii=False) if as_json else "\n".join(answer.lines)
+    text = json_of(answer.data) if as_json else "\n".join(answer.lines)
     try:
         sys.stdout.write(f"{text}\n" if text else "")
         sys.stdout.flush()

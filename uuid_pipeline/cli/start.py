@@ -1,5 +1,6 @@
 """The command itself: a request to end is heeded while the verbs are still loaded, which takes a second or two."""
 
+import io
 import os
 import signal
 import sys
@@ -21,9 +22,16 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             stream = open(os.devnull, "r" if number == 0 else "w")  # noqa: PTH123, SIM115  (open to the end)
             setattr(sys, name, stream)
+    for written in (sys.stdout, sys.stderr):
+        # Work that was done is not to end in a fault because a locale lacks a character of its answer.
+        if isinstance(written, io.TextIOWrapper):
+            written.reconfigure(errors="backslashreplace")
 
 
 def _end(*_: object) -> None:
     # At once: nothing is open yet, and an exception inside an import would be shown as a fault of the module.
-    os.write(2, b"Error: Interrupted before anything was begun.\n")
+    message = b"Interrupted before anything was begun."
+    if "--json" in sys.argv[1:]:
+        os.write(1, b'{"error": "%b", "exit_code": 130}\n' % message)
+    os.write(2, b"Error: %b\n" % message)
     os._exit(130)

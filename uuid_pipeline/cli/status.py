@@ -15,6 +15,7 @@ from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import progress, state
 from uuid_pipeline.reports.tables import counts
 from uuid_pipeline.settings import read_settings
+from uuid_pipeline.spec import load_spec
 
 SHOWN_EXECUTIONS = 3
 
@@ -30,7 +31,9 @@ def status(
     def verb(answer: Answer) -> None:
         if watch and as_json:
             raise UsageError("--watch is for people; for a program: uuid-pipeline status --json, again and again.")
-        engine = open_configured_store(read_settings())
+        settings = read_settings()
+        load_spec(settings.spec)
+        engine = open_configured_store(settings)
         try:
             with engine.begin() as connection:
                 if not ledger.exists(connection):

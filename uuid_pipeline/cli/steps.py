@@ -238,15 +238,28 @@ def approve(
     return execution
 
 
-def require_open(session: Session) -> ledger.Execution:
-    """The open execution. Raises RefusedError when no plan is approved."""
+def open_execution(session: Session, answer: Answer) -> ledger.Execution | None:
+    """The open execution; None, and why, where the newest plan leaves nothing to carry out.
+
+    Raises RefusedError when no plan is approved that moves anything.
+    """
     with session.engine.begin() as connection:
         execution = ledger.unfinished(connection)
-        newest = planning.newest(connection) if execution is None else None
-    if execution is None:
-        remedy = newest.approve_command if newest else "uuid-pipeline plan"
-        raise RefusedError(f"Refused: no plan is approved. Run: {remedy}")
-    return execution
+        newest = planning.newest(connection)
+        of_newest = [e for e in ledger.executions(connection) if newest and e.assessment_no == newest.assessment_no]
+    if execution is not None:
+        return execution
+    if newest is not None and newest.nothing_to_do:
+        answer.data["message"] = f"Nothing to migrate: plan {newest.plan_id} moves nothing."
+    elif of_newest and of_newest[0].status in ("completed", "finalized"):
+        done = f"execution {of_newest[0].execution_id} of the newest plan is {of_newest[0].status}"
+        answer.data["message"] = f"Nothing to migrate: {done}."
+    elif newest is None or of_newest:
+        raise RefusedError("Refused: no plan is approved. Run: uuid-pipeline plan")
+    else:
+        raise RefusedError(f"Refused: no plan is approved. Run: {newest.approve_command}")
+    answer.say(answer.data["message"])
+    return None
 
 
 def migrate(
@@ -394,8 +407,8 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         answer.data["rolled_back"] = [
             chosen.wave for chosen in waves if ledger.wave(connection, chosen.wave).status == "rolled_back"
         ]
+        documents = rollback.documents_back(connection, session.store, [chosen.wave for chosen in waves])
     _finish(outcome)
-    documents = sum(chosen.documents for chosen in waves)
     answer.data["message"] = f"Rolled back {len(waves)} waves, {documents} documents: old ids again."
     answer.say(answer.data["message"])
 

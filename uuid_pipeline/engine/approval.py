@@ -67,6 +67,7 @@ def _approvable(connection: Connection, store: Store, plan_id: str, assessment: 
     """The plan that is meant; None when the open execution already is of it."""
     # Serialises approvals; the unique index on open executions is the last word.
     sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
+    ledger.keep_unchanged(connection, plan_id)
     open_one = ledger.unfinished(connection)
     if open_one is not None and open_one.plan_id == plan_id and open_one.status == "running":
         return None  # two runs made the same plan side by side, and the other was first

@@ -31,12 +31,19 @@ def _ending(connection: Connection) -> list[ledger.Execution]:
     return [e for e in ledger.executions(connection) if "finalized" in ledger.TRANSITIONS.get(e.status, frozenset())]
 
 
-def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
-    """The use of every alias; raises RefusedError while an execution is open or an old id was used lately."""
+def require_closed(connection: Connection) -> None:
+    """Raise RefusedError while an execution is open, or a rollback not finished."""
     for execution in [*ledger.rolling_back(connection), *filter(None, [ledger.unfinished(connection)])]:
+        undone = ", or give it up: uuid-pipeline cancel" if execution.status in ("approved", "running") else ""
         raise RefusedError(
             f"Refused: execution {execution.execution_id} is {execution.status}. Finish it first: uuid-pipeline run"
+            f"{undone}"
         )
+
+
+def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
+    """The use of every alias; raises RefusedError while an execution is open or an old id was used lately."""
+    require_closed(connection)
     used = aliases.uses(connection, store)
     since = datetime.now(UTC) - timedelta(hours=store.spec.aliases.quiet_hours)
     lately = [use for use in used if use.last_used is not None and use.last_used > since]
@@ -100,8 +107,9 @@ def _require_done(connection: Connection) -> None:
     guarded = guard.installed(connection)
     if guarded:
         raise RefusedError(f"Refused: a guard stands on {', '.join(guarded)}. First: uuid-pipeline guard remove")
+    require_closed(connection)
     installed = aliases.installed(connection)
-    if installed or ledger.unfinished(connection) or ledger.rolling_back(connection) or _ending(connection):
+    if installed or _ending(connection):
         raise RefusedError(
             "Refused: the ledger still holds what a rollback needs"
             + (f", and the alias triggers of {len(installed)} tables" if installed else "")

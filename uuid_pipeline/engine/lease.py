@@ -128,7 +128,7 @@ def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
             raise RefusedError(
                 f"Another run holds the lease on this store: {taken.holder} (run {taken.run_id}, "
                 f"last sign of life {taken.renewed_at:%Y-%m-%d %H:%M:%S} UTC). "
-                "Wait for it, or end that process; nothing was changed."
+                "Wait for it, or end that process; this one changes nothing more."
             )
         time.sleep(0.2)
 

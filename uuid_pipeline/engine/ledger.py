@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Entity, Store
@@ -181,8 +182,16 @@ def _part(kind: str, entity: Entity, assessment: int) -> sql.Composable:
 
 def require_unapproved(connection: Connection, assessment: int) -> None:
     """Raise RefusedError when an execution hangs on this assessment: its map is what a rollback needs."""
-    # The lease's row lock keeps an approval from coming between this look and the write.
-    sql.execute(connection, "SELECT FROM uuid_pipeline.lease FOR UPDATE")
+    # Keeps an approval from coming between this look and the write: it writes this row, and in REPEATABLE READ one
+    # that committed since the snapshot ends the statement. The lease's row is the writer's, who waits for nobody.
+    found = "SELECT FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s FOR UPDATE"
+    again = "To look again, begin with the first stage: uuid-pipeline plan (in the UI: the job plan)."
+    try:
+        sql.execute(connection, found, {"no": assessment})
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "40001":
+            raise
+        raise RefusedError(f"Assessment {assessment} was approved while this stage began. {again}") from error
     held = sql.scalar(
         connection,
         "SELECT execution_id FROM uuid_pipeline.executions WHERE assessment_no = %(no)s",
@@ -190,9 +199,18 @@ def require_unapproved(connection: Connection, assessment: int) -> None:
     )
     if held is not None:
         raise RefusedError(
-            f"Assessment {assessment} was approved as execution {held}, whose id map must stay as it is. "
-            "To look again, begin with the first stage: uuid-pipeline plan (in the UI: the job plan)."
+            f"Assessment {assessment} was approved as execution {held}, whose id map must stay as it is. {again}"
         )
+
+
+def keep_unchanged(connection: Connection, plan_id: str) -> None:
+    """Keep the stages of a plan's assessments from writing its map and plan anew until this transaction ends."""
+    sql.execute(
+        connection,
+        """UPDATE uuid_pipeline.assessments SET kind = kind
+           WHERE assessment_no IN (SELECT assessment_no FROM uuid_pipeline.plans WHERE plan_id = %(id)s)""",
+        {"id": plan_id},
+    )
 
 
 def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: int) -> sql.Composable:

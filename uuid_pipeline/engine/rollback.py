@@ -79,6 +79,20 @@ def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     return [wave for wave in moved if wave in chosen or wave.status == "rolling_back"]
 
 
+def documents_back(connection: Connection, store: Store, waves: Sequence[str]) -> int:
+    """How many documents have been given their old ids again in these waves, by the journal."""
+    roots = [root.name for root in store.roots]
+    return int(
+        sql.scalar(
+            connection,
+            """SELECT coalesce(sum(e.n::bigint), 0)
+               FROM uuid_pipeline.batches b CROSS JOIN jsonb_each_text(b.moved->'entities') e(entity, n)
+               WHERE b.direction = 'back' AND b.wave = ANY(%(waves)s) AND e.entity = ANY(%(roots)s)""",
+            {"waves": list(waves), "roots": roots},
+        )
+    )
+
+
 def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id: str, report: Report) -> list[Run]:
     """Give the rows of these waves their old ids again; finishes what an interrupted rollback began.
 

@@ -31,6 +31,11 @@ def subject(connection: Connection) -> ledger.Execution:
                 "the rest any more. To move what went back: uuid-pipeline run; to take back the rest: "
                 "uuid-pipeline rollback --all"
             )
+        if execution.status == "finalized":
+            raise RefusedError(
+                f"Execution {execution.execution_id} was finalized, and its state before is kept no longer to compare "
+                "with. What is new since: uuid-pipeline plan"
+            )
         if execution.status in ("rolling_back", "rolled_back"):
             break
     raise RefusedError("Nothing is migrated that could be validated. Run: uuid-pipeline run")

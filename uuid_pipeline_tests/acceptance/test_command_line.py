@@ -67,9 +67,15 @@ def test_run_moves_nothing_before_approval_and_everything_exactly_once_after_it(
     assert all(gate["passed"] for gate in planned.data["gates"])
     assert cycle.rows_of(incident) == before
 
+    unasked = command_line("migrate", "--json")
+    assert (unasked.code, planned.data["approve_with"] in unasked.data["error"]) == (1, True)
     approved = command_line("approve", planned.data["plan_id"], "--json")
     assert (approved.code, approved.data["plan_id"]) == (0, planned.data["plan_id"])
     assert cycle.rows_of(incident) == before
+    # Nothing has moved that could be finalized, and yet there is something to end first.
+    for verb in ("finalize", "drop-ledger"):
+        early = command_line(verb, "--yes", "--json")
+        assert (early.code, "uuid-pipeline cancel" in early.data["error"]) == (1, True), verb
 
     done = command_line("run", "--json")
     assert (done.code, done.data["status"]) == (0, "completed")
@@ -87,9 +93,13 @@ def test_run_moves_nothing_before_approval_and_everything_exactly_once_after_it(
     assert after == cycle.expected_rows(before)
     assert cycle.catalog_of(incident) == catalog
 
+    more = command_line("migrate", "--json")
+    assert (more.code, "is completed" in more.data["message"]) == (0, True)
     again = command_line("run", "--json")
     assert (again.code, again.data["nothing_to_do"]) == (0, True)
     assert "38 of 38" in again.data["message"]
+    more = command_line("migrate", "--json")
+    assert (more.code, "moves nothing" in more.data["message"]) == (0, True)
     assert cycle.rows_of(incident) == after
 
 

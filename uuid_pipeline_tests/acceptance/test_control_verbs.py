@@ -190,6 +190,8 @@ def test_finalize_and_drop_ledger_wait_for_quiet_and_for_each_other_and_leave_no
     assert any("no longer be rolled back" in line for line in done.data["consequences"])
     assert cycle.alias_triggers(incident) == []
     assert "drop-ledger" in done.data["message"]
+    late = command_line("validate", "--json")
+    assert (late.code, "was finalized" in late.data["error"]) == (1, True)
     assert command_line("drop-ledger", "--yes", "--json").code == 0
     assert cycle.run_sql(incident, "SELECT to_regnamespace('uuid_pipeline') IS NULL") == [(True,)]
     assert cycle.catalog_of(incident) == objects

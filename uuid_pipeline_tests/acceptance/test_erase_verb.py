@@ -56,7 +56,9 @@ def test_a_user_is_erased_after_looking_and_approving_and_nothing_of_ours_names_
     assert places() == set()
     assert not dump.exists()
     assert not any(one in looked.out + done.out + done.err for one in wanted)
-    assert command_line("rollback", "--all").code == 0
+    back = command_line("rollback", "--all", "--json")
+    left = len(before["documents"]) - looked.data["deleted"]["id_map_document_1"]
+    assert (back.code, f", {left} documents:" in back.data["message"]) == (0, True)
 
 
 def test_retention_says_what_is_due_and_removes_it_only_when_told(

@@ -91,6 +91,24 @@ def test_an_approved_assessment_is_not_looked_at_again_and_keeps_its_map(inciden
     assert maps(incident) == before
 
 
+@pytest.mark.begins("planned")
+def test_an_assessment_that_is_approved_while_one_of_its_stages_begins_keeps_its_map(
+    incident: Engine, other: Engine
+) -> None:
+    """The stage's snapshot is older than the approval, and shows none."""
+    plan = cycle.newest_plan(incident)
+    before = maps(incident)
+    stage = incident.connect().execution_options(isolation_level="REPEATABLE READ")
+
+    with stage as connection, connection.begin():
+        store = cycle.bound(connection, SPEC)
+        cycle.approve(other, SPEC, plan.plan_id)
+        with pytest.raises(RefusedError, match="was approved while this stage began"):
+            mapping.build(connection, store, plan.assessment_no)
+
+    assert maps(incident) == before
+
+
 @pytest.mark.begins("approved")
 @pytest.mark.parametrize("entity", ["document", "chunk"])
 def test_a_map_changed_behind_the_plans_back_moves_nothing(incident: Engine, entity: str) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,6 @@ TOOLS = tuple(installation.client_directories())
 def workshop(tmp_path: Path) -> Workshop:
     """A place for backups, with the wheel's programs and no other server."""
     return Workshop(tmp_path / "backups", TOOLS)
-
-
-@pytest.fixture(autouse=True)
-def hooks_forgotten() -> Iterator[None]:
-    yield
-    sync_points.clear()
 
 
 def bound(engine: Engine, spec: Spec = SPEC) -> Store:

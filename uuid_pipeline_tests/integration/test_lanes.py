@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +22,6 @@ JOURNAL = """
 SELECT first_ordinal, last_ordinal, count(*) FROM uuid_pipeline.batches WHERE direction = '{}' GROUP BY 1, 2 ORDER BY 1
 """
 ONCE_EACH = [(ordinal, ordinal, 1) for ordinal in range(1, 39)]
-
-
-@pytest.fixture(autouse=True)
-def points() -> Iterator[None]:
-    yield
-    sync_points.clear()
 
 
 @dataclass

@@ -4,11 +4,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import lease, migration, rollback
+from uuid_pipeline.engine import inventory, lease, migration, rollback, sync_points
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import load_spec
@@ -43,6 +44,42 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(incident: Engine, 
 
     assert cycle.rows_of(incident) == before
     assert cycle.migrate(incident, SPEC, canary).documents == 5
+
+
+# As the first stage of another plan leaves it.
+COPY_OF_ASSESSMENT = """
+INSERT INTO uuid_pipeline.assessments (run_id, spec_digest, catalog_digest, profile)
+SELECT 'another', spec_digest, catalog_digest, profile FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s
+"""
+
+
+@pytest.mark.begins("approved")
+def test_a_plan_is_made_in_the_middle_of_a_batch_and_neither_waits_for_the_other(
+    incident: Engine, other: Engine
+) -> None:
+    [canary, *_] = cycle.waves_of(incident, cycle.newest_execution(incident))
+    made: list[str] = []
+
+    def plan() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            made.append(thread.submit(cycle.assess_and_plan, other, SPEC).result(timeout=60).plan_id)
+
+    sync_points.on("moved", plan)
+
+    assert cycle.migrate(incident, SPEC, canary).documents == 5
+    assert len(made) == 1
+
+
+@pytest.mark.begins("approved")
+def test_a_run_goes_on_while_an_inventory_is_taken(incident: Engine, other: Engine) -> None:
+    [canary, *_] = cycle.waves_of(incident, cycle.newest_execution(incident))
+    assessed = cycle.newest_plan(incident).assessment_no
+    cycle.run_sql(incident, COPY_OF_ASSESSMENT, no=assessed)
+    looking = other.connect().execution_options(isolation_level="REPEATABLE READ")
+
+    with looking as connection, connection.begin():
+        inventory.take(connection, cycle.bound(connection, SPEC), assessed + 1)
+        assert cycle.migrate(incident, SPEC, canary).documents == 5
 
 
 @pytest.mark.begins("approved")

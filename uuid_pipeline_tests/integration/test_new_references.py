@@ -1,6 +1,6 @@
 """A foreign key that the application makes while a run writes: its rows are never left dangling."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine
@@ -23,12 +23,6 @@ DANGLING = """
 SELECT count(*) FROM upload_pipeline.ratings r
 WHERE NOT EXISTS (SELECT FROM upload_pipeline.documents d WHERE d.document_id = r.document_id)
 """
-
-
-@pytest.fixture(autouse=True)
-def points() -> Iterator[None]:
-    yield
-    sync_points.clear()
 
 
 def make_after(engine: Engine, commits: int) -> None:

@@ -1,6 +1,6 @@
 """Rehearsals: there and back on a restored copy, the store itself left alone; red when anything differs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -30,12 +30,10 @@ Rehearse = Callable[..., Rehearsal]
 
 
 @pytest.fixture(autouse=True)
-def hooks_forgotten() -> Iterator[None]:
+def every_check_made() -> None:
     from uuid_pipeline.definitions import defs
 
     assert defs is not None  # importing it makes every check
-    yield
-    sync_points.clear()
 
 
 @pytest.fixture

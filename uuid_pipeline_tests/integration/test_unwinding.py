@@ -1,7 +1,6 @@
 """Rollback where merges and rows of several documents meet: the batches are undone one by one, the last first."""
 
 import uuid
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
@@ -46,12 +45,6 @@ batch_rows: 5
 waves: {{canary: 4, recent: 6, remaining: 25}}
 """
 FOREIGN_KEYS = (("cites", "src"), ("cites", "dst"), ("docs", "other"))
-
-
-@pytest.fixture(autouse=True)
-def points() -> Iterator[None]:
-    yield
-    sync_points.clear()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """What a verb answers when it fails: one JSON object in any case, an exit code, and no password."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -42,6 +44,32 @@ def test_every_failure_is_one_json_object_with_an_error_and_an_exit_code(
     assert said["exit_code"] == code
     assert said["found"] == 3
     assert said["error"]
+
+
+def test_a_spec_below_a_directory_that_is_gone_is_one_json_object_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UUID_PIPELINE_SPEC", "set, so that it is as before after the test")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+
+    with pytest.raises(typer.Exit) as ended:
+        answer_with(lambda _: None, as_json=True, spec=Path("spec.yaml"))
+
+    assert ended.value.exit_code == 2
+    assert "current directory is gone" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_locale_that_lacks_a_character_of_the_answer_changes_no_exit_code_and_no_json() -> None:
+    program = "from uuid_pipeline.cli.start import main; main()"
+    command = [sys.executable, "-c", program, "verify-bundle", "--json", "für … Łódź"]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+
+    done = subprocess.run(command, capture_output=True, env=latin, check=False)
+
+    assert done.returncode == 2, done.stderr
+    assert "für … Łódź" in json.loads(done.stdout)["error"]
+    assert "für \\u2026 \\u0141ód\\u017a".encode("latin-1") in done.stderr
 
 
 def test_the_trace_of_a_fault_of_ours_goes_to_stderr_without_the_password(

@@ -1,5 +1,6 @@
 """A request to end reaches the verb wherever it comes: exit code 130, and soon."""
 
+import json
 import os
 import signal
 import subprocess
@@ -115,9 +116,9 @@ def test_a_request_that_comes_while_the_verbs_are_still_loaded_is_answered_as_an
     # Typer is among what is loaded; whoever asks for it now has the signal come in the middle.
     program += "sys.meta_path.insert(0, type('Asks', (), {'find_spec': staticmethod(lambda name, *_: "
     program += f"os.kill(os.getpid(), {int(asked)}) if name == 'typer' else None)}})); start.main()"
-    code, err = code_of(
-        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=subprocess.PIPE, text=True)
-    )
+    command = [sys.executable, "-c", program, "status", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
 
-    assert code == 130
-    assert err == "Error: Interrupted before anything was begun.\n"
+    assert done.returncode == 130
+    assert json.loads(done.stdout) == {"error": "Interrupted before anything was begun.", "exit_code": 130}
+    assert done.stderr == "Error: Interrupted before anything was begun.\n"

@@ -47,6 +47,27 @@ def test_several_urls_are_cleaned_at_once_and_none_is_no_url() -> None:
     assert found == "a:*** b:***"
 
 
+@pytest.mark.parametrize("secret", ["b", "us"])
+def test_a_short_password_is_taken_out_where_it_stands_by_itself_and_leaves_words_readable(secret: str) -> None:
+    found = without_secrets(f"must be postgresql://me:{secret}@h/d", f"mysql://me:{secret}@h/d")
+
+    assert found == "must be postgresql://me:***@h/d"
+
+
+def test_a_path_below_a_directory_that_is_gone_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for name, absolute in (("HOME", "SPEC"), ("SPEC", "HOME")):
+        monkeypatch.setenv(f"UUID_PIPELINE_{name}", "relative")
+        monkeypatch.setenv(f"UUID_PIPELINE_{absolute}", str(tmp_path / "there"))
+        with pytest.raises(UsageError, match="current directory is gone"):
+            read_settings()
+    monkeypatch.setenv("UUID_PIPELINE_SPEC", str(tmp_path / "spec.yaml"))
+    assert read_settings().home == tmp_path / "there"
+
+
 def test_text_without_a_secret_stays_as_it_is() -> None:
     assert without_secrets("nothing here", "postgresql://me@db.example/app", None) == "nothing here"
 
