@@ -101,6 +101,8 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     for entity in store.entities:
         if entity.parent is not None:
             locks.hold_children(connection, store, entity, plan, direction)
+            if direction is BACK:
+                locks.hold_departed(connection, store, entity, plan)
             aside.forget_departed(connection, store, entity, plan, direction)
             if direction is FORWARD:
                 derive_arrivals(connection, store, entity, plan)
@@ -239,6 +241,15 @@ AND age({row}.xmin) NOT IN
 def written_since(alias: str) -> sql.Composable:
     """Whether the application wrote the row of this alias since the execution's first snapshot, as a condition."""
     return sql.compose(_WRITTEN_SINCE, row=sql.name(alias))
+
+
+def found_written(connection: Connection, execution_id: str) -> bool:
+    """Whether batches met rows that the application had written: once they are moved, they show our write alone."""
+    statement = """SELECT EXISTS (SELECT FROM uuid_pipeline.batches b
+                                  CROSS JOIN LATERAL jsonb_each_text(b.moved->'touched') AS t(place, rows)
+                                  WHERE b.execution_id = %(id)s AND t.rows::bigint > 0)
+                       OR EXISTS (SELECT FROM uuid_pipeline.unmoved WHERE execution_id = %(id)s)"""
+    return bool(sql.scalar(connection, statement, {"id": execution_id}))
 
 
 def _before(

@@ -192,11 +192,13 @@ def _recompute(
     """Recompute these rows from their raw columns."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
+    live = batch.found_written(connection, span.execution_id)
     for rows in _raw_rows(connection, entity, span, places):
         for key, mapped, rewritten, back, *raw in rows:
             target = None if None in raw else target_of(raw)
-            # Identity that the application edited after the move is due for the next plan, not wrong.
-            if rewritten and target != mapped:
+            # Identity that the application edited after the move is due for the next plan, not wrong. Where it wrote
+            # rows before our batches came, ours may have been the last to write this one too: to its parent's id.
+            if (rewritten or live) and target != mapped:
                 continue
             said = f"{entity.name} {key} should be {target}"
             if target == key:

@@ -90,7 +90,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.unmoved (
     old_id text NOT NULL,
     -- busy and locked rows are taken up again; the others wait for the next plan.
     reason text NOT NULL CHECK (reason IN ('gone', 'changed', 'taken', 'busy', 'locked')),
-    PRIMARY KEY (execution_id, entity, old_id)
+    -- A sweep may meet a row once more that an earlier wave did not find.
+    PRIMARY KEY (wave, entity, old_id)
 );
 
 CREATE TABLE IF NOT EXISTS uuid_pipeline.gates (

@@ -244,6 +244,32 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
     )
 
 
+def hold_departed(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
+    """Going back, lock the batch's own rows that the application has given to other parents since, too.
+
+    Those may be in no batch, or in one that has gone back already: this is the only one that knows the rows' old ids.
+    """
+    sql.execute(connection, _departed_statement(store, entity.name, plan.assessment_no), plan.values)
+
+
+@sql.composed_once
+def _departed_statement(store: Store, name: str, assessment_no: int) -> sql.Composable:
+    entity, held = store.entity(name), held_of(store, name)
+    return sql.compose(
+        """INSERT INTO {held} (at, ordinal, key, {value})
+           SELECT t.ctid, m.ordinal, t.{key}, m.old_id FROM {map} m JOIN {table} t ON t.{key} = m.new_id
+           WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge' AND {not_aside}
+             AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.new_id)
+           ORDER BY m.ordinal FOR UPDATE OF t""",
+        held=held.relation,
+        value=held.value(entity.key),
+        key=sql.name(entity.key),
+        map=map_part(name, assessment_no),
+        table=held.table,
+        not_aside=sql.Text(NOT_ASIDE),
+    )
+
+
 def hold_references(connection: Connection, store: Store) -> None:
     """Lock every row that refers to an id which the batch changes; all entities' held rows are known by now."""
     for index, held in enumerate(held_tables(store)):

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import (
+    batch,
     deletions,
     ledger,
     retrieval_asking,
@@ -19,7 +20,7 @@ from uuid_pipeline.engine.deletions import Deletions
 from uuid_pipeline.engine.retrieval_asking import Asker, Subject
 from uuid_pipeline.engine.retrieval_comparison import Before
 from uuid_pipeline.engine.retrieval_sights import Sampled, Seen, Sight
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.store import Entity, Store
 
 
 @dataclass
@@ -140,6 +141,7 @@ def _losses(
         if was is not None and was.chunks is not None and sight.now is not None and was.chunks > (sight.chunks or 0)
     }
     _merged_chunks(connection, store, execution_id, fewer, judged, verdict)
+    _chunks_elsewhere(connection, store, execution_id, fewer, verdict)
     main, below = store.main.table, [way.table for way in retrieval_query.ways_to_children(store)]
     ways = [(gone, [main], "has no row under its target id, and nobody is seen to have deleted it")]
     ways.append((fewer, below, "has fewer chunks than before, and nobody is seen to have deleted them"))
@@ -193,6 +195,102 @@ def _merged_chunks(
         if ordinals[document] in twins:
             verdict.excluded[document] = "a merge archived chunks of it"
             del fewer[document]
+
+
+# Ids that a row of the plan's inventory may have by now: a hop each time that a batch found it below another parent.
+_GONE = """
+WITH RECURSIVE former (document, origin, id, hops) AS (
+    SELECT {root}.key, i.key, i.key, 0 FROM {inventory} i {parents}
+    WHERE i.assessment_no = %(plan)s AND {root}.key = ANY(%(documents)s::{type}[])
+    UNION ALL
+    SELECT f.document, f.origin, m.new_id, f.hops + 1
+    FROM former f JOIN {map} m ON m.old_id = f.id AND m.new_id <> f.id
+    WHERE m.assessment_no = ANY(%(maps)s) AND f.hops < 4),
+there AS (SELECT f.document, f.origin, bool_or(t.{key} IS NOT NULL) AS found
+          FROM former f LEFT JOIN {table} t ON t.{key} = f.id GROUP BY 1, 2)
+SELECT document::text AS document, count(*) FILTER (WHERE NOT found) AS gone FROM there GROUP BY 1
+"""
+
+
+def _chunks_elsewhere(
+    connection: Connection, store: Store, execution_id: str, fewer: dict[str, int], verdict: Verdict
+) -> None:
+    """Chunks that are there, below another document: the application gave them away, since no batch does.
+
+    Only where it is known to have written, and the plan's inventory still says whose they were.
+    """
+    tables = [way.table.oid for way in retrieval_query.ways_to_children(store)]
+    entities = [entity for entity in store.entities if entity.table.oid in tables]
+    if not fewer or len(entities) != len(tables) or not _wrote(connection, execution_id, entities):
+        return
+    gone = dict.fromkeys(fewer, 0)
+    for entity in entities:
+        found = _gone(connection, store, entity, execution_id, sorted(fewer))
+        for document, missing in fewer.items():
+            # One that the inventory does not know had no such rows, or their inventory is gone: nothing is excused.
+            gone[document] += found.get(document, missing)
+    for document in list(fewer):
+        fewer[document] = min(fewer[document], gone[document])
+        if not fewer[document]:
+            verdict.excluded[document] = "the application gave chunks of it to other documents"
+            del fewer[document]
+
+
+def _wrote(connection: Connection, execution_id: str, entities: Sequence[Entity]) -> bool:
+    """Whether the application wrote rows of these tables, before our batch took them or since."""
+    if batch.found_written(connection, execution_id):
+        return True
+    sql.execute(connection, "SELECT pg_current_xact_id()")  # age() counts from it
+    values = {"execution": execution_id, "snapshot": ledger.first_snapshot(connection, execution_id)}
+    return any(
+        sql.scalar(
+            connection,
+            sql.compose(
+                "SELECT EXISTS (SELECT FROM {table} t WHERE {written})",
+                table=sql.table(entity.table.schema, entity.table.name),
+                written=batch.written_since("t"),
+            ),
+            values,
+        )
+        for entity in entities
+    )
+
+
+def _gone(
+    connection: Connection, store: Store, entity: Entity, execution_id: str, documents: list[str]
+) -> dict[str, int]:
+    """Of each document how many rows that the plan saw below it are under no id any more that they may have had."""
+    parents, below = list[sql.Composable](), "i"
+    at = entity
+    while at.parent is not None and store.entity(at.parent) != store.main:
+        at = store.entity(at.parent)
+        parents.append(_inventory_above(at, below, f"i{at.level}"))
+        below = f"i{at.level}"
+    parents.append(_inventory_above(store.main, below, "d"))
+    statement = sql.Text(_GONE).format(
+        root=sql.name("d"),
+        inventory=ledger.inventory_table(entity),
+        parents=sql.join(" ", parents),
+        type=sql.Text(store.main.key_type),
+        map=ledger.map_table(entity),
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+    )
+    values = {
+        "plan": ledger.execution(connection, execution_id).assessment_no,
+        "maps": [wave.assessment_no for wave in ledger.waves(connection, execution_id)],
+        "documents": documents,
+    }
+    return {row.document: int(row.gone) for row in sql.rows(connection, statement, values)}
+
+
+def _inventory_above(entity: Entity, below: str, alias: str) -> sql.Composable:
+    return sql.compose(
+        "JOIN {inventory} {alias} ON {alias}.assessment_no = %(plan)s AND {alias}.key = {below}.parent_key",
+        inventory=ledger.inventory_table(entity),
+        alias=sql.name(alias),
+        below=sql.name(below),
+    )
 
 
 def _of_clusters(connection: Connection, store: Store, execution_id: str, ordinals: set[int]) -> set[int]:
@@ -265,7 +363,7 @@ def _neighbours(
     for sight, was in judged:
         known = was is not None and was.neighbours is not None and sight.owner in seen.owners
         changed += known and (sight, was) not in compared and not (was and _lost(sight, was))
-    live, other = _written_before_batches(connection, execution_id), 0
+    live, other = batch.found_written(connection, execution_id), 0
     for sight, was in compared:
         assert was is not None
         same = retrieval_comparison.same_neighbours(was, sight, targets)
@@ -284,15 +382,6 @@ def _neighbours(
         )
     if changed:
         verdict.notes.append(f"neighbours of {changed} not compared: their owners' rows changed since")
-
-
-def _written_before_batches(connection: Connection, execution_id: str) -> bool:
-    """Whether the application wrote rows that we then moved: the rows themselves show our write alone."""
-    statement = """SELECT EXISTS (SELECT FROM uuid_pipeline.batches b
-                                  CROSS JOIN LATERAL jsonb_each_text(b.moved->'touched') AS t(place, rows)
-                                  WHERE b.execution_id = %(id)s AND t.rows::bigint > 0)
-                       OR EXISTS (SELECT FROM uuid_pipeline.unmoved WHERE execution_id = %(id)s)"""
-    return bool(sql.scalar(connection, statement, {"id": execution_id}))
 
 
 def _targets(connection: Connection, store: Store, execution_id: str, compared: Judged) -> dict[str, str]:

@@ -74,6 +74,11 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
         )
         sql.execute(connection, unseen, {"seen": seen})
         sql.execute(connection, sql.compose("ALTER TABLE {due} ADD PRIMARY KEY (key)", due=due(entity)))
+    _find_parents(connection, store)
+    _leave_aside(connection, store, wave.execution_id)
+
+
+def _find_parents(connection: Connection, store: Store) -> None:
     for entity in reversed(store.entities):
         if entity.parent is not None:
             parents = sql.compose(
@@ -86,6 +91,29 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
                 key=sql.name(entity.key),
             )
             sql.execute(connection, parents)
+
+
+def _leave_aside(connection: Connection, store: Store, execution_id: str) -> None:
+    """What a wave set aside waits for its own wave or for the next plan, whatever was written below it meanwhile."""
+    for entity in store.entities:
+        if entity.parent is None:
+            leave = sql.compose(
+                """DELETE FROM {due} d USING uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s
+                   AND u.entity = %(entity)s AND u.reason <> 'gone' AND u.old_id = d.key::text""",
+                due=due(entity),
+            )
+        else:
+            # Every row that is due has its parent beside it, but where that was left just now.
+            leave = sql.compose(
+                """DELETE FROM {due} d USING {table} t WHERE t.{key} = d.key AND t.{parent} IS NOT NULL
+                   AND NOT EXISTS (SELECT FROM {parents} p WHERE p.key = t.{parent})""",
+                due=due(entity),
+                table=sql.table(entity.table.schema, entity.table.name),
+                key=sql.name(entity.key),
+                parent=sql.name(entity.parent_column or ""),
+                parents=due(store.entity(entity.parent)),
+            )
+        sql.execute(connection, leave, {"execution": execution_id, "entity": entity.name})
 
 
 def later_arrivals(connection: Connection, store: Store, execution_id: str) -> dict[str, int]:

@@ -22,6 +22,42 @@ def upload(engine: Engine) -> str:
     return document
 
 
+# Between two waves: a chunk of a document that has moved, to one that has not, with or without another place there.
+GIVE = """
+UPDATE upload_pipeline.document_chunks SET document_id = %(to)s::uuid, chunk_ord = chunk_ord + %(further)s
+WHERE chunk_id = %(chunk)s::uuid
+"""
+
+
+@pytest.mark.parametrize("further", [50, 0], ids=["a place of its own", "the place of another chunk"])
+def test_a_chunk_that_the_application_gives_away_between_two_waves_makes_no_gate_red(
+    incident: Engine, further: int
+) -> None:
+    """The batch of the document that has it now writes it last; in another's place it can have no target id."""
+    cycle.run_sql(
+        incident,
+        """ALTER TABLE upload_pipeline.document_chunks
+           DROP CONSTRAINT document_chunks_document_id_chunker_name_chunker_version_ch_key""",
+    )
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    cycle.migrate_waves(incident, SPEC, slice(1))
+    [(chunk, to)] = cycle.run_sql(
+        incident,
+        """SELECT c.chunk_id::text, o.document_id::text FROM uuid_pipeline.id_map_document m
+           JOIN upload_pipeline.document_chunks c ON c.document_id = m.new_id
+           JOIN upload_pipeline.document_chunks o USING (chunker_name, chunker_version, chunk_ord)
+           JOIN uuid_pipeline.id_map_document later ON later.old_id = o.document_id AND later.ordinal > 5
+           WHERE m.ordinal <= 5 ORDER BY 1, 2 LIMIT 1""",
+    )
+    cycle.run_sql(incident, GIVE, chunk=chunk, to=to, further=further)
+
+    cycle.migrate_all(incident, SPEC, execution)
+
+    cycle.assert_green(cycle.validate(incident, SPEC))
+    stayed = "SELECT count(*) FROM upload_pipeline.document_chunks WHERE chunk_id = %(chunk)s"
+    assert cycle.run_sql(incident, stayed, chunk=chunk) == [(0 if further else 1,)]
+
+
 @pytest.mark.begins("planned")
 def test_a_document_that_comes_after_the_plan_is_swept_and_the_whole_is_proven(incident: Engine) -> None:
     plan = cycle.newest_plan(incident)

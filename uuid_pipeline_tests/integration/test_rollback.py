@@ -128,10 +128,43 @@ def test_rows_that_the_application_deleted_since_stay_deleted(incident: Engine, 
     }
 
 
-@pytest.mark.parametrize("later", [True, False], ids=["to a later batch", "to an earlier batch"])
-def test_a_chunk_given_to_another_document_since_leaves_no_reference_dangling(incident: Engine, later: bool) -> None:
+# A document that no plan knows, as an application that has learned the rule writes it.
+RECEIVER = """
+INSERT INTO upload_pipeline.documents (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+SELECT gen_random_uuid(), user_id, 'new.pdf', 'application/pdf', 1, repeat('ab', 32), 'storage://new'
+FROM upload_pipeline.documents LIMIT 1 RETURNING document_id
+"""
+
+
+@pytest.mark.parametrize("spec", [SPEC, ONE_BY_ONE], ids=["in one batch a wave", "one document a batch"])
+def test_a_chunk_given_to_a_document_of_no_plan_has_its_old_id_again_and_so_has_what_refers_to_it(
+    incident: Engine, spec: Spec
+) -> None:
     with incident.begin() as connection:
         add_vector_buffer(connection)
+    before = {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]}
+    cycle.run_all(incident, spec)
+    [(receiver,)] = cycle.run_sql(incident, RECEIVER)
+    [(chunk,)] = cycle.run_sql(incident, "SELECT min(chunk_id::text) FROM upload_pipeline.document_chunks")
+    give = "UPDATE upload_pipeline.document_chunks SET document_id = %(to)s WHERE chunk_id = %(id)s"
+    cycle.run_sql(incident, give, id=chunk, to=receiver)
+
+    cycle.roll_back(incident, spec)
+
+    after = cycle.rows_of(incident)["document_chunks"]
+    assert {row["chunk_id"] for row in after} == before
+    # The id that it had meanwhile goes on to mean it.
+    [own] = [row["chunk_id"] for row in after if row["document_id"] == str(receiver)]
+    assert cycle.run_sql(incident, "SELECT uuid_pipeline.resolve_chunk(%(id)s)::text", id=chunk) == [(own,)]
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["to a later batch", "to an earlier batch"])
+def test_a_chunk_given_to_another_document_since_has_its_old_id_again_and_leaves_no_reference_dangling(
+    incident: Engine, later: bool
+) -> None:
+    with incident.begin() as connection:
+        add_vector_buffer(connection)
+    before = {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]}
     cycle.run_all(incident, ONE_BY_ONE)
     chunks = cycle.run_sql(
         incident,
@@ -149,6 +182,12 @@ def test_a_chunk_given_to_another_document_since_leaves_no_reference_dangling(in
         SELECT count(*) FROM upload_pipeline.document_vector_buffer b
         WHERE NOT EXISTS (SELECT FROM upload_pipeline.document_chunks c WHERE c.chunk_id = b.chunk_id)"""
     assert cycle.run_sql(incident, dangling) == [(0,)]
+    assert {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]} == before
+    [(given_id,)] = cycle.run_sql(
+        incident, "SELECT chunk_id::text FROM upload_pipeline.document_chunks WHERE chunk_ord >= 50"
+    )
+    resolved = cycle.run_sql(incident, "SELECT uuid_pipeline.resolve_chunk(%(id)s)::text", id=given[0])
+    assert resolved == [(given_id,)]
 
 
 @pytest.mark.begins("migrated")

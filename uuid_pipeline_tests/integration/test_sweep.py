@@ -183,6 +183,48 @@ def test_triggers_that_fire_look_names_up_where_the_session_does_also_where_docu
     assert cycle.rows_of(store) == cycle.expected_rows(before)
 
 
+# What happens to a document between approval and its wave, so that it is left alone for the reason named.
+REASONS = {
+    "taken": """INSERT INTO upload_pipeline.documents
+                SELECT (jsonb_populate_record(d, jsonb_build_object('document_id', %(target)s::text,
+                                                                    'file_sha256', upper(file_sha256)))).*
+                FROM upload_pipeline.documents d WHERE document_id = %(old)s::uuid""",
+    "changed": """UPDATE upload_pipeline.documents SET file_sha256 = repeat('ef', 32)
+                  WHERE document_id = %(old)s::uuid""",
+    "busy": """INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state)
+               VALUES (gen_random_uuid(), %(old)s::uuid, 'working')""",
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_document_that_was_set_aside_is_left_by_the_sweeps_too_whatever_is_written_below_it(
+    store: Engine, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    for pauses in ("RETAKE_SECONDS", "SWEEP_RETAKE_SECONDS", "LOCKED_RETAKE_SECONDS"):
+        monkeypatch.setattr(migration, pauses, (0.1,))
+    document = SPEC.entities["document"].model_copy(update={"busy": WORKING})
+    spec = cycle.spec_with(entities=SPEC.entities | {"document": document})
+    cycle.run_sql(store, "UPDATE upload_pipeline.upload_jobs SET state = 'done'")
+    execution = cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
+    first = "SELECT old_id::text, new_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 1"
+    [(old, target)] = cycle.run_sql(store, first)
+    values = {"old": old, "target": target} if reason == "taken" else {"old": old}
+    cycle.run_sql(store, REASONS[reason], **values)
+    *planned, sweep, _ = cycle.all_waves_of(store, execution)
+    for wave in planned:
+        run_wave(store, spec, wave)
+    assert unmoved(store) == {(old, reason)}
+    late = new_ids()["chunk"]
+    cycle.run_sql(store, CHUNK, document=old, chunk=late)
+
+    run_wave(store, spec, sweep)
+
+    assert unmoved(store) == {(old, reason)}
+    rows = cycle.rows_of(store)
+    assert old in {row["document_id"] for row in rows["documents"]}
+    assert late in {row["chunk_id"] for row in rows["document_chunks"]}
+
+
 def test_busy_documents_wait_until_the_end_of_the_wave_or_the_sweep_or_the_next_run_and_are_never_lost(
     store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
