@@ -66,6 +66,16 @@ def holder(connection: Connection) -> Holder | None:
     return Holder(row.holder, row.run_id, row.renewed_at, row.alive) if row.holder else None
 
 
+def require_none(connection: Connection) -> None:
+    """Raise RefusedError while somebody writes: what a plan is made of would move before it is made."""
+    writer = holder(connection)
+    if writer is not None and writer.alive:
+        raise RefusedError(
+            f"Refused: {writer.holder} (run {writer.run_id}) is writing to this store, and a plan would be of rows "
+            "that move meanwhile. Wait until it has ended (uuid-pipeline status), then plan."
+        )
+
+
 @contextmanager
 def held(engine: Engine, run_id: str) -> Iterator[tuple[Connection, Lease]]:
     """A connection that holds the store's lease while the block runs. Raises RefusedError as :func:`acquire` does."""

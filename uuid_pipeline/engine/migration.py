@@ -139,10 +139,10 @@ class Tally:
 
     def say(self, note: str) -> None:
         done = self.rows.values()
-        seconds = time.monotonic() - self.started
-        self.report(
-            Progress(self.wave.wave, self.documents, self.wave.documents, sum(done), self.batches, seconds, note)
-        )
+        seconds, total = time.monotonic() - self.started, self.wave.documents
+        # A sweep's ordinals have gaps, where it left clusters to the next plan.
+        documents = min(self.documents, total)
+        self.report(Progress(self.wave.wave, documents, total, sum(done), self.batches, seconds, note))
 
     def run(self, dead_run: str | None) -> Run:
         seconds = time.monotonic() - self.started

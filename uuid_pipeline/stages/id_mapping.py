@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import approach, gates, mapping, redaction
+from uuid_pipeline.engine import approach, gates, lease, mapping, redaction
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
 from uuid_pipeline.stages.session import StoreResource
@@ -22,6 +22,7 @@ def id_mapping(context: dg.AssetExecutionContext, store: StoreResource) -> dg.Ma
     with store.open() as (engine, bound):
         number = require_stages(engine, gates.PLANNING_STAGES[:3], "id_mapping", context.run.run_id).assessment_no
         with engine.begin() as connection:
+            lease.require_none(connection)
             mapping.build(connection, bound, number, kinds=approach.wave_kinds(bound.spec.strategy))
             moves = mapping.moves(connection, bound, number)
             merges = mapping.merges(connection, bound, number)
