@@ -212,8 +212,13 @@ def orphans(connection: Connection, store: Store) -> dict[str, int]:
 
 
 def dangling(connection: Connection, store: Store) -> dict[str, int]:
-    """Of the references by foreign key those with rows whose entity row does not exist, and how many."""
-    found = _counted(connection, store, [r for r in store.references if r.foreign_key is not None])
+    """Of the foreign keys that the server vouches for those with rows whose entity row does not exist, and how many.
+
+    One that is not validated, or not enforced, says nothing of what a row may hold.
+    """
+    keys = {(key.table_schema, key.table, key.name) for key in store.catalog.foreign_keys if key.validated}
+    vouched = [r for r in store.references if (r.table.schema, r.table.name, r.foreign_key) in keys]
+    found = _counted(connection, store, vouched)
     return {name: count for name, count in found.items() if count}
 
 

@@ -190,6 +190,33 @@ def test_a_chunk_given_to_another_document_since_has_its_old_id_again_and_leaves
     assert resolved == [(given_id,)]
 
 
+NOT_VALID = """
+ALTER TABLE upload_pipeline.upload_jobs DROP CONSTRAINT upload_jobs_document_id_fkey,
+    ADD CONSTRAINT upload_jobs_document_id_fkey FOREIGN KEY (document_id) REFERENCES upload_pipeline.documents NOT VALID
+"""
+
+
+def test_a_row_that_dangles_by_a_key_which_the_server_does_not_vouch_for_is_no_fault_of_a_rollback(
+    incident: Engine,
+) -> None:
+    cycle.run_sql(incident, NOT_VALID)
+    cycle.run_all(incident, SPEC)
+    nowhere = str(uuid.uuid4())
+    with cycle.session(incident) as application:
+        application.execute("SET LOCAL session_replication_role = replica")
+        application.execute(
+            "UPDATE upload_pipeline.upload_jobs SET document_id = %s WHERE job_id = (SELECT min(job_id::text)::uuid "
+            "FROM upload_pipeline.upload_jobs)",
+            [nowhere],
+        )
+        application.commit()
+
+    cycle.roll_back(incident, SPEC)
+
+    assert nowhere in {row["document_id"] for row in cycle.rows_of(incident)["upload_jobs"]}
+    assert status_of(incident) == ["rolled_back"]
+
+
 @pytest.mark.begins("migrated")
 def test_after_a_rollback_the_store_can_be_migrated_again(incident: Engine, before: cycle.Rows) -> None:
     first = cycle.newest_execution(incident)
