@@ -253,8 +253,13 @@ def test_a_misspelt_command_is_one_json_object_too(command_line: CommandLine, ar
     assert (refused.code, refused.data["exit_code"]) == (2, 2)
     assert said in refused.data["error"]
     assert said in refused.err
-    without = command_line.process(*[word for word in arguments if word != "--json"])
-    assert (without.code, without.out) == (2, "")
+
+
+def test_a_misspelt_command_of_a_person_says_nothing_on_stdout(command_line: CommandLine) -> None:
+    refused = command_line.process("rum")
+
+    assert (refused.code, refused.out) == (2, "")
+    assert "No such command 'rum'" in refused.err
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
