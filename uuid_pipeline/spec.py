@@ -27,7 +27,10 @@ MOST_DAYS = 36_500
 MOST_HOURS = 24 * MOST_DAYS
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
-Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_-]+|[^@\s:]+@[^@\s:]+\.[^@\s:.]+)$")]
+# What Dagster takes for an owner: a team, or an address as it reads one.
+Owner = Annotated[
+    str, Field(pattern=r"^(team:[A-Za-z0-9_-]+|[A-Za-z0-9._%+-]+@[A-Za-z0-9][A-Za-z0-9.-]*\.[A-Za-z]{2,7})$")
+]
 BackupMode = Literal["dump", "attested", "none"]
 Personal = Literal["owner", "title", "natural_key"]
 PERSONAL: tuple[Personal, ...] = get_args(Personal)

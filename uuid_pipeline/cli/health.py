@@ -70,7 +70,10 @@ def _show_newest(engine: Engine, answer: Answer, prometheus: Path | None) -> Non
     with engine.begin() as connection:
         tick = history.newest(connection) if ledger.exists(connection) else None
     if tick is None:
-        raise RefusedError("Nobody has looked at this store's health yet. Run: uuid-pipeline health")
+        raise RefusedError(
+            "No look at this store's health is on record (none yet, or all older than retention keeps). "
+            "Run: uuid-pipeline health"
+        )
     if prometheus is not None:
         metrics.write(engine, prometheus)
         answer.data["prometheus"] = str(prometheus)

@@ -162,7 +162,12 @@ def next_step(
         return "wait for the run that is at work"
     if ledger.rolling_back(connection):
         return "uuid-pipeline run, or uuid-pipeline rollback --all: a rollback is not finished"
-    return _go_on(connection, open_one) if open_one is not None else _begin(connection, executions, plan)
+    if open_one is None:
+        return _begin(connection, executions, plan)
+    superseding = plan is not None and plan.assessment_no > open_one.assessment_no and not plan.nothing_to_do
+    if open_one.status == "approved" and plan is not None and superseding:
+        return f"{plan.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
+    return _go_on(connection, open_one)
 
 
 def _begin(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:

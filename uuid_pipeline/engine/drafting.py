@@ -254,6 +254,8 @@ def _entity(
         spec = EntitySpec(table=table.name, key=key, identity=":".join(f"{{{c}}}" for c in columns), parent=parent)
     except ValidationError:
         return None  # a name that an identity cannot spell
+    if spec.template.fields != tuple(columns):
+        return None  # braces of a name, which an identity reads as its own
     describe = _describe(table, key) if parent is None else {}
     name = _entity_name(table.name, proposed)
     return ProposedEntity(name, table, key, spec, None, (), describe, table_choices.referring(catalog, table))

@@ -114,6 +114,8 @@ def _erase(connection: Connection, store: Store, user: str) -> Erasure:
             deleted[table.name] = gone
         if changed := _replace_values(connection, table, ids):
             replaced[table.name] = changed
+    if any(name.startswith("archive_") for name in deleted):
+        consequences += ("rows of this user that merging archived can then no longer be brought back",)
     return Erasure(documents, ids, deleted, replaced, consequences)
 
 
@@ -135,14 +137,6 @@ def _consequences(connection: Connection, store: Store) -> Iterator[str]:
                 f"{lost} documents of execution {execution.execution_id} ({execution.status}) can then no longer be "
                 "rolled back, and their old ids no longer resolve; its validation cannot be repeated"
             )
-    archived = [row.relname for row in sql.rows(connection, _ARCHIVES)]
-    if archived:
-        yield "rows of this user that merging archived can then no longer be brought back"
-
-
-_ARCHIVES = r"""
-SELECT relname FROM pg_class WHERE relnamespace = 'uuid_pipeline'::regnamespace AND relname LIKE 'archive\_%%'
-"""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def of_newest_moved(connection: Connection) -> Subject:
     )
     if found is None:
         raise RefusedError(
-            "Nothing is mapped: no row of this store was moved to a new id, or all of them are back. "
+            "Nothing is mapped: no row of this store was moved to a new id, or all of them are back, or the maps were "
+            "removed since (drop-ledger, retention). "
             "For the map as planned: uuid-pipeline export --plan. For one rolled back: --execution ID (see status)."
         )
     return _subject(connection, ledger.execution(connection, found))

@@ -3,6 +3,7 @@
 import getpass
 import json
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -455,6 +456,18 @@ def wave(connection: Connection, name: str) -> Wave:
             f"The ledger knows no wave {name}: no execution with it was approved. Run: uuid-pipeline plan"
         )
     return next(wave for wave in waves(connection, owner) if wave.wave == name)
+
+
+def standing(status: str, waves: Sequence[Wave]) -> str:
+    """An execution's status; of a finalized one what it was before, by its waves: finalizing moves no row."""
+    if status != "finalized":
+        return status
+    if any(wave.status == "planned" for wave in waves):
+        return "cancelled"
+    if not any(wave.status == "rolled_back" for wave in waves):
+        return "completed"
+    left = any(wave.status == "moved" and wave.documents for wave in waves)
+    return "partly_rolled_back" if left else "rolled_back"
 
 
 def change_status(connection: Connection, execution_id: str, status: str) -> None:

@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("before", "during", "after", "rollback")
 TRUE_IN: dict[Kind, frozenset[str]] = {
     "before": frozenset({"approved"}),
     "during": frozenset({"approved", "running"}),
-    "after": frozenset({"completed", "finalized"}),
+    "after": frozenset({"completed"}),
     "rollback": frozenset({"rolling_back", "partly_rolled_back", "rolled_back"}),
 }
 
@@ -54,8 +54,12 @@ def kind_now(connection: Connection) -> Kind:
     newest = planning.newest(connection)
     if not found or (newest is not None and newest.assessment_no > found[0].assessment_no and _ended(found[0])):
         return "before"
-    status = found[0].status
+    status = _standing(connection, found[0])
     return next((kind for kind in ("during", "after", "rollback") if status in TRUE_IN[kind]), "before")
+
+
+def _standing(connection: Connection, execution: ledger.Execution) -> str:
+    return ledger.standing(execution.status, ledger.waves(connection, execution.execution_id))
 
 
 def _ended(execution: ledger.Execution) -> bool:
@@ -70,7 +74,7 @@ def gather(connection: Connection, kind: Kind) -> Facts:
         if plan is None:
             raise RefusedError("There is no plan to give notice of. Run: uuid-pipeline plan")
         begun = [e for e in ledger.executions(connection) if e.assessment_no == plan.assessment_no]
-        timely = not plan.nothing_to_do and all(execution.status in TRUE_IN[kind] for execution in begun)
+        timely = not plan.nothing_to_do and all(_standing(connection, one) in TRUE_IN[kind] for one in begun)
         known = strategy.of_plan(connection, plan)
         return Facts(kind, plan.plan_id, open_one, known, (plan.assessment_no,), (), (), timely)
     found = ledger.executions(connection)
@@ -87,7 +91,7 @@ def gather(connection: Connection, kind: Kind) -> Facts:
         kind, execution.plan_id, execution, known, tuple(numbers),
         tuple({"wave": wave.wave, "documents": wave.documents, "status": wave.status} for wave in waves),
         tuple(zip(rollback_triggers.of(settings), readings, strict=True)),
-        execution.status in TRUE_IN[kind],
+        _standing(connection, execution) in TRUE_IN[kind],
     )  # fmt: skip
 
 

@@ -77,8 +77,13 @@ class Evidence:
         return self.whole.get((stage, gate))
 
     @property
+    def standing(self) -> str | None:
+        """How the execution stands: :func:`ledger.standing`; None before there is one."""
+        return ledger.standing(self.execution.status, [wave for wave, _ in self.waves]) if self.execution else None
+
+    @property
     def completed(self) -> bool:
-        return self.execution is not None and self.execution.status in ("completed", "finalized")
+        return self.standing == "completed"
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,11 @@ def gather(connection: Connection, store: Store, plan: Plan, execution: ledger.E
             of_wave = Scope(execution=wave.execution_id, wave=wave.wave)
             missing += gates.open_gates(connection, of_wave, [gates.WAVE_STAGE])
     before = figures.latest(connection, "lookups", assessment=plan.assessment_no)
-    moved = execution is not None and execution.status in ("completed", "finalized")
+    moved = execution is not None and ledger.standing(execution.status, waves) == "completed"
     altered = sql.rows(connection, "SELECT kind, object FROM uuid_pipeline.altered ORDER BY 1, 2")
     return Evidence(
         connection, store, plan, execution,
-        tuple((wave, validation.accounted(connection, store, wave)) for wave in waves),
+        tuple((wave, _accounted(connection, store, wave)) for wave in waves),
         gates.latest(connection, scope), tuple(missing),
         inventory_figures.of(connection, store, assessment),
         present.count(connection, store, execution.approved_at if execution else None),
@@ -133,6 +138,14 @@ def gather(connection: Connection, store: Store, plan: Plan, execution: ledger.E
         tuple(f"{row.kind} {row.object}" for row in altered),
         kept_evidence.gather(connection, plan, execution.execution_id if execution else None),
     )  # fmt: skip
+
+
+def _accounted(connection: Connection, store: Store, wave: ledger.Wave) -> dict[str, int]:
+    """As :func:`validation.accounted`; what has gone back counts as moved no more."""
+    found = validation.accounted(connection, store, wave)
+    if wave.status not in ("rolled_back", "rolling_back"):
+        return found
+    return {name: 0 if name == "moved" else count for name, count in found.items() if name != "merged"}
 
 
 def _assessment(connection: Connection, number: int) -> ledger.Assessment:

@@ -47,8 +47,6 @@ def data_migration(evidence: Evidence) -> Criterion:
     planned += sum(wave.documents for wave, _ in evidence.waves if wave.kind == "sweep")
     nothing = evidence.execution is None and evidence.plan.nothing_to_do
     state = evidence.execution.status.replace("_", " ") if evidence.execution else "not approved"
-    if evidence.execution is not None and evidence.execution.status == "rolled_back":
-        moved = 0
     figure = f"{moved} of {planned} planned documents moved or merged ({_share(moved, planned)}); execution {state}"
     done = nothing or evidence.completed
     command = next_command(evidence)
@@ -283,7 +281,7 @@ def way_back(evidence: Evidence) -> Criterion:
     moved = [wave for wave, _ in evidence.waves if wave.status == "moved"]
     measured = "id maps, archives and aliases in the ledger"
     if execution is None or not moved:
-        undone = execution is not None and execution.status == "rolled_back"
+        undone = evidence.standing == "rolled_back"
         figure = "rolled back: every old id again" if undone else "nothing moved"
         return Criterion("way_back", "Rollback is possible", measured, figure, "ready", binds=False)
     if execution.status == "finalized":

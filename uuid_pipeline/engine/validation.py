@@ -24,6 +24,7 @@ def subject(connection: Connection) -> ledger.Execution:
     """
     for execution in ledger.executions(connection):
         if execution.status in ("running", "completed"):
+            _require_not_erased(connection, execution)
             return execution
         if execution.status == "partly_rolled_back":
             raise RefusedError(
@@ -39,6 +40,21 @@ def subject(connection: Connection) -> ledger.Execution:
         if execution.status in ("rolling_back", "rolled_back"):
             break
     raise RefusedError("Nothing is migrated that could be validated. Run: uuid-pipeline run")
+
+
+def _require_not_erased(connection: Connection, execution: ledger.Execution) -> None:
+    since = sql.scalar(
+        connection,
+        """SELECT max(at)::date::text FROM uuid_pipeline.audit
+           WHERE action = 'erased a user' AND at > %(approved)s
+             AND EXISTS (SELECT FROM jsonb_object_keys(detail->'deleted') k WHERE k ~ '^(id_map|archive)_')""",
+        {"approved": execution.approved_at},
+    )
+    if since is not None:
+        raise RefusedError(
+            f"A user was erased on {since}, and with their rows the state before execution {execution.execution_id} is "
+            "no measure any more: its validation cannot be repeated. Its gates stand as they were recorded."
+        )
 
 
 def accounted(connection: Connection, store: Store, wave: ledger.Wave) -> dict[str, int]:

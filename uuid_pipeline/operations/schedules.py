@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from uuid_pipeline.engine import ledger
-from uuid_pipeline.errors import UsageError
+from uuid_pipeline.engine import ledger, validation
+from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.settings import read_settings
 from uuid_pipeline.spec import Schedules, load_spec
 from uuid_pipeline.stages.session import StoreResource
@@ -51,8 +51,12 @@ def unless_something_is_migrated() -> str | None:
     """Why there is nothing to validate; None when there is: the newest execution that began is completed."""
     with StoreResource().open() as (engine, _), engine.begin() as connection:
         begun = [e for e in ledger.executions(connection) if e.status not in ("approved", "superseded", "cancelled")]
-    if begun and begun[0].status == "completed":
-        return None
+        if begun and begun[0].status == "completed":
+            try:
+                validation.subject(connection)
+            except RefusedError as refused:
+                return refused.message
+            return None
     return f"The newest execution is {begun[0].status}." if begun else "Nothing is migrated that could be validated."
 
 

@@ -56,6 +56,8 @@ def test_a_user_is_erased_after_looking_and_approving_and_nothing_of_ours_names_
     assert places() == set()
     assert not dump.exists()
     assert not any(one in looked.out + done.out + done.err for one in wanted)
+    again = command_line("validate", "--json")
+    assert (again.code, "cannot be repeated" in again.data["error"]) == (1, True)
     back = command_line("rollback", "--all", "--json")
     left = len(before["documents"]) - looked.data["deleted"]["id_map_document_1"]
     assert (back.code, f", {left} documents:" in back.data["message"]) == (0, True)

@@ -57,6 +57,22 @@ def loaded(engine: Engine, text: str) -> Store:
         return bind(spec, catalog.read_catalog(connection, spec.schema_name))
 
 
+def test_a_column_that_an_identity_cannot_spell_is_in_none(empty_store: Engine) -> None:
+    """Braces in a name read as a letter of the identity: rows of two tenants would be one."""
+    cycle.run_sql(
+        empty_store,
+        """CREATE TABLE tenants (document uuid PRIMARY KEY, "{tenant}" int NOT NULL, sha text NOT NULL,
+                               UNIQUE ("{tenant}", sha));
+           INSERT INTO tenants
+           SELECT gen_random_uuid(), n, s FROM generate_series(1, 3) n, (VALUES ('a'), ('b')) v(s)""",
+    )
+
+    _, text = drafted(empty_store, "tenants")
+
+    assert "{sha}" not in text
+    assert "tenant}:" not in text
+
+
 def test_a_schema_of_another_shape_is_drafted_down_to_its_third_level_with_its_json_reference(
     empty_store: Engine,
 ) -> None:

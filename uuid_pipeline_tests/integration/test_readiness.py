@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import figures, ledger, lookups, planning, present, readiness, readiness_criteria
+from uuid_pipeline.engine import (
+    figures,
+    finalizing,
+    ledger,
+    lookups,
+    notice_facts,
+    planning,
+    present,
+    readiness,
+    readiness_criteria,
+)
 from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.lookups import Timing
 from uuid_pipeline.engine.readiness import Criterion, Readiness
@@ -85,6 +95,32 @@ def test_after_a_rollback_it_is_not_ready_again(incident: Engine) -> None:
     assert found["data_migration"].figure == "0 of 38 planned documents moved or merged (0.0 %); execution rolled back"
     assert found["user_impact"].figure == "27 users affected before, 27 now"
     assert found["lookup_by_target"].verdict == "not ready"
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize(("wave", "moved"), [(None, 0), ("canary", 33)], ids=["all of it", "one wave"])
+def test_finalizing_what_was_rolled_back_makes_it_no_migration(incident: Engine, wave: str | None, moved: int) -> None:
+    cycle.roll_back(incident, SPEC, wave)
+    counted = f"{moved} of 38 planned documents moved or merged"
+    assert judged(incident)["data_migration"].figure.startswith(counted)
+
+    finalizing.finalize(incident, cycle.bound_store(incident, SPEC), cycle.RUN)
+
+    found = judged(incident)
+    assert found["data_migration"].figure.startswith(counted)
+    assert (found["data_migration"].verdict, overall(found)) == ("not ready", "not ready")
+    with incident.begin() as connection:
+        assert notice_facts.kind_now(connection) == "rollback"
+
+
+@pytest.mark.begins("begun")
+def test_finalizing_what_was_cancelled_makes_it_no_migration(incident: Engine) -> None:
+    with incident.begin() as connection:
+        ledger.change_status(connection, cycle.newest_execution(incident).execution_id, "cancelled")
+
+    finalizing.finalize(incident, cycle.bound_store(incident, SPEC), cycle.RUN)
+
+    assert judged(incident)["data_migration"].verdict == "not ready"
 
 
 @pytest.mark.begins("migrated")

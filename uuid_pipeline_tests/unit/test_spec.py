@@ -1,5 +1,6 @@
 """The specification: what it must hold, and that every fault is said with its line."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,22 @@ def test_a_time_beyond_a_hundred_years_is_refused_where_it_stands(line: str) -> 
     message = refusal(f"{SMALL}{line}\n")
     assert "line 8" in message
     assert "less than or equal to" in message
+
+
+@pytest.mark.parametrize(
+    "owner",
+    ["team:data", "data@example.org", "o.brien+x@mail.example.co", "pat.o'brien@example.org", "a@b.c",
+     "data@xn--bcher-kva.xn--p1ai", "data@example", "team:", "two words@example.org"],
+)  # fmt: skip
+def test_an_owner_is_what_dagster_takes_for_one(owner: str) -> None:
+    import dagster as dg
+
+    def fits(make: Callable[[], object]) -> bool:
+        try:
+            make()
+        except (UsageError, dg.DagsterInvalidDefinitionError):
+            return False
+        return True
+
+    text = SMALL + yaml.safe_dump({"owners": [owner]})
+    assert fits(lambda: parse_spec(text, "given")) is fits(lambda: dg.AssetSpec("asset", owners=[owner]))

@@ -38,8 +38,11 @@ def _lead(store: Store, subject: Subject) -> str:
 
 def _state(subject: Subject) -> Banner:
     if subject.execution is not None:
-        badge, headline = _STATES[subject.execution.status]
-        return Banner(badge, headline, _moved(subject))
+        standing = subject.evidence.standing or subject.execution.status
+        ended = subject.execution.status == "finalized"
+        badge, headline = _STATES["finalized" if ended and standing == "completed" else standing]
+        return Banner(badge, f"{headline} It is finalized." if ended and badge.tone != "good" else headline,
+                      _moved(subject))  # fmt: skip
     if subject.plan.nothing_to_do:
         return Banner(Badge("good", "Nothing to do"), "Every id that can be derived is as it should be.")
     return Banner(
@@ -51,8 +54,7 @@ def _state(subject: Subject) -> Banner:
 def _moved(subject: Subject) -> str:
     moved = sum(found["moved"] for _, found in subject.evidence.waves)
     merged = sum(found.get("merged", 0) for _, found in subject.evidence.waves)
-    status = subject.execution.status if subject.execution else ""
-    if status == "rolled_back":
+    if subject.evidence.standing == "rolled_back":
         return "Every row is under the id that it had before."
     aside = {name for _, found in subject.evidence.waves for name in found} - {"planned", "moved", "merged"}
     left = sum(found.get(name, 0) for _, found in subject.evidence.waves for name in aside)
