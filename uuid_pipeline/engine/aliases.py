@@ -276,15 +276,19 @@ def patiently(
 
 # Whoever holds a lock there for long; other sessions' times are shown to those only who may see their statistics.
 _HOLDERS = """
-SELECT l.pid, string_agg(DISTINCT l.mode, ', ') AS mode, a.usename, coalesce(a.state, 'state not shown') AS state,
+SELECT l.pid, quote_literal(p.gid) AS gid, string_agg(DISTINCT l.mode, ', ') AS mode, a.usename,
+       coalesce(a.state, 'state not shown') AS state,
        round(extract(epoch FROM clock_timestamp() - a.xact_start))::bigint AS seconds
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
+                        AND t.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
 WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.database = (SELECT oid FROM pg_database
           WHERE datname = current_database())
   AND (l.relation = ANY(%(relations)s::regclass[])
        OR (l.locktype = 'advisory' AND (l.classid::bigint << 32 | l.objid::bigint)
            = hashtextextended('uuid_pipeline.aliases', 0)))
-GROUP BY l.pid, a.usename, a.state, a.xact_start ORDER BY 1
+GROUP BY l.pid, p.gid, a.usename, a.state, a.xact_start ORDER BY 1, 2
 """
 
 
@@ -294,7 +298,9 @@ def _who_holds(engine: Engine, relations: Sequence[str]) -> str:
         found = sql.rows(connection, _HOLDERS, {"relations": list(relations)})
         named = sql.rows(connection, "SELECT unnest(%(names)s::regclass[])::text AS name", {"names": list(relations)})
     holders = [
-        f"pid {row.pid or '- (a prepared transaction)'} ({row.usename or 'unknown'}, {row.mode}, {row.state}, "
+        f"prepared transaction {row.gid} ({row.mode})"
+        if row.pid is None
+        else f"pid {row.pid} ({row.usename or 'unknown'}, {row.mode}, {row.state}, "
         + (f"for {row.seconds} s)" if row.seconds is not None else "for how long is not shown)")
         for row in found
     ]
@@ -302,5 +308,6 @@ def _who_holds(engine: Engine, relations: Sequence[str]) -> str:
     return (
         f"Our triggers need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
         f"Held by: {', '.join(holders) or 'transactions that have just ended'}. "
-        "End these transactions (SELECT pg_terminate_backend(PID)), or wait until they end, and run again."
+        "End these transactions (SELECT pg_terminate_backend(PID); COMMIT PREPARED or ROLLBACK PREPARED), or wait "
+        "until they end, and run again."
     )

@@ -108,6 +108,9 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
         )[0]
         now = _with_merged(fingerprint.unmapped(connection, store, moved, execution), merged)
         then, deleted = before.get(name, (None, 0))
+        writes = _application_writes(connection, moved, execution, deleted + int(merged.archived))
+        if then != now and not writes:
+            writes = _moved_twice(connection, store, moved, execution)
         compared.append(
             {
                 "table": name,
@@ -117,7 +120,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
                 "archive_differs": archives.get(name, (0, 0)) != (int(merged.archived), int(merged.archive)),
                 "differs": then != now,
                 "dates_differ": then is None or then.timestamps != now.timestamps,
-                "application_writes": _application_writes(connection, moved, execution, deleted + int(merged.archived)),
+                "application_writes": writes,
             }
         )
     return compared
@@ -128,6 +131,22 @@ def _with_merged(now: Fingerprint, merged: Any) -> Fingerprint:
     return Fingerprint(
         now.rows + int(merged.archived), now.digest + int(merged.digest), now.timestamps + int(merged.dates)
     )
+
+
+def _moved_twice(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> int:
+    """Ids in this table's columns that this execution made and then moved on: the application had given the row, or one
+    above it, to another parent meanwhile. Read back one step, they are none of before."""
+    values = {"maps": [wave.assessment_no for wave in ledger.waves(connection, execution.execution_id)]}
+    found = 0
+    for name in dict.fromkeys(entity for _, entity in moved.columns):
+        statement = sql.compose(
+            """SELECT count(*) FROM {map} m WHERE m.assessment_no = ANY(%(maps)s) AND m.role = 'move' AND EXISTS (
+                   SELECT FROM {map} e WHERE e.assessment_no = ANY(%(maps)s) AND e.role = 'move'
+                     AND e.new_id = m.old_id)""",
+            map=ledger.map_table(store.entity(name)),
+        )
+        found += int(sql.scalar(connection, statement, values))
+    return found
 
 
 def _application_writes(

@@ -236,10 +236,11 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
         parent=sql.name(entity.parent_column or ""),
         map=map_part(name, assessment_no),
         source=sql.name(direction.source),
+        # The batch's own span has what it moves. Forward, a child that came from another document is an arrival; back,
+        # its id is another batch's to undo, in its turn: what a merge remembers of the row is under the id of then.
         # Several old ids may share one new id: the displaced rows' are restored from the archive, not moved.
-        # Forward, a child that came from another document is an arrival: the batch's own span has what is planned.
         which=sql.Text(
-            "AND m.role <> 'merge'" if direction is BACK else "AND m.ordinal BETWEEN %(first)s AND %(last)s"
+            "AND m.ordinal BETWEEN %(first)s AND %(last)s" + (" AND m.role <> 'merge'" if direction is BACK else "")
         ),
     )
 
@@ -247,7 +248,7 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
 def hold_departed(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
     """Going back, lock the batch's own rows that the application has given to other parents since, too.
 
-    Those may be in no batch, or in one that has gone back already: this is the only one that knows the rows' old ids.
+    Those may be in no batch at all: this is the only one that knows the rows' old ids.
     """
     sql.execute(connection, _departed_statement(store, entity.name, plan.assessment_no), plan.values)
 

@@ -55,6 +55,7 @@ def judge(
     verdict = Verdict()
     moved = [wave for wave in waves if wave.status == "moved"]
     aside = _set_aside(connection, execution_id)
+    moved_on = _moved_on(connection, store, execution_id, [one.target for one in sampled])
     merged = _merged(connection, store, moved, [one.document for one in sampled])
     judged: list[tuple[Sight, Before | None]] = []
     for sight in seen.sights:
@@ -63,6 +64,8 @@ def judge(
             verdict.excluded[document] = "merged into another"
         elif document in aside:
             verdict.excluded[document] = f"set aside: {aside[document]}"
+        elif sight.now is None and sight.sampled.target in moved_on:
+            verdict.excluded[document] = "its natural key was changed by the application since, and its id with it"
         elif not _due(sight, moved):
             verdict.excluded[document] = "its wave has not moved"
         else:
@@ -93,6 +96,20 @@ def _merged(connection: Connection, store: Store, moved: Sequence[ledger.Wave], 
     )
     values = {"maps": sorted({wave.assessment_no for wave in moved}), "ids": documents}
     return {row.id for row in sql.rows(connection, statement, values)}
+
+
+def _moved_on(connection: Connection, store: Store, execution_id: str, targets: list[str]) -> set[str]:
+    """Those of these target ids whose row a later batch of the same execution has moved on, as its key had changed."""
+    statement = sql.compose(
+        """SELECT m.old_id::text AS id FROM {map} m JOIN {table} t ON t.{key} = m.new_id
+           WHERE m.assessment_no = ANY(%(maps)s) AND m.role = 'move' AND m.old_id = ANY(%(ids)s::{type}[])""",
+        map=ledger.map_table(store.main),
+        table=sql.table(store.main.table.schema, store.main.table.name),
+        key=sql.name(store.main.key),
+        type=sql.Text(store.main.key_type),
+    )
+    maps = [wave.assessment_no for wave in ledger.waves(connection, execution_id)]
+    return {row.id for row in sql.rows(connection, statement, {"maps": maps, "ids": targets})}
 
 
 Judged = list[tuple[Sight, Before | None]]
@@ -223,17 +240,28 @@ def _chunks_elsewhere(
     entities = [entity for entity in store.entities if entity.table.oid in tables]
     if not fewer or len(entities) != len(tables) or not _wrote(connection, execution_id, entities):
         return
+    if not _has_inventory(connection, store, execution_id):
+        return
     gone = dict.fromkeys(fewer, 0)
     for entity in entities:
         found = _gone(connection, store, entity, execution_id, sorted(fewer))
-        for document, missing in fewer.items():
-            # One that the inventory does not know had no such rows, or their inventory is gone: nothing is excused.
-            gone[document] += found.get(document, missing)
+        for document in fewer:
+            # What the plan's inventory has not seen, the application wrote since.
+            gone[document] += found.get(document, 0)
     for document in list(fewer):
         fewer[document] = min(fewer[document], gone[document])
         if not fewer[document]:
             verdict.excluded[document] = "the application gave chunks of it to other documents"
             del fewer[document]
+
+
+def _has_inventory(connection: Connection, store: Store, execution_id: str) -> bool:
+    statement = sql.compose(
+        "SELECT EXISTS (SELECT FROM {inventory} WHERE assessment_no = %(plan)s)",
+        inventory=ledger.inventory_table(store.main),
+    )
+    plan = ledger.execution(connection, execution_id).assessment_no
+    return bool(sql.scalar(connection, statement, {"plan": plan}))
 
 
 def _wrote(connection: Connection, execution_id: str, entities: Sequence[Entity]) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import SoftReference, load_spec
+from uuid_pipeline.spec import EntitySpec, SoftReference, load_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -56,6 +56,82 @@ def test_a_chunk_that_the_application_gives_away_between_two_waves_makes_no_gate
     cycle.assert_green(cycle.validate(incident, SPEC))
     stayed = "SELECT count(*) FROM upload_pipeline.document_chunks WHERE chunk_id = %(chunk)s"
     assert cycle.run_sql(incident, stayed, chunk=chunk) == [(0 if further else 1,)]
+
+
+LATE_CHUNK = """
+INSERT INTO upload_pipeline.document_chunks (chunk_id, document_id, chunker_name, chunker_version, chunk_ord, text,
+    chunk_sha, embed_model, embed_version, vector_dim, embedding)
+SELECT gen_random_uuid(), document_id, 'late', '1', 7, 'late', '', 'none', '1', 1536, array_fill(0.1::real, ARRAY[1536])
+FROM upload_pipeline.documents d WHERE document_id = %(document)s::uuid RETURNING chunk_id::text
+"""
+FIRST_OF = """
+SELECT old_id::text, new_id::text FROM uuid_pipeline.id_map_document m WHERE ordinal > %(after)s AND NOT EXISTS (
+    SELECT FROM upload_pipeline.document_chunks c WHERE c.document_id IN (m.old_id, m.new_id)) ORDER BY ordinal LIMIT 1
+"""
+
+
+@pytest.mark.begins("planned")
+def test_a_chunk_that_came_after_the_plan_and_was_given_away_before_its_batch_makes_no_gate_red(
+    incident: Engine,
+) -> None:
+    [(lender, _)] = cycle.run_sql(incident, FIRST_OF, after=5)
+    [(chunk,)] = cycle.run_sql(incident, LATE_CHUNK, document=lender)
+    execution = cycle.approve(incident, SPEC, cycle.newest_plan(incident).plan_id)
+    cycle.migrate_waves(incident, SPEC, slice(1))
+    [(to,)] = cycle.run_sql(incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 38")
+    cycle.run_sql(incident, GIVE, chunk=chunk, to=to, further=50)
+
+    cycle.migrate_all(incident, SPEC, execution)
+
+    cycle.assert_green(cycle.validate(incident, SPEC))
+
+
+def test_a_moved_document_whose_key_changes_and_that_gets_a_chunk_is_moved_on_and_makes_no_gate_red(
+    incident: Engine,
+) -> None:
+    before = {row["document_id"] for row in cycle.rows_of(incident)["documents"]}
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    cycle.migrate_waves(incident, SPEC, slice(1))
+    [(document,)] = cycle.run_sql(incident, "SELECT new_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 1")
+    edit = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('cd', 32) WHERE document_id = %(id)s"
+    cycle.run_sql(incident, edit, id=document)
+    cycle.run_sql(incident, LATE_CHUNK, document=document)
+
+    cycle.migrate_all(incident, SPEC, execution)
+
+    cycle.assert_green(cycle.validate(incident, SPEC))
+    assert document not in {row["document_id"] for row in cycle.rows_of(incident)["documents"]}
+    cycle.roll_back(incident, SPEC)
+    assert {row["document_id"] for row in cycle.rows_of(incident)["documents"]} == before
+
+
+# A third level, whose rows nobody but us writes: what refers to them is re-keyed with them.
+LEAVES = """
+CREATE TABLE upload_pipeline.leaves (leaf uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    chunk_id uuid NOT NULL REFERENCES upload_pipeline.document_chunks, place int NOT NULL);
+INSERT INTO upload_pipeline.leaves (chunk_id, place) SELECT chunk_id, 1 FROM upload_pipeline.document_chunks
+"""
+
+
+def test_rows_that_our_batches_move_twice_since_one_above_was_given_away_count_as_the_applications_doing(
+    incident: Engine,
+) -> None:
+    cycle.run_sql(incident, LEAVES)
+    leaf = EntitySpec(table="leaves", key="leaf", parent="chunk", identity="{chunk_id}:{place}")
+    spec = cycle.spec_with(entities=SPEC.entities | {"leaf": leaf})
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
+    cycle.migrate_waves(incident, spec, slice(1))
+    [(chunk, to)] = cycle.run_sql(
+        incident,
+        """SELECT min(c.chunk_id::text), (SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 38)
+           FROM uuid_pipeline.id_map_document m JOIN upload_pipeline.document_chunks c ON c.document_id = m.new_id
+           WHERE m.ordinal <= 5""",
+    )
+    cycle.run_sql(incident, GIVE, chunk=chunk, to=to, further=50)
+
+    cycle.migrate_all(incident, spec, execution)
+
+    cycle.assert_green(cycle.validate(incident, spec))
 
 
 @pytest.mark.begins("planned")

@@ -190,6 +190,27 @@ def test_a_chunk_given_to_another_document_since_has_its_old_id_again_and_leaves
     assert resolved == [(given_id,)]
 
 
+def test_a_chunk_below_another_waves_document_keeps_its_id_until_its_own_wave_goes_back(incident: Engine) -> None:
+    """Undone with the other wave it would be gone from under what its own wave's merges remember of it."""
+    before = {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]}
+    cycle.run_all(incident, SPEC)
+    [(chunk, to)] = cycle.run_sql(
+        incident,
+        """SELECT min(c.chunk_id::text), (SELECT r.new_id FROM uuid_pipeline.id_map_document r
+                                          ORDER BY r.ordinal DESC LIMIT 1)
+           FROM uuid_pipeline.id_map_document m JOIN upload_pipeline.document_chunks c ON c.document_id = m.new_id
+           WHERE m.ordinal <= 5""",
+    )
+    give = "UPDATE upload_pipeline.document_chunks SET document_id = %(to)s, chunk_ord = 70 WHERE chunk_id = %(id)s"
+    cycle.run_sql(incident, give, id=chunk, to=to)
+
+    cycle.roll_back(incident, SPEC, "remaining")
+
+    assert chunk in {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]}
+    cycle.roll_back(incident, SPEC)
+    assert {row["chunk_id"] for row in cycle.rows_of(incident)["document_chunks"]} == before
+
+
 NOT_VALID = """
 ALTER TABLE upload_pipeline.upload_jobs DROP CONSTRAINT upload_jobs_document_id_fkey,
     ADD CONSTRAINT upload_jobs_document_id_fkey FOREIGN KEY (document_id) REFERENCES upload_pipeline.documents NOT VALID
