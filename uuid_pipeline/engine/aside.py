@@ -135,20 +135,13 @@ def _taken_statement(store: Store, name: str, assessment_no: int, direction: Dir
 
 @sql.composed_once
 def _gone_statement(store: Store, name: str, assessment_no: int, direction: Direction) -> sql.Composable:
-    entity, held = store.entity(name), held_of(store, name)
-    # Going back, a row may have its old id already: the batch of the parent that it was given to came first. Its new
-    # id goes on to resolve.
-    already = sql.compose(
-        "AND NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = m.old_id)", table=held.table, key=sql.name(entity.key)
-    )
     return sql.compose(
         """DELETE FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge' AND {not_aside}
-           AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.{source}) {already}""",
+           AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.{source})""",
         map=map_part(name, assessment_no),
         not_aside=sql.Text(NOT_ASIDE),
-        held=held.relation,
+        held=held_of(store, name).relation,
         source=sql.name(direction.source),
-        already=already if direction is BACK else sql.Text(""),
     )
 
 
