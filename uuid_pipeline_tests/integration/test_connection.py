@@ -31,11 +31,11 @@ MEANINGS = {
     "default_transaction_deferrable": "on",
 }
 LIMITS = {
-    "statement_timeout": "100ms",
-    "lock_timeout": "100ms",
-    "transaction_timeout": "200ms",
-    "idle_in_transaction_session_timeout": "100ms",
-    "idle_session_timeout": "100ms",
+    "statement_timeout": "300ms",
+    "lock_timeout": "300ms",
+    "transaction_timeout": "300ms",
+    "idle_in_transaction_session_timeout": "300ms",
+    "idle_session_timeout": "300ms",
 }
 
 
