@@ -164,9 +164,9 @@ def next_step(
         return "uuid-pipeline run, or uuid-pipeline rollback --all: a rollback is not finished"
     if open_one is None:
         return _begin(connection, executions, plan)
-    superseding = plan is not None and plan.assessment_no > open_one.assessment_no and not plan.nothing_to_do
-    if open_one.status == "approved" and plan is not None and superseding:
-        return f"{plan.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
+    newer = plan if plan is not None and plan.assessment_no > open_one.assessment_no else None
+    if open_one.status == "approved" and newer is not None and not newer.nothing_to_do:
+        return f"{newer.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
     return _go_on(connection, open_one)
 
 

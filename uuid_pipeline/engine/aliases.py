@@ -279,10 +279,7 @@ _HOLDERS = """
 SELECT l.pid, quote_literal(p.gid) AS gid, string_agg(DISTINCT l.mode, ', ') AS mode, a.usename,
        coalesce(a.state, 'state not shown') AS state,
        round(extract(epoch FROM clock_timestamp() - a.xact_start))::bigint AS seconds
-FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
-                        AND t.virtualtransaction = l.virtualtransaction
-LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid {prepared}
 WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.database = (SELECT oid FROM pg_database
           WHERE datname = current_database())
   AND (l.relation = ANY(%(relations)s::regclass[])
@@ -295,7 +292,8 @@ GROUP BY l.pid, p.gid, a.usename, a.state, a.xact_start ORDER BY 1, 2
 def _who_holds(engine: Engine, relations: Sequence[str]) -> str:
     with engine.begin() as connection:
         sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
-        found = sql.rows(connection, _HOLDERS, {"relations": list(relations)})
+        holding = sql.compose(_HOLDERS, prepared=sql.Text(patience.PREPARED))
+        found = sql.rows(connection, holding, {"relations": list(relations)})
         named = sql.rows(connection, "SELECT unnest(%(names)s::regclass[])::text AS name", {"names": list(relations)})
     holders = [
         f"prepared transaction {row.gid} ({row.mode})"

@@ -73,7 +73,7 @@ def erase(engine: Engine, store: Store, user: str, digest: str, run_id: str) -> 
                 "Look again: uuid-pipeline erase --user ID"
             )
         detail = {"documents": found.documents, "deleted": found.deleted, "replaced": found.replaced}
-        ledger.audit(connection, "erased a user", detail)
+        ledger.audit(connection, ledger.ERASED_A_USER, detail)
     return found
 
 

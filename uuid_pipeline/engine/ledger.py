@@ -516,6 +516,10 @@ def set_wave_status(connection: Connection, wave_name: str, status: str) -> None
     )
 
 
+# Of the deeds in the audit the one that others ask for.
+ERASED_A_USER = "erased a user"
+
+
 def audit(connection: Connection, action: str, detail: dict[str, Any]) -> None:
     """Who did what, when; written in the transaction of the deed."""
     sql.execute(

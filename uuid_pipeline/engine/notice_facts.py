@@ -83,6 +83,7 @@ def gather(connection: Connection, kind: Kind) -> Facts:
     execution = found[0]
     known = strategy.of_plan(connection, planning.of_assessment(connection, execution.assessment_no))
     waves = [wave for wave in ledger.waves(connection, execution.execution_id) if wave.status != "unneeded"]
+    standing = ledger.standing(execution.status, waves)
     # The plan's first: what it set aside stands in its inventory.
     numbers = dict.fromkeys([execution.assessment_no, *(wave.assessment_no for wave in waves if wave.assessment_no)])
     settings = planning.spec_of(connection, execution.assessment_no).rollback_triggers
@@ -91,7 +92,7 @@ def gather(connection: Connection, kind: Kind) -> Facts:
         kind, execution.plan_id, execution, known, tuple(numbers),
         tuple({"wave": wave.wave, "documents": wave.documents, "status": wave.status} for wave in waves),
         tuple(zip(rollback_triggers.of(settings), readings, strict=True)),
-        _standing(connection, execution) in TRUE_IN[kind],
+        standing in TRUE_IN[kind],
     )  # fmt: skip
 
 

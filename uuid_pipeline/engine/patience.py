@@ -87,6 +87,13 @@ def set_up(connection: Connection, wait: float) -> None:
     )
 
 
+# To a lock ``l`` that no session holds the prepared transaction ``p`` that does, by the one lock that names it.
+PREPARED = """
+LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
+                        AND t.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
+"""
+
 # A prepared transaction has no session, but an identity of the same kind.
 _HOLDERS = """
 SELECT DISTINCT l.virtualtransaction AS who FROM pg_locks l

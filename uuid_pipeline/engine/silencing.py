@@ -200,14 +200,14 @@ def _held(connection: Connection, schema: str, table: str) -> str:
     with connection.begin():
         holders = sql.rows(
             connection,
-            """SELECT DISTINCT coalesce('pid ' || l.pid, 'prepared transaction ' || p.gid) AS who
-               FROM pg_locks l
-               LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
-                                       AND t.virtualtransaction = l.virtualtransaction
-               LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
-               WHERE l.relation = %(oid)s AND l.database = (SELECT oid FROM pg_database
-                                                            WHERE datname = current_database())
-                 AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') ORDER BY 1""",
+            sql.compose(
+                """SELECT DISTINCT coalesce('pid ' || l.pid, 'prepared transaction ' || p.gid) AS who
+                   FROM pg_locks l {prepared}
+                   WHERE l.relation = %(oid)s AND l.database = (SELECT oid FROM pg_database
+                                                                WHERE datname = current_database())
+                     AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') ORDER BY 1""",
+                prepared=sql.Text(patience.PREPARED),
+            ),
             {"oid": catalogs.table_oid(connection, schema, table)},
         )
     who = ", ".join(row.who for row in holders) or "nobody any more"

@@ -46,9 +46,9 @@ def _require_not_erased(connection: Connection, execution: ledger.Execution) -> 
     since = sql.scalar(
         connection,
         """SELECT max(at)::date::text FROM uuid_pipeline.audit
-           WHERE action = 'erased a user' AND at > %(approved)s
+           WHERE action = %(deed)s AND at > %(approved)s
              AND EXISTS (SELECT FROM jsonb_object_keys(detail->'deleted') k WHERE k ~ '^(id_map|archive)_')""",
-        {"approved": execution.approved_at},
+        {"deed": ledger.ERASED_A_USER, "approved": execution.approved_at},
     )
     if since is not None:
         raise RefusedError(
