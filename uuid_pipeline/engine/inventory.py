@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import derivation, ledger, sql
+from uuid_pipeline.engine import derivation, ledger, quarantine, sql
 from uuid_pipeline.engine.catalog import ForeignKey
 from uuid_pipeline.engine.connection import copy_in
 from uuid_pipeline.engine.gates import GateResult
@@ -62,7 +62,7 @@ def take(
     """Derive every entity's target ids into the ledger, parents first; returns rows counted and derived by entity.
 
     ``only`` gives for each entity a table with the keys of the rows to look at; without it, all are, and the orphans of
-    the whole store are counted too.
+    the whole store are counted too, and documents below which ids change places are quarantined.
 
     Wants a REPEATABLE READ transaction: counts, parents and children must be of one snapshot. Memory is bounded
     by sql.ROWS_AT_ONCE rows.
@@ -77,6 +77,8 @@ def take(
             "counted": int(counted),
             "derived": _derive(connection, store, entity, assessment, only),
         }
+    if only is None:
+        quarantine.changing_places(connection, store, assessment)
     snapshot = sql.scalar(connection, "SELECT pg_current_snapshot()::text")
     found = {"counts": counts, "snapshot": snapshot} | ({} if only else {"orphans": orphans(connection, store)})
     sql.execute(

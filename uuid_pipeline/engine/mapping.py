@@ -311,7 +311,8 @@ def _shown(store: Store, natural_key: str) -> str:
 def no_collision(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: no target id is held by a foreign row, nor by a soft reference (it could not be told apart again).
 
-    A row of the same cluster may hold it: merging takes that one out of the way.
+    A row of the same cluster may hold it: merging takes that one out of the way. Of a row that came since the inventory
+    nothing follows: the batch sets aside what it meets.
     """
     held = [
         f"{entity.name} {row.key} -> {row.target_id}, held by a row that "
@@ -324,8 +325,10 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
                                              WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {version_5})
                    SELECT m.old_id AS key, m.new_id AS target_id, n.new_id AS next
                    FROM met m LEFT JOIN {map} n ON n.assessment_no = %(no)s AND n.old_id = m.new_id
-                   WHERE {alone} LIMIT 10""",
+                   WHERE {alone} AND EXISTS (SELECT FROM {inventory} i
+                                             WHERE i.assessment_no = %(no)s AND i.key = m.new_id) LIMIT 10""",
                 alone=_no_twin(entity),
+                inventory=ledger.inventory_table(entity),
                 map=ledger.map_table(entity),
                 table=sql.table(entity.table.schema, entity.table.name),
                 key=sql.name(entity.key),

@@ -165,6 +165,24 @@ def test_a_target_id_that_another_row_holds_is_a_collision(incident: Engine) -> 
     assert f"document {rows[0][0]} -> {target}, held by a row that is to become " in gate.finding
 
 
+def test_a_target_id_that_came_since_the_inventory_refuses_no_plan(incident: Engine) -> None:
+    [(user, sha)] = cycle.run_sql(
+        incident, "SELECT user_id::text, file_sha256 FROM upload_pipeline.documents ORDER BY 1, 2 LIMIT 1"
+    )
+    target = str(uuid.uuid5(cycle.NAMESPACE, f"{user}:{sha}"))
+    assessed = cycle.assess(incident, SPEC)
+    cycle.run_sql(incident, UPLOAD, id=target, user=str(uuid.uuid4()), sha="b" * 64)
+
+    with incident.begin() as connection:
+        gate = mapping.no_collision(connection, assessed.store, assessed.number)
+
+    cycle.assert_green([gate])
+    execution = cycle.approve(incident, SPEC, cycle.plan(incident, assessed).plan_id)
+    cycle.migrate_all(incident, SPEC, execution)
+    counted = "SELECT count(*) FROM uuid_pipeline.unmoved WHERE reason = 'taken'"
+    assert cycle.run_sql(incident, counted) == [(1,)]
+
+
 def test_a_witness_is_read_as_the_columns_would_read_it(incident: Engine) -> None:
     document = SPEC.entities["document"]
     capitals = {
