@@ -374,17 +374,36 @@ def natural_keys_valid_or_quarantined(connection: Connection, store: Store, asse
     )
 
 
-def no_orphans(connection: Connection, store: Store) -> GateResult:
+def no_orphans(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: every reference, declared or by foreign key, points at a row that exists."""
     found = {name: count for name, count in orphans(connection, store).items() if count}
+    early = {r.name: _early(connection, store, r, assessment) for r in store.references if r.name in found}
+    shown = {name: f" ({n} of them target ids)" for name, n in early.items() if n}
+    said = [f"{name} {n}{shown.get(name, '')}" for name, n in found.items()]
     return GateResult.of(
         "no_orphans",
         not found,
-        "0 orphans" if not found else "orphans: " + ", ".join(f"{name} {n}" for name, n in found.items()),
+        "0 orphans" if not found else f"orphans: {', '.join(said)}",
         "look at these rows with their owner; delete them or give them their document back, or, where a soft reference "
-        "may hold what is no row's key, say there in the spec `orphans: keep`; then plan again",
+        "may hold what is no row's key, say there in the spec `orphans: keep`; then plan again"
+        + ("; what to do with target ids that rows hold already: docs/references.md" * bool(shown)),
         figures={"orphans": sum(found.values())},
     )
+
+
+def _early(connection: Connection, store: Store, reference: Reference, assessment: int) -> int:
+    """Rows without an entity row that hold the target id of one."""
+    entity = store.entity(reference.entity)
+    statement = sql.compose(
+        """SELECT count(*) FROM {table} r WHERE NOT EXISTS (SELECT FROM {target} t WHERE t.{key} = r.{column})
+           AND EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.target_id = r.{column})""",
+        table=sql.table(reference.table.schema, reference.table.name),
+        column=sql.name(reference.column),
+        target=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+        inventory=ledger.inventory_table(entity),
+    )
+    return int(sql.scalar(connection, statement, {"no": assessment}))
 
 
 def counts_agree(assessment: ledger.Assessment) -> GateResult:

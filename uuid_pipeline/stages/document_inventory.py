@@ -73,7 +73,7 @@ CHECKS = [
     ),
     planning_check(
         "document_inventory", "no_orphans", "Every reference points at a row that exists.",
-        lambda connection, store, _assessment: inventory.no_orphans(connection, store),
+        lambda connection, store, found: inventory.no_orphans(connection, store, found.assessment_no),
     ),
     planning_check(
         "document_inventory", "counts_agree", "As many rows were derived as each table counts, in one snapshot.",

@@ -99,7 +99,7 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         summary = inventory.summarize(c, store, assessment)
         valid = inventory.natural_keys_valid_or_quarantined(c, store, number)
         counts = inventory.counts_agree(assessment)
-        record(c, number, "document_inventory", valid, inventory.no_orphans(c, store), counts)
+        record(c, number, "document_inventory", valid, inventory.no_orphans(c, store, number), counts)
         decided = duplicates.each_cluster_decided(c, store, number)
         users, resolvable = (
             f(c, store, number) for f in (duplicates.never_across_users, duplicates.conflicts_resolvable)
