@@ -61,7 +61,7 @@ def _begin(connection: Connection, wave: ledger.Wave) -> int:
 
 
 def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
-    """Rows that neither the plan nor an earlier pass has seen, and the parents of these."""
+    """Rows that neither the plan nor an earlier pass has seen, or that their batch let go, and the parents of these."""
     seen = _seen(connection, wave.execution_id)
     for entity in store.entities:
         # Made of its rows at once: unlike an INSERT, this may read the tables with several processes.
@@ -70,7 +70,7 @@ def _find_due(connection: Connection, store: Store, wave: ledger.Wave) -> None:
                WITH {others} SELECT o.key FROM others o WHERE {unseen}""",
             due=due(entity),
             others=_others(entity),
-            unseen=_unseen(entity),
+            unseen=_unseen(store, entity),
         )
         sql.execute(connection, unseen, {"seen": seen})
         sql.execute(connection, sql.compose("ALTER TABLE {due} ADD PRIMARY KEY (key)", due=due(entity)))
@@ -127,7 +127,7 @@ def later_arrivals(connection: Connection, store: Store, execution_id: str) -> d
                     "WITH {others} SELECT (SELECT count(*) FROM others o WHERE {unseen})"
                     " + (SELECT count(*) FROM others o WHERE {returned})",
                     others=_others(entity),
-                    unseen=_unseen(entity),
+                    unseen=_unseen(store, entity),
                     returned=_returned(entity),
                 ),
                 values,
@@ -151,11 +151,34 @@ def _others(entity: Entity) -> sql.Composable:
     )
 
 
-def _unseen(entity: Entity) -> sql.Composable:
-    """Whether no inventory of the assessments ``seen`` knows the key of ``o``."""
+def _unseen(store: Store, entity: Entity) -> sql.Composable:
+    """Whether no inventory of the assessments ``seen`` knows the key of ``o``, but as a row that its batch let go."""
     return sql.compose(
-        "NOT EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = o.key)",
+        """NOT EXISTS (SELECT FROM {inventory} i
+                       WHERE i.assessment_no = ANY(%(seen)s) AND i.key = o.key AND NOT ({let_go}))""",
         inventory=ledger.inventory_table(entity),
+        let_go=_let_go(store, entity),
+    )
+
+
+def _let_go(store: Store, entity: Entity) -> sql.Composable:
+    """Whether the row ``i`` was due and its batch found it elsewhere: below a parent that had moved by then.
+
+    Such a row has left the map, and its parent has not. So has one whose target id another row took; that one waits for
+    the next plan, since the id is an alias now.
+    """
+    if entity.parent is None:
+        return sql.Text("false")
+    return sql.compose(
+        """i.quarantined IS NULL AND i.id_class <> 'deterministic'
+           AND NOT EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(seen)s) AND m.old_id = i.key)
+           AND EXISTS (SELECT FROM {parents} p JOIN {table} t ON t.{parent} <> p.new_id
+                       WHERE p.assessment_no = i.assessment_no AND p.old_id = i.parent_key AND t.{key} = i.key)""",
+        map=ledger.map_table(entity),
+        parents=ledger.map_table(store.entity(entity.parent)),
+        table=sql.table(entity.table.schema, entity.table.name),
+        parent=sql.name(entity.parent_column or ""),
+        key=sql.name(entity.key),
     )
 
 

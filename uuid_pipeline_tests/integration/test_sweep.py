@@ -121,6 +121,34 @@ def references_of(store: Engine, ids: dict[str, str]) -> tuple[str, str]:
     return str(row["document_id"]), str(row["chunk_id"])
 
 
+def test_a_planned_chunk_that_was_given_to_a_document_which_had_moved_is_taken_by_the_sweep(store: Engine) -> None:
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    canary, *rest = cycle.all_waves_of(store, execution)
+    run_wave(store, SPEC, canary)
+    [(chunk, moved)] = cycle.run_sql(
+        store,
+        """UPDATE upload_pipeline.document_chunks c SET chunk_ord = 777, document_id = (
+               SELECT new_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1)
+           WHERE chunk_id = (SELECT old_id FROM uuid_pipeline.id_map_chunk ORDER BY ordinal DESC, old_id LIMIT 1)
+           RETURNING chunk_id::text, document_id::text""",
+    )
+    given = cycle.rows_of(store)
+    *planned, first, second = rest
+    for wave in planned:
+        run_wave(store, SPEC, wave)
+    assert later(store, execution) == {"document": 0, "chunk": 1}
+
+    run_wave(store, SPEC, first)
+    run_wave(store, SPEC, second)
+
+    assert later(store, execution) == {"document": 0, "chunk": 0}
+    assert cycle.rows_of(store) == cycle.expected_rows(given)
+    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.roll_back(store, SPEC)
+    back = {row["chunk_id"]: row for row in cycle.rows_of(store)["document_chunks"]}
+    assert cycle.targets(cycle.rows_of(store))[str(back[chunk]["document_id"])] == moved
+
+
 def test_a_sweep_merges_nothing(store: Engine) -> None:
     cycle.run_sql(store, "DROP INDEX upload_pipeline.uq_user_filehash")
     _, [first, _] = begin(store)
