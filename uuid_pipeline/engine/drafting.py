@@ -18,6 +18,8 @@ from uuid_pipeline.engine.store import Reference, Store, bind
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
 
+LISTED = 30
+
 _DESCRIBED = {
     "owner": (r"(user|owner|account|tenant|customer|author)(_id)?|created_by|uploaded_by", r"uuid|text|char|int"),
     "created_at": (r"(created|inserted|uploaded|added)(_at|_on|_date|_time)?|creation_date", r"timestamp|date"),
@@ -72,10 +74,13 @@ class _Ground:
     def choices(self, table: Table) -> list[KeyChoice]:
         return natural_key_choices.of(self.connection, self.catalog, table, self.surrogates)
 
-    def held(self, proposed: Mapping[str, ProposedEntity], table: Table) -> dict[str, Reference]:
-        """Column -> reference, of the columns of a table that refer to what is proposed so far."""
-        references = self.store(proposed.values()).references if proposed else ()
-        return {r.column: r for r in references if r.table.oid == table.oid and r.form != "json"}
+    def held(self, proposed: Mapping[str, ProposedEntity]) -> Mapping[int, Mapping[str, Reference]]:
+        """By table, column -> reference, of the columns that refer to what is proposed so far."""
+        found: dict[int, dict[str, Reference]] = {}
+        for reference in self.store(proposed.values()).references if proposed else ():
+            if reference.form != "json":
+                found.setdefault(reference.table.oid, {})[reference.column] = reference
+        return found
 
 
 @dataclass(frozen=True)
@@ -134,13 +139,19 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
             left.append(LeftTable(table.name, _why_left(choices)))
         else:
             proposed[entity.name] = entity
-    left += [
-        LeftTable(table.name, "people or tenants: ask for it with --table")
-        for table in table_choices.owners(catalog, seeds)
-    ]
+    owners, rest = table_choices.left_out(catalog, seeds)
+    left += [LeftTable(table.name, "people or tenants: ask for it with --table") for table in owners]
+    if rest and not tables:
+        left.append(LeftTable(_listed(rest), "others are referred to by more tables: ask for these with --table"))
     if not proposed:
         raise UsageError(f"No column of {seeds[0].name} could make up a natural key. Choose another with --table.")
     return _searched(ground, proposed, left)
+
+
+def _listed(tables: Sequence[Table]) -> str:
+    names = [table.name for table in tables]
+    shown = ", ".join(names[:LISTED])
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
 
 
 def _searched(ground: _Ground, proposed: dict[str, ProposedEntity], left: Sequence[LeftTable]) -> Draft:
@@ -216,7 +227,7 @@ def _propose(
     ground: _Ground, proposed: Mapping[str, ProposedEntity], table: Table, choices: Sequence[KeyChoice]
 ) -> ProposedEntity | None:
     """The entity with the first choice that binds."""
-    held = ground.held(proposed, table)
+    held = ground.held(proposed).get(table.oid, {}) if choices else {}
     for choice in choices:
         used = [held[column] for column in choice.columns if column in held]
         parents = {reference.entity for reference in used}
@@ -232,7 +243,7 @@ def _unidentified(
     ground: _Ground, proposed: Mapping[str, ProposedEntity], table: Table, choices: Sequence[KeyChoice]
 ) -> ProposedEntity | None:
     """The entity with its natural key still to be said; any column stands in for it while we search."""
-    held = ground.held(proposed, table)
+    held = ground.held(proposed).get(table.oid, {})
     for column in table.columns:
         entity = _entity(ground.catalog, proposed, table, (column,), None) if column not in held else None
         if entity is not None and ground.binds([*proposed.values(), entity]):
@@ -268,13 +279,15 @@ def _with_children(ground: _Ground, proposed: Mapping[str, ProposedEntity]) -> d
     while count != len(grown):
         count = len(grown)
         taken = {entity.table.oid for entity in grown.values()}
+        by_table = ground.held(grown)
         for table in table_choices.candidates(ground.catalog):
-            held = ground.held(grown, table) if table.oid not in taken else {}
+            held = by_table.get(table.oid, {}) if table.oid not in taken else {}
             choices = ground.choices(table) if held else []
             of_parent = [choice for choice in choices if choice.unique and held.keys() & set(choice.columns)]
             entity = _propose(ground, grown, table, of_parent)
             if entity is not None:
                 grown[entity.name] = entity
+                by_table = ground.held(grown)
     return grown
 
 

@@ -290,11 +290,12 @@ def _by_foreign_key(catalog: Catalog, entities: tuple[Entity, ...]) -> list[Refe
 
 
 def _refuse_undeclared_parents(entities: tuple[Entity, ...], references: list[Reference]) -> None:
+    of_table: dict[int, list[Reference]] = {}
+    for reference in references:
+        of_table.setdefault(reference.table.oid, []).append(reference)
     for entity in entities:
-        for reference in references:
-            if reference.table.oid != entity.table.oid or reference.column not in entity.spec.template.fields:
-                continue
-            if reference.column != entity.parent_column:
+        for reference in of_table.get(entity.table.oid, []):
+            if reference.column in entity.spec.template.fields and reference.column != entity.parent_column:
                 raise UsageError(
                     f"Entity {entity.name}: its identity uses {reference.column}, which refers to {reference.entity}; "
                     + (

@@ -17,6 +17,8 @@ _OWNERS = re.compile(
 )
 _DOCUMENTS = re.compile(r"document|docs?($|_)|file|upload|article|paper|asset|record")
 
+PROPOSED = 20
+
 _SCHEMAS = """
 SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'uuid_pipeline')
@@ -92,20 +94,19 @@ def candidates(catalog: Catalog) -> list[Table]:
 
 
 def most_referred(catalog: Catalog) -> list[Table]:
-    """The tables to propose when none is named."""
+    """The tables to propose when none is named; a person goes through no more than PROPOSED at once."""
     able = [table for table in candidates(catalog) if not _OWNERS.search(table.name)]
     # Without foreign keys only a name can tell which table is the one that matters.
     named = sorted(able, key=lambda table: _DOCUMENTS.search(table.name) is None)
-    return _parents_first(catalog, [table for table in able if referring(catalog, table)] or named[:1])
+    referred = [table for table in able if referring(catalog, table)][:PROPOSED]
+    return _parents_first(catalog, referred or named[:1])
 
 
-def owners(catalog: Catalog, seeds: Sequence[Table]) -> list[Table]:
-    """People and tenants that others refer to, left out of ``seeds``."""
-    return [
-        table
-        for table in candidates(catalog)
-        if table not in seeds and _OWNERS.search(table.name) and referring(catalog, table)
-    ]
+def left_out(catalog: Catalog, seeds: Sequence[Table]) -> tuple[list[Table], list[Table]]:
+    """What others refer to and is not among ``seeds``: people and tenants, and the rest."""
+    others = [table for table in candidates(catalog) if table not in seeds and referring(catalog, table)]
+    owners = [table for table in others if _OWNERS.search(table.name)]
+    return owners, [table for table in others if table not in owners]
 
 
 def _parents_first(catalog: Catalog, tables: Sequence[Table]) -> list[Table]:

@@ -116,6 +116,22 @@ def test_what_was_not_chosen_and_what_a_person_must_know_stands_beside_it(empty_
         assert [line for line in said if wanted in line], wanted
 
 
+def test_of_many_tables_the_most_referred_to_are_proposed_and_the_others_named(empty_store: Engine) -> None:
+    cycle.run_sql(empty_store, "CREATE SCHEMA many")
+    for n in range(25):
+        cycle.run_sql(empty_store, f"CREATE TABLE many.t{n:02} (id uuid PRIMARY KEY, name text UNIQUE)")
+        for referrer in range(2 if n >= 5 else 1):
+            cycle.run_sql(empty_store, f"CREATE TABLE many.r{n:02}_{referrer} (n int, t uuid REFERENCES many.t{n:02})")
+
+    made, text = drafted(empty_store)
+
+    assert {entity.table.name for entity in made.entities} == {f"t{n:02}" for n in range(5, 25)}
+    assert "t00, t01, t02, t03, t04: others are referred to by more tables: ask for these with --table" in text
+    made, text = drafted(empty_store, "t00")
+    assert [entity.table.name for entity in made.entities] == ["t00"]
+    assert "more tables" not in text
+
+
 def test_tables_asked_for_come_with_what_their_identity_hangs_on_and_no_others(empty_store: Engine) -> None:
     cycle.run_sql(empty_store, LEDGER)
 
