@@ -176,7 +176,23 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
             key=sql.name(root.key),
         )
         found += [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
-    return found + _without_losing_roots(connection, store, plan, archives)
+    return found + _without_losing_roots(connection, store, plan, archives) + _only_turned(connection, plan, archives)
+
+
+def _only_turned(connection: Connection, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:
+    """Ordinals of the batch where nothing was archived, and references were turned that held target ids early."""
+    archived = [
+        sql.compose(
+            " AND NOT EXISTS (SELECT FROM {archive} a WHERE a.uuid_pipeline_ordinal = r.ordinal)", archive=kept.relation
+        )
+        for kept in archives
+    ]
+    statement = sql.compose(
+        """SELECT DISTINCT r.ordinal FROM uuid_pipeline.repointed r
+           WHERE r.wave = %(wave)s AND r.ordinal BETWEEN %(first)s AND %(last)s{archived}""",
+        archived=sql.join("", archived),
+    )
+    return [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
 
 
 def _without_losing_roots(
@@ -231,10 +247,10 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     inserts = [_put_back(store, kept, index, after) for index in range(len(kept))]
     results = [
         sql.compose(
-            """SELECT {name} AS "table",
-                      (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)) AS due,
-                      (SELECT count(*) FROM {taken}) AS taken, count(*) AS rows,
-                      (SELECT coalesce(sum({d}), 0) FROM {taken}) AS archived, coalesce(sum({d}), 0) AS digest
+            """UNION ALL SELECT {name},
+                      (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)),
+                      (SELECT count(*) FROM {taken}), count(*),
+                      (SELECT coalesce(sum({d}), 0) FROM {taken}), coalesce(sum({d}), 0)
                FROM {put}""",
             name=sql.literal(f"{one.table.schema}.{one.table.name}"),
             archive=one.relation,
@@ -244,8 +260,12 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
         )
         for index, one in enumerate(kept)
     ]
+    # Where nothing was archived, only the references are turned back.
     statement = sql.compose(
-        "WITH {parts} {results}", parts=sql.join(", ", [*updates, *inserts]), results=sql.join(" UNION ALL ", results)
+        """WITH {parts}
+           SELECT NULL AS "table", 0 AS due, 0 AS taken, 0 AS rows, 0 AS archived, 0 AS digest WHERE false {results}""",
+        parts=sql.join(", ", [*updates, *inserts]),
+        results=sql.join(" ", results),
     )
     rows = sql.rows(connection, statement, values)
     wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]

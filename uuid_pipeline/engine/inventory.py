@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import derivation, ledger, quarantine, sql
+from uuid_pipeline.engine import derivation, early, ledger, quarantine, sql
 from uuid_pipeline.engine.catalog import ForeignKey
 from uuid_pipeline.engine.connection import copy_in
 from uuid_pipeline.engine.gates import GateResult
@@ -375,19 +375,24 @@ def natural_keys_valid_or_quarantined(connection: Connection, store: Store, asse
 
 
 def no_orphans(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: every reference, declared or by foreign key, points at a row that exists."""
+    """Gate: every reference, declared or by foreign key, points at a row that exists, or that will have this id."""
     found = {name: count for name, count in orphans(connection, store).items() if count}
-    early = {r.name: _early(connection, store, r, assessment) for r in store.references if r.name in found}
-    shown = {name: f" ({n} of them target ids)" for name, n in early.items() if n}
-    said = [f"{name} {n}{shown.get(name, '')}" for name, n in found.items()]
+    soon = {
+        reference.name: count
+        for reference in store.references
+        if reference.name in found and early.why_not(connection, reference) is None
+        if (count := _early(connection, store, reference, assessment))
+    }
+    left = {name: count - soon.get(name, 0) for name, count in found.items() if count > soon.get(name, 0)}
+    said = "orphans: " + ", ".join(f"{name} {n}" for name, n in left.items()) if left else "0 orphans"
+    said += "".join(f"; {n} of {name} hold the target id of a row that has it not yet" for name, n in soon.items())
     return GateResult.of(
         "no_orphans",
-        not found,
-        "0 orphans" if not found else f"orphans: {', '.join(said)}",
+        not left,
+        said,
         "look at these rows with their owner; delete them or give them their document back, or, where a soft reference "
-        "may hold what is no row's key, say there in the spec `orphans: keep`; then plan again"
-        + ("; what to do with target ids that rows hold already: docs/references.md" * bool(shown)),
-        figures={"orphans": sum(found.values())},
+        "may hold what is no row's key, say there in the spec `orphans: keep`; then plan again",
+        figures={"orphans": sum(left.values())},
     )
 
 

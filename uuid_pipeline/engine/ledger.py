@@ -17,7 +17,7 @@ from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import RefusedError
 
 SCHEMA = "uuid_pipeline"
-VERSION = 3
+VERSION = 4
 
 # The legal moves of an execution. A status not named as a key is final.
 #   approved            a plan was approved; nothing has moved
@@ -131,7 +131,7 @@ def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:
             """CREATE TABLE IF NOT EXISTS {table} (
                    assessment_no integer NOT NULL, ordinal bigint NOT NULL, wave text NOT NULL, role text NOT NULL,
                    natural_key text NOT NULL, old_id {type} NOT NULL, new_id {type} NOT NULL,
-                   arrived boolean NOT NULL DEFAULT false
+                   arrived boolean NOT NULL DEFAULT false, early boolean NOT NULL DEFAULT false
                ) PARTITION BY LIST (assessment_no)""",
             table=id_map,
             type=key_type,

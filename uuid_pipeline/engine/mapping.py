@@ -7,36 +7,39 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import functions, inventory, ledger, redaction, sql
+from uuid_pipeline.engine import early, functions, inventory, ledger, redaction, sql
 from uuid_pipeline.engine.ahead import fetched_ahead
 from uuid_pipeline.engine.approach import WAVE_KINDS
 from uuid_pipeline.engine.batch import written_since
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.locks import ids_in
 from uuid_pipeline.engine.natural_keys import as_read, cast_type
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
 from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize
 
 
-def build(
+def build(connection: Connection, store: Store, assessment: int, kinds: Sequence[str] = WAVE_KINDS) -> None:
+    """Write the id map of every entity as :func:`write`, with a mark where references hold target ids already."""
+    write(connection, store, assessment, kinds=kinds)
+    functions.put_embedded(connection)
+    early.mark(connection, store, assessment)
+
+
+def write(
     connection: Connection, store: Store, assessment: int, first: int = 0, kinds: Sequence[str] = WAVE_KINDS
-) -> dict[str, int]:
-    """Write the id map of every entity, with ordinals after ``first``; returns its rows by entity.
+) -> None:
+    """Write the id map of every entity, with ordinals after ``first``.
 
     Only documents of these ``kinds`` of waves are mapped; rows of other roots all belong to the last kind. A root that
     is right but has a descendant that is not takes part with the role ``keep``, so that each descendant belongs to
     exactly one batch.
     """
-    written = {}
     for root in store.roots:
         taken = kinds if root == store.main or WAVE_KINDS[-1] in kinds else ()
-        written[root.name] = _build_root(connection, store, root, assessment, first, taken)
-        first += written[root.name]
+        first += _build_root(connection, store, root, assessment, first, taken)
         for entity in store.entities:
             if entity.parent is not None and _root_of(store, entity) == root:
-                written[entity.name] = _build_child(connection, store, entity, assessment)
-    return written
+                _build_child(connection, store, entity, assessment)
 
 
 def _root_of(store: Store, entity: Entity) -> Entity:
@@ -147,10 +150,10 @@ def _has_due_descendant(store: Store, entity: Entity, alias: str) -> sql.Composa
     return sql.join(" ", clauses) if clauses else sql.Text("")
 
 
-def _build_child(connection: Connection, store: Store, entity: Entity, assessment: int) -> int:
+def _build_child(connection: Connection, store: Store, entity: Entity, assessment: int) -> None:
     """Rows below the mapped parents. Which of several with one target id stays is the batch's to decide."""
     part = ledger.fresh_part(connection, "id_map", entity, assessment)
-    written = sql.execute(
+    sql.execute(
         connection,
         sql.compose(
             """INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
@@ -175,9 +178,8 @@ def _build_child(connection: Connection, store: Store, entity: Entity, assessmen
         ),
         # Known to be false, it takes the grouping and the joins with its result out of the plan.
         {"no": assessment, "may_share": inventory.may_share_targets(connection, entity, assessment)},
-    ).rowcount
+    )
     _attach(connection, entity, assessment)
-    return written
 
 
 def _attach(connection: Connection, entity: Entity, assessment: int) -> None:
@@ -309,7 +311,7 @@ def _shown(store: Store, natural_key: str) -> str:
 
 
 def no_collision(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no target id is held by a foreign row, nor by a soft reference (it could not be told apart again).
+    """Gate: no target id is held by a foreign row, nor by a soft reference that the batch could not turn to its row.
 
     A row of the same cluster may hold it: merging takes that one out of the way. Of a row that came since the inventory
     nothing follows: the batch sets aside what it meets.
@@ -337,17 +339,21 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
             {"no": assessment},
         )
     ]
-    functions.put_embedded(connection)
+    turned = []
     for reference in store.references:
         if reference.foreign_key is None:
-            values = {"no": assessment, "path": list(reference.path)}
-            count = sql.scalar(connection, _soft_collisions(store, reference), values)
-            held += [f"{count} rows of {reference.name} hold target ids"] if count else []
             held += _spelled_otherwise(connection, store, reference)
+            why_not = early.why_not(connection, reference)
+            unmarked = why_not is None and not early.marked(connection, store.entity(reference.entity), assessment)
+            count = 0 if unmarked else early.count(connection, store, reference, assessment)
+            if count and why_not:
+                held.append(f"{count} target ids are in {reference.name}, which {why_not}")
+            elif count:
+                turned.append(f"{reference.name} holds {count} target ids already, and is turned to their rows")
     return GateResult.of(
         "no_collision",
         not held,
-        "no target id is taken" if not held else f"taken: {'; '.join(held)}",
+        "; ".join(["no target id is taken", *turned]) if not held else f"taken: {'; '.join(held)}",
         "look at the rows that hold these ids; they are not the ones that the ids are derived for. While an id is one "
         "row's old and another's new one, nobody could tell which a writer or a reference means: give the row that "
         "holds it an unused random id first, with what refers to it, then plan again",
@@ -379,30 +385,6 @@ def _spelled_otherwise(connection: Connection, store: Store, reference: Referenc
     count = sql.scalar(connection, statement, {"escape": "\\", "path": list(reference.path)})
     said = "spell ids with escapes, which no rollback could write again as they were: make the column jsonb"
     return [f"{count} rows of {reference.name} {said}"] if count else []
-
-
-def _soft_collisions(store: Store, reference: Reference) -> sql.Composable:
-    """Counts what a soft reference holds of ids that other rows are to get."""
-    entity = store.entity(reference.entity)
-    parts = {
-        "map": ledger.map_table(entity),
-        "alone": _no_twin(entity),
-        "table": sql.table(reference.table.schema, reference.table.name),
-        "column": sql.name(reference.column),
-    }
-    if reference.form == "key":
-        return sql.compose(
-            """SELECT count(*) FROM {map} m JOIN {table} t ON t.{column} = m.new_id
-               WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone}""",
-            **parts,
-        )
-    return sql.compose(
-        """SELECT count(*) FROM {table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w
-           CROSS JOIN LATERAL {ids} i(id) JOIN {map} m ON m.new_id::text = i.id
-           WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {alone}""",
-        ids=ids_in(reference),
-        **parts,
-    )
 
 
 def _no_twin(entity: Entity) -> sql.Composable:

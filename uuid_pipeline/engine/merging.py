@@ -23,7 +23,7 @@ MAX_ROUNDS = 20
 
 
 def wanted(connection: Connection, store: Store, plan: BatchPlan) -> bool:
-    """Whether the plan merges rows of this batch's documents."""
+    """Whether the plan merges rows of this batch's documents, or references hold their target ids already."""
     return bool(sql.scalar(connection, _wanted_statement(store, plan.assessment_no), plan.values))
 
 
@@ -31,8 +31,8 @@ def wanted(connection: Connection, store: Store, plan: BatchPlan) -> bool:
 def _wanted_statement(store: Store, assessment_no: int) -> sql.Composable:
     clauses = [
         sql.compose(
-            """EXISTS (SELECT FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge'
-                       AND {not_aside})""",
+            """EXISTS (SELECT FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s
+                       AND (m.role = 'merge' OR m.early) AND {not_aside})""",
             map=map_part(entity.name, assessment_no),
             not_aside=sql.Text(locks.NOT_ASIDE),
         )
@@ -54,6 +54,7 @@ def merge(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
             locks.hold_children(connection, store, entity, plan, FORWARD)
             _forget_invalid(connection, store, entity)
             _decide_children(connection, store, entity)
+        _note_early(connection, store, entity, plan)
     _settle_references(connection, store)
     done = collapse(connection, store, plan)
     for entity in store.entities:
@@ -116,6 +117,27 @@ def _merge_roots(connection: Connection, store: Store, plan: BatchPlan) -> None:
             merged=merged(store, root.name),
         )
         sql.execute(connection, statement, {"oid": root.table.oid})
+
+
+def _note_early(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
+    """References that hold a row's target id already are turned to the row, as those of a loser are to its survivor.
+
+    So the batch moves them with the others, and a rollback gives them back what they held.
+    """
+    held = held_of(store, entity.name)
+    statement = sql.compose(
+        """INSERT INTO {merged} (loser, survivor, ordinal)
+           SELECT h.{value}, h.key, h.ordinal FROM {held} h JOIN {map} m ON m.old_id = h.key
+           WHERE m.early AND m.new_id = h.{value} AND NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = h.{value})
+           ON CONFLICT DO NOTHING""",
+        merged=merged(store, entity.name),
+        value=held.value(entity.key),
+        held=held.relation,
+        map=map_part(entity.name, plan.assessment_no),
+        table=held.table,
+        key=sql.name(entity.key),
+    )
+    sql.execute(connection, statement)
 
 
 # A set is what merge_as_set names below one document: the source with most rows stays whole, the survivor's own when

@@ -22,7 +22,7 @@ def prepare(connection: Connection, store: Store, wave: ledger.Wave) -> ledger.W
     number = _begin(connection, wave)
     _find_due(connection, store, wave)
     inventory.take(connection, store, number, due)
-    mapping.build(connection, store, number, _last_ordinal(connection, wave))
+    mapping.write(connection, store, number, _last_ordinal(connection, wave))
     _leave_clusters(connection, store, number)
     first, last, documents = _span(connection, store, number)
     sql.execute(

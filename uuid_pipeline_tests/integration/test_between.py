@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import EntitySpec, SoftReference, load_spec
+from uuid_pipeline.spec import EntitySpec, load_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -157,29 +157,6 @@ def test_a_plan_made_before_a_rollback_is_stale_after_it(incident: Engine) -> No
 
     with pytest.raises(RefusedError, match="is stale: rows were moved or rolled back by another execution since"):
         cycle.approve(incident, SPEC, plan.plan_id)
-
-
-@pytest.mark.parametrize(
-    ("column", "path", "value"),
-    [
-        ("note text", None, "'{0}'"),
-        ("note uuid[]", None, "ARRAY['{0}']::uuid[]"),
-        ("note jsonb", "a.id", "jsonb_build_object('a', jsonb_build_object('id', '{0}'))"),
-    ],
-    ids=["text", "array", "json"],
-)
-def test_a_target_id_that_a_soft_reference_already_holds_is_a_collision(
-    incident: Engine, column: str, path: str | None, value: str
-) -> None:
-    target = next(iter(cycle.targets(cycle.rows_of(incident)).values()))
-    cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (note_id int PRIMARY KEY, {column})")
-    cycle.run_sql(incident, f"INSERT INTO upload_pipeline.notes VALUES (1, {value.format(target)})")  # noqa: S608
-    held = SoftReference(table="notes", column="note", entity="document", path=path)
-
-    gate = cycle.assess(incident, cycle.spec_with(soft_references=[held])).gates["no_collision"]
-
-    assert not gate.passed
-    assert "notes.note" in gate.finding
 
 
 TAKE = """

@@ -2,14 +2,13 @@
 
 import re
 import uuid
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import inventory, references
 from uuid_pipeline.errors import UsageError
-from uuid_pipeline.spec import SoftReference, Spec, parse_spec
+from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.cycle import Rows
 
@@ -160,36 +159,3 @@ def test_history_that_holds_ids_of_what_is_gone_moves_where_the_spec_keeps_its_o
     assert cycle.rows_of(empty_store, "lib")["history"] == rewritten(before, "history")
     cycle.roll_back(empty_store, spec)
     assert cycle.rows_of(empty_store, "lib") == before
-
-
-def test_target_ids_that_rows_hold_already_are_told_from_orphans_and_the_documented_statement_mends_them(
-    incident: Engine,
-) -> None:
-    targets = cycle.targets(cycle.rows_of(incident))
-    document = cycle.rows_of(incident)["documents"][0]["document_id"] or ""
-    cycle.run_sql(incident, "CREATE TABLE upload_pipeline.notes (note_id int PRIMARY KEY, document_id uuid)")
-    cycle.run_sql(
-        incident,
-        "INSERT INTO upload_pipeline.notes VALUES (1, %(early)s), (2, %(early)s), (3, %(right)s), (4, %(gone)s)",
-        early=targets[document],
-        right=document,
-        gone=str(uuid.uuid4()),
-    )
-    spec = cycle.spec_with(soft_references=[SoftReference(table="notes", column="document_id", entity="document")])
-
-    gate = cycle.assess(incident, spec).gates["no_orphans"]
-    assert not gate.passed
-    assert gate.finding == "orphans: notes.document_id 3 (2 of them target ids)"
-    assert "docs/references.md" in gate.remedy
-    cycle.run_sql(incident, "DELETE FROM upload_pipeline.notes WHERE note_id = 4")
-    documented = (Path(__file__).parents[2] / "docs/references.md").read_text(encoding="utf-8")
-    cycle.run_sql(incident, documented.partition("```sql\n")[2].partition("```")[0])
-    before = cycle.rows_of(incident)
-
-    cycle.run_all(incident, spec)
-
-    assert cycle.rows_of(incident) == cycle.expected_rows(before)
-    notes = {row["document_id"] for row in cycle.rows_of(incident)["notes"]}
-    assert notes == {targets[document]}
-    cycle.roll_back(incident, spec)
-    assert cycle.rows_of(incident) == before
