@@ -2,10 +2,10 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import aside, comparison, gates, ledger, locks, sql, sweep
+from uuid_pipeline.engine import aside, comparison, gates, ledger, sql, sweep
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine.gates import GateResult, Scope
-from uuid_pipeline.engine.store import Reference, Store
+from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 
 _JOURNAL = """
@@ -79,66 +79,6 @@ def conservation(connection: Connection, store: Store, wave: ledger.Wave) -> Gat
         said if missing == 0 else f"{said}: {missing} unaccounted for",
         "run the wave again (uuid-pipeline run); if it stays, roll it back",
         figures=found,
-    )
-
-
-def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
-    """Gate: no reference holds an id that this wave moved away from."""
-    left = {}
-    for reference in store.references:
-        statement = _left_behind(reference, store)
-        span = {"no": wave.assessment_no, "first": wave.first_ordinal, "last": wave.last_ordinal}
-        left[reference.name] = int(sql.scalar(connection, statement, {**span, "path": list(reference.path)}))
-    return _dangling("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left))
-
-
-def _left_behind(reference: Reference, store: Store) -> sql.Composable:
-    """Counts rows of a reference that hold an old id of the span whose row is no longer there."""
-    entity = store.entity(reference.entity)
-    parts = {
-        "map": ledger.map_table(entity),
-        "table": sql.table(reference.table.schema, reference.table.name),
-        "column": sql.name(reference.column),
-        "target": sql.table(entity.table.schema, entity.table.name),
-        "key": sql.name(entity.key),
-    }
-    # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
-    roles = "m.role = 'move'" if reference.keeps_orphans else "m.role <> 'keep'"
-    holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
-    if reference.form != "key":
-        holds = sql.compose(
-            """({table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id))
-               ON m.old_id::text = i.id""",
-            ids=locks.ids_in(reference),
-            **parts,
-        )
-    # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.
-    return sql.compose(
-        """SELECT count(*) FROM (
-               SELECT m.old_id FROM {map} m JOIN {holds}
-               WHERE m.assessment_no = %(no)s AND {roles} AND m.ordinal BETWEEN %(first)s AND %(last)s
-               OFFSET 0) h
-           WHERE NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
-        holds=holds,
-        roles=sql.Text(roles),
-        **parts,
-    )
-
-
-def whole_no_dangling_reference(orphans: dict[str, int]) -> GateResult:
-    """Gate: every reference of the whole store points at a row; ``orphans`` counts those that do not, by reference."""
-    return _dangling("whole_no_dangling_reference", {n: c for n, c in orphans.items() if c}, len(orphans))
-
-
-def _dangling(gate: str, left: dict[str, int], references: int) -> GateResult:
-    said = ", ".join(f"{name} {count}" for name, count in left.items())
-    return GateResult.of(
-        gate,
-        not left,
-        f"0 dangling in {references} references" if not left else f"dangling: {said}",
-        "roll back (uuid-pipeline rollback --all); then look at what writes these columns. A soft reference that may "
-        "hold ids of rows that merging leaves without a counterpart wants `orphans: keep` in the spec",
-        figures={"dangling": sum(left.values())},
     )
 
 

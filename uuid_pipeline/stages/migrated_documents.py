@@ -5,7 +5,7 @@ import time
 
 import dagster as dg
 
-from uuid_pipeline.engine import exactness, lease, ledger, migration, retrieval, validation
+from uuid_pipeline.engine import dangling, exactness, lease, ledger, migration, retrieval, validation
 from uuid_pipeline.engine.migration import Progress
 from uuid_pipeline.reports.progress import waited
 from uuid_pipeline.stages.checks import wave_check
@@ -130,7 +130,7 @@ CHECKS = [
     ),
     wave_check(
         "no_dangling_reference", "No reference holds an id that this wave moved away from.", WAVES,
-        validation.no_dangling_reference,
+        dangling.no_dangling_reference,
     ),
     wave_check(
         "ids_exact", "Each moved row has the id that its own columns give.", WAVES, exactness.ids_exact

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import comparison, exactness, figures, inventory, ledger, lookups, retrieval, validation
+from uuid_pipeline.engine import comparison, dangling, exactness, figures, ledger, lookups, retrieval, validation
 from uuid_pipeline.reports.readiness import performance
 from uuid_pipeline.stages.checks import whole_check
 from uuid_pipeline.stages.migrated_documents import migrated_documents
@@ -53,8 +53,8 @@ CHECKS = [
     ),
     _check(
         "whole_no_dangling_reference", "Every reference points at a row that exists.",
-        lambda connection, store, _execution, _run_id: validation.whole_no_dangling_reference(
-            inventory.orphans(connection, store)
+        lambda connection, store, execution, _run_id: dangling.whole_no_dangling_reference(
+            connection, store, execution
         ),
     ),
     _check(

@@ -16,6 +16,7 @@ from uuid_pipeline.engine import (
     backup_gate,
     catalog,
     comparison,
+    dangling,
     duplicates,
     exactness,
     gates,
@@ -157,7 +158,7 @@ def check_wave(engine: Engine, spec: Spec, wave: ledger.Wave) -> list[GateResult
         execution = ledger.execution(c, now.execution_id)
         found = [
             validation.conservation(c, store, now),
-            validation.no_dangling_reference(c, store, now),
+            dangling.no_dangling_reference(c, store, now),
             exactness.ids_exact(c, store, now),
             validation.schema_unchanged(c, store, execution, "schema_unchanged"),
             retrieval.documents_retrievable(c, store, now),
@@ -186,7 +187,7 @@ def validate(engine: Engine, spec: Spec) -> list[GateResult]:
         compared = comparison.compare_patiently(c, store, execution)
         found = [
             comparison.whole_conservation(compared),
-            validation.whole_no_dangling_reference(inventory.orphans(c, store)),
+            dangling.whole_no_dangling_reference(c, store, execution),
             exactness.whole_ids_exact(c, store, execution),
             validation.schema_unchanged(c, store, execution, "whole_schema_unchanged"),
             comparison.timestamps_untouched(compared),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import comparison, deletions, exactness, gates, ledger, migration, validation
+from uuid_pipeline.engine import comparison, dangling, deletions, exactness, gates, ledger, migration
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -345,10 +345,10 @@ FROM uuid_pipeline.id_map_document m WHERE m.new_id = d.document_id AND m.ordina
 """
 
 
-def dangling(engine: Engine, wave: ledger.Wave) -> str:
+def said_of_dangling(engine: Engine, wave: ledger.Wave) -> str:
     bound = cycle.bound_store(engine, SPEC)
     with engine.begin() as connection:
-        return validation.no_dangling_reference(connection, bound, ledger.wave(connection, wave.wave)).finding
+        return dangling.no_dangling_reference(connection, bound, ledger.wave(connection, wave.wave)).finding
 
 
 @pytest.mark.begins("moved")
@@ -360,11 +360,11 @@ def test_a_reference_to_an_old_id_dangles_in_the_wave_that_moved_it_unless_a_row
     assert events > 1
 
     tamper(incident, EVENTS_PUT_BACK)
-    assert dangling(incident, first) == f"dangling: events.document_id {events}"
-    assert dangling(incident, second).startswith("0 dangling")
+    assert said_of_dangling(incident, first) == f"dangling: events.document_id {events}"
+    assert said_of_dangling(incident, second).startswith("0 dangling")
 
     tamper(incident, DOCUMENT_PUT_BACK)
-    assert dangling(incident, first).startswith("0 dangling")
+    assert said_of_dangling(incident, first).startswith("0 dangling")
 
 
 @pytest.mark.begins("moved")

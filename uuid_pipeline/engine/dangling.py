@@ -1,0 +1,117 @@
+"""Gates on references that hold ids without a row: left behind by a wave, or found in the whole store."""
+
+from typing import Any, LiteralString
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import inventory, ledger, locks, sql
+from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.store import Reference, Store
+
+
+def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
+    """Gate: no reference holds an id that this wave moved away from.
+
+    Without a foreign key it may hold the id of a document that the application deleted: no row has the new one either.
+    """
+    left = {}
+    for reference in store.references:
+        statement = _left_behind(reference, store)
+        span = {
+            "no": wave.assessment_no, "wave": wave.wave, "first": wave.first_ordinal, "last": wave.last_ordinal,
+        }  # fmt: skip
+        left[reference.name] = int(sql.scalar(connection, statement, {**span, "path": list(reference.path)}))
+    return _judged("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left), {})
+
+
+# Whether we took the row away from its old id: the application may have deleted it, before its batch or since.
+_OURS: LiteralString = """
+(EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id)
+ OR h.role = 'merge' AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u
+                                     WHERE u.wave = %(wave)s AND u.ordinal = h.ordinal AND u.reason = 'gone'))
+"""
+
+
+def _left_behind(reference: Reference, store: Store) -> sql.Composable:
+    """Counts rows of a reference that hold an old id of the span whose row is no longer there."""
+    parts = _parts(reference, store)
+    # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
+    roles: LiteralString = "h.role = 'move'" if reference.keeps_orphans else "true"
+    ours: LiteralString = "true" if reference.foreign_key else _OURS
+    holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
+    if reference.form != "key":
+        holds = sql.compose(
+            """({table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id))
+               ON m.old_id::text = i.id""",
+            ids=locks.ids_in(reference),
+            **parts,
+        )
+    # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.
+    return sql.compose(
+        """SELECT count(*) FROM (
+               SELECT m.old_id, m.new_id, m.role, m.ordinal FROM {map} m JOIN {holds}
+               WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
+               OFFSET 0) h
+           WHERE {roles} AND {ours} AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
+        holds=holds,
+        roles=sql.Text(roles),
+        ours=sql.compose(ours, **parts),
+        **parts,
+    )
+
+
+def _parts(reference: Reference, store: Store) -> dict[str, sql.Composable]:
+    entity = store.entity(reference.entity)
+    return {
+        "map": ledger.map_table(entity),
+        "inventory": ledger.inventory_table(entity),
+        "table": sql.table(reference.table.schema, reference.table.name),
+        "column": sql.name(reference.column),
+        "target": sql.table(entity.table.schema, entity.table.name),
+        "key": sql.name(entity.key),
+    }
+
+
+def whole_no_dangling_reference(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: every reference of the whole store points at a row.
+
+    Without a foreign key it may hold the id of a row that the application deleted since the plan; those are counted.
+    """
+    found = inventory.orphans(connection, store)
+    maps = sorted({wave.assessment_no for wave in ledger.waves(connection, execution.execution_id)})
+    deleted = {
+        reference.name: count
+        for reference in store.references
+        if reference.foreign_key is None and found.get(reference.name)
+        if (count := int(sql.scalar(connection, _of_deleted(reference, store), {"maps": maps})))
+    }
+    left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
+    return _judged("whole_no_dangling_reference", left, len(found), deleted)
+
+
+def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
+    """Counts rows of a reference that hold the id of a known row which is there under neither of its ids."""
+    return sql.compose(
+        """SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
+           AND (EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(maps)s) AND i.key = t.{column})
+                OR EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(maps)s) AND m.new_id = t.{column}))
+           AND NOT EXISTS (SELECT FROM {map} m JOIN {target} n ON n.{key} = m.new_id
+                           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column})""",
+        **_parts(reference, store),
+    )
+
+
+def _judged(gate: str, left: dict[str, int], references: int, deleted: dict[str, int]) -> GateResult:
+    said = f"0 dangling in {references} references"
+    said += "".join(
+        f"; {n} rows of {name} hold ids of rows that the application deleted" for name, n in deleted.items()
+    )
+    figures: dict[str, Any] = {"dangling": sum(left.values()), "deleted": sum(deleted.values())}
+    return GateResult.of(
+        gate,
+        not left,
+        said if not left else "dangling: " + ", ".join(f"{name} {count}" for name, count in left.items()),
+        "roll back (uuid-pipeline rollback --all); then look at what writes these columns. A soft reference that may "
+        "hold ids of rows that merging leaves without a counterpart wants `orphans: keep` in the spec",
+        figures=figures,
+    )
