@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
-from uuid_pipeline.engine.catalog import Column, Table
+from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import Reference, Store
+from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
 
@@ -41,14 +41,14 @@ class Shelf:
 
     def listed(self, alias: str) -> sql.Composable:
         """The same of a row of the table or of the archive, as the table has them now."""
-        return sql.join(", ", [self._value(column, alias) for column in self.columns])
+        return sql.join(", ", [self.value(column, alias) for column in self.columns])
 
     def digest(self, alias: str) -> sql.Composable:
         """The hash of one row, the same for the table's row and its archived copy."""
-        values = {column.name: self._value(column, alias) for column in self.columns}
+        values = {column.name: self.value(column, alias) for column in self.columns}
         return fingerprint.row_digest(list(self.columns), values, alias)
 
-    def _value(self, column: Column, alias: str) -> sql.Composable:
+    def value(self, column: Column, alias: str) -> sql.Composable:
         value = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(column.name))
         if column.name not in self.retyped:
             return value
@@ -137,6 +137,11 @@ def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: S
             )
 
 
+def plain_keys(connection: Connection, store: Store, assessment: int) -> list[ForeignKey]:
+    """The foreign keys that hold no id, of the tables that have an archive: a rollback may have put rows back there."""
+    return [key for kept in shelves(connection, store, assessment) for key in _plain_keys(connection, store, kept)]
+
+
 def contents(connection: Connection, store: Store, execution: ledger.Execution) -> dict[str, tuple[int, int]]:
     """(rows, digest) by table of what this execution's archives hold now, as they hold it."""
     found = {}
@@ -155,7 +160,7 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
     """Ordinals of the batch with something to restore whose survivor is held and whose losers' keys are free.
 
     Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted. So do
-    they where it deleted what one of them refers to.
+    they where it deleted what one of them refers to, or gave another row what is unique about one.
     """
     found: list[int] = []
     for root in store.roots:
@@ -163,17 +168,16 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
         if kept is None:
             continue
         there = [_is_there(store, r, archives, "a", _OF_BATCH) for r in store.references if _is_of(r, root.table)]
+        there += [_is_there_too(key, archives, "a", _OF_BATCH) for key in _plain_keys(connection, store, kept)]
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
                  AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
-               GROUP BY 1 HAVING NOT bool_or(EXISTS (SELECT FROM {table} t WHERE t.{key} = a.{key}))
-                             AND bool_and(true{there})""",
+               GROUP BY 1 HAVING NOT bool_or({taken}) AND bool_and(true{there})""",
+            taken=sql.join(" OR ", [_taken(kept, unique) for unique in _unique_keys(store, root)]),
             there=sql.join("", there),
             archive=kept.relation,
             held=held_of(store, root.name).relation,
-            table=kept.source,
-            key=sql.name(root.key),
         )
         found += [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
     return found + _without_losing_roots(connection, store, plan, archives) + _only_turned(connection, plan, archives)
@@ -244,7 +248,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     after = sql.join(
         " + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=_back(i)) for i in range(len(updates))]]
     )
-    inserts = [_put_back(store, kept, index, after) for index in range(len(kept))]
+    inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
     results = [
         sql.compose(
             """UNION ALL SELECT {name},
@@ -399,9 +403,12 @@ def _may_be_repointed(table: Table, column: str) -> bool:
 _DIGEST = "uuid_pipeline_digest"
 
 
-def _put_back(store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable) -> sql.Composable:
+def _put_back(
+    connection: Connection, store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable
+) -> sql.Composable:
     one = kept[index]
     there = [_is_there(store, r, kept, "x", _OF_ORDINALS) for r in store.references if _is_of(r, one.table)]
+    there += [_is_there_too(key, kept, "x", _OF_ORDINALS) for key in _plain_keys(connection, store, one)]
     # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
     links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
     is_root = any(root.table.oid == one.table.oid for root in store.roots)
@@ -467,6 +474,78 @@ def _is_there(
         key=sql.name(entity.key),
         archived=sql.join("", archived),
     )
+
+
+def _ids_of(store: Store, table: Table) -> set[str]:
+    """The columns of a table that hold ids which move."""
+    return {column for moved in store.tables if moved.table.oid == table.oid for column, _ in moved.columns}
+
+
+def _plain_keys(connection: Connection, store: Store, kept: Shelf) -> list[ForeignKey]:
+    """A table's foreign keys that hold no id: what they refer to stays where it is, unless the application deletes it.
+
+    Those that are not validated may have dangled before anybody came; where this role may not look, the server does.
+    """
+    ids = _ids_of(store, kept.table)
+    readable = "SELECT has_table_privilege(to_regclass(%(table)s), 'SELECT')"
+    return [
+        key
+        for key in store.catalog.foreign_keys
+        if (key.table_schema, key.table) == (kept.table.schema, kept.table.name)
+        and key.validated
+        and not ids & set(key.columns)
+        and set(key.columns) <= {column.name for column in kept.columns}
+        and sql.scalar(connection, readable, {"table": sql.shown(sql.table(key.target_schema, key.target))})
+    ]
+
+
+def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: sql.Composable) -> sql.Composable:
+    """As :func:`_is_there`, for a foreign key that holds no id."""
+    row = sql.name(alias)
+    pairs = [(sql.name(c), sql.name(t)) for c, t in zip(key.columns, key.target_columns, strict=True)]
+    null = sql.join(" OR ", [sql.compose("{row}.{c} IS NULL", row=row, c=column) for column, _ in pairs])
+    same = sql.join(
+        " AND ", [sql.compose("r.{t} = {row}.{c}", t=target, row=row, c=column) for column, target in pairs]
+    )
+    archived = [
+        sql.compose(
+            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND {same})",
+            archive=other.relation,
+            coming=coming,
+            same=same,
+        )
+        for other in kept
+        if (other.table.schema, other.table.name) == (key.target_schema, key.target)
+    ]
+    return sql.compose(
+        " AND ({null} OR EXISTS (SELECT FROM {target} r WHERE {same}){archived})",
+        null=null,
+        target=sql.table(key.target_schema, key.target),
+        same=same,
+        archived=sql.join("", archived),
+    )
+
+
+def _unique_keys(store: Store, root: Entity) -> list[tuple[str, ...]]:
+    """The root's key, and the unique keys of its table that hold no id."""
+    plain = [key for key in root.table.unique_keys if not _ids_of(store, root.table) & set(key)]
+    return [(root.key,), *plain]
+
+
+def _taken(kept: Shelf, unique: Sequence[str]) -> sql.Composable:
+    """Whether another row has what is unique about the archived row ``a``."""
+    there = {column.name for column in kept.columns}
+    if not set(unique) <= there:
+        return sql.Text("false")
+    equal: LiteralString = (
+        "t.{c} IS NOT DISTINCT FROM {a}" if tuple(unique) in kept.table.null_equal_keys else "t.{c} = {a}"
+    )
+    same = [
+        sql.compose(equal, c=sql.name(column.name), a=kept.value(column, "a"))
+        for column in kept.columns
+        if column.name in unique
+    ]
+    return sql.compose("EXISTS (SELECT FROM {table} t WHERE {same})", table=kept.source, same=sql.join(" AND ", same))
 
 
 def _present(link: Link, index: int) -> sql.Composable:

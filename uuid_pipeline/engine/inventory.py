@@ -224,6 +224,12 @@ def dangling(connection: Connection, store: Store) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
+def dangling_by(connection: Connection, keys: Sequence[ForeignKey]) -> dict[str, int]:
+    """Of these foreign keys those with rows that refer to none, and how many."""
+    found = {f"{k.table}.({', '.join(k.columns)})": int(sql.scalar(connection, _dangling_statement(k))) for k in keys}
+    return {name: count for name, count in found.items() if count}
+
+
 def _counted(connection: Connection, store: Store, references: Sequence[Reference]) -> dict[str, int]:
     """Orphans of each of these, and of the foreign keys of several columns."""
     found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in references}

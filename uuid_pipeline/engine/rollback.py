@@ -5,12 +5,23 @@ and later ones had not. Where a row may hold several documents' ids, such batche
 as they were done.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import aliases, batch, inventory, ledger, planning, rebuilding, sql, ties, vector_indexes
+from uuid_pipeline.engine import (
+    aliases,
+    archive,
+    batch,
+    inventory,
+    ledger,
+    planning,
+    rebuilding,
+    sql,
+    ties,
+    vector_indexes,
+)
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.lanes import Ordinals
 from uuid_pipeline.engine.migration import (
@@ -119,7 +130,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         for wave in waves[-1:]:
             rebuilding.put_back(engine, writing.connection, writing.lease, Tally(wave, report).say)
         _close(writing.connection, writing.lease)
-        _require_none_dangling(writing.connection, stores.values())
+        _require_none_dangling(writing.connection, stores)
     return runs
 
 
@@ -201,13 +212,17 @@ def _unwind(
     return [tallies[wave.wave].run(writing.lease.dead_run) for wave in waves]
 
 
-def _require_none_dangling(connection: Connection, stores: Iterable[Store]) -> None:
+def _require_none_dangling(connection: Connection, stores: dict[str, Store]) -> None:
     """Raise RefusedError when a row refers by foreign key to what is not there: the replica role checks none."""
+    found: dict[str, int] = {}
     with connection.begin():
-        found = {name: count for store in stores for name, count in inventory.dangling(connection, store).items()}
+        for execution_id, store in stores.items():
+            number = ledger.execution(connection, execution_id).assessment_no
+            found |= inventory.dangling(connection, store)
+            found |= inventory.dangling_by(connection, archive.plain_keys(connection, store, number))
     if found:
         raise RefusedError(
-            "The rollback has ended, but rows refer by foreign key to documents that are not there: "
+            "The rollback has ended, but rows refer by foreign key to others that are not there: "
             + ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
             + ". Compare these rows with your backup, and report this with the spec."
         )

@@ -248,9 +248,8 @@ def test_a_reference_that_a_wave_left_behind_is_found_where_no_foreign_key_would
     cycle.migrate(incident, spec, canary)
     with incident.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        connection.exec_driver_sql(
-            "INSERT INTO upload_pipeline.notes (note) SELECT old_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1"
-        )
+        stale = "SELECT old_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1"
+        connection.exec_driver_sql(f"INSERT INTO upload_pipeline.notes (note) {stale}")
 
     red = [gate for gate in cycle.check_wave(incident, spec, canary) if not gate.passed]
 

@@ -204,3 +204,81 @@ INSERT INTO app.documents (id, owner, sha, related) VALUES
 
     [archived] = [rows for name, rows in cycle.rows_of(empty_store, "uuid_pipeline").items() if "archive_app" in name]
     assert [row["related"] for row in archived] == ["{00000000-0000-0000-0000-000000000000}"]
+
+
+FOLDERS = """
+CREATE SCHEMA app;
+CREATE TABLE app.folders (fid int PRIMARY KEY, name text);
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false,
+                            slug text UNIQUE, folder int NOT NULL REFERENCES app.folders);
+CREATE TABLE app.covers (document_id uuid PRIMARY KEY REFERENCES app.documents, folder int REFERENCES app.folders);
+CREATE TABLE app.notes (n int PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents);
+INSERT INTO app.folders SELECT n, 'folder ' || n FROM generate_series(1, 9) n;
+INSERT INTO app.documents SELECT md5('d' || n)::uuid, 'u', 'k' || (n + 1) / 2, false, 'slug ' || n, n
+    FROM generate_series(1, 6) n;
+INSERT INTO app.notes SELECT row_number() OVER (ORDER BY slug), id FROM app.documents;
+"""
+DELETED = "DELETE FROM app.folders WHERE fid = %(folder)s"
+TAKEN = """
+INSERT INTO app.documents VALUES (gen_random_uuid(), 'u', 'something new', false, 'slug ' || %(folder)s, 9)
+"""
+
+
+def loser_of(store: Engine, sha: str) -> str:
+    """The folder of the document that was merged away, of two with this hash."""
+    name = next(name for name in cycle.rows_of(store, "uuid_pipeline") if "archive_app_documents" in name)
+    [(folder,)] = cycle.run_sql(store, f"SELECT folder::text FROM uuid_pipeline.{name} WHERE sha = %(sha)s", sha=sha)  # noqa: S608
+    return str(folder)
+
+
+def as_it_was_but_for(before: cycle.Rows, after: cycle.Rows, folder: str) -> None:
+    """All as before, but that one loser stays merged: its notes with its survivor."""
+    [gone] = [row for row in before["documents"] if row["folder"] == folder]
+    [twin] = [row for row in before["documents"] if row["sha"] == gone["sha"] and row != gone]
+    kept = [row for row in after["documents"] if row["sha"] != "something new"]
+    assert kept == [row for row in before["documents"] if row != gone]
+    turned = [
+        {**row, "document_id": twin["id"]} if row["document_id"] == gone["id"] else row for row in before["notes"]
+    ]
+    assert after["notes"] == cycle.ordered(turned)
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+@pytest.mark.parametrize("deed", [DELETED, TAKEN], ids=["what it referred to was deleted", "its unique key was taken"])
+def test_a_loser_that_has_no_place_any_more_stays_archived_and_the_others_come_back(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str, deed: str
+) -> None:
+    built(empty_store, FOLDERS)
+    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
+    cycle.make_owner(empty_store, role, "app")
+    before = cycle.rows_of(empty_store, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        cycle.run_all(owner, spec_of())
+        folder = loser_of(empty_store, "k2")
+        cycle.run_sql(empty_store, deed, folder=folder)
+
+        cycle.roll_back(owner, spec_of())
+
+    as_it_was_but_for(before, cycle.rows_of(empty_store, "app"), folder)
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+def test_a_row_beside_a_loser_stays_archived_where_what_it_referred_to_was_deleted(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str
+) -> None:
+    built(empty_store, FOLDERS)
+    cycle.run_sql(empty_store, "INSERT INTO app.covers SELECT id, 7 FROM app.documents WHERE folder < 3")
+    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
+    cycle.make_owner(empty_store, role, "app")
+    before = cycle.rows_of(empty_store, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        cycle.run_all(owner, spec_of())
+        assert len(cycle.rows_of(empty_store, "app")["covers"]) == 1
+        cycle.run_sql(empty_store, "UPDATE app.covers SET folder = NULL")
+        cycle.run_sql(empty_store, DELETED, folder=7)
+
+        cycle.roll_back(owner, spec_of())
+
+    after = cycle.rows_of(empty_store, "app")
+    assert (after["documents"], after["notes"]) == (before["documents"], before["notes"])
+    assert [row["folder"] for row in after["covers"]] == [None]
