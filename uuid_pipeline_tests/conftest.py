@@ -170,6 +170,23 @@ def new_database(server: EmbeddedServer, new_role: NewRole) -> Iterator[NewDatab
         _maintain(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
 
+@pytest.fixture
+def database_in(server: EmbeddedServer) -> Iterator[Callable[[str], str]]:
+    """Makes empty databases of a given encoding, and drops them after the test."""
+    made: list[str] = []
+
+    def make(encoding: str) -> str:
+        name = f"e_{uuid.uuid4().hex}"
+        made.append(name)
+        # An identifier's quotes do for the encoding too.
+        _maintain(server, "CREATE DATABASE {} TEMPLATE template0 LOCALE 'C' ENCODING {}", name, encoding)
+        return server.url(name)
+
+    yield make
+    for name in made:
+        _maintain(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+
 def _copy(server: EmbeddedServer, name: str, template: str) -> None:
     _maintain(server, "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", name, template)
 

@@ -158,7 +158,9 @@ def _dump(engine: Engine, store: Store, tools: Tools, directory: Path) -> _Taken
         definitions = definitions_of.of_tables(connection, scope.touched, _held(scope))
         fingerprints = [portable.of_table(connection, recipe) for recipe in scope.recipes]
         reach("fingerprinted")
-        file = dumping.dump(tools, engine.url, scope, snapshot, directory, database)
+        encoded = "SELECT convert_to(%(option)s, getdatabaseencoding()::text)"
+        selection = [bytes(sql.scalar(connection, encoded, {"option": option})) for option in scope.arguments]
+        file = dumping.dump(tools, engine.url, selection, snapshot, directory, database)
     return _Taken(scope, snapshot, taken_at, digest, fingerprints, definitions, file)
 
 

@@ -164,7 +164,7 @@ def explained(error: Exception) -> PipelineError:
             f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
             "run again: it goes on from there."
         )
-    if state in _NO_TEXT:
+    if state in _NO_TEXT or (state == "0A000" and "SQL_ASCII" in said):
         return RefusedError(
             f"The store holds text that is none in the encoding it is to be read in ({said}). Mend these rows first: "
             "server_encoding is the database's own, and SQL_ASCII takes any bytes."

@@ -71,9 +71,9 @@ def paused(execution_id: str) -> str:
 
 
 def await_resumption(engine: Engine, wave: ledger.Wave, say: Callable[[str], None]) -> None:
-    """Before a wave: wait while paused, with no lease to keep. A cancelled execution is refused by the wave itself."""
+    """Before a wave: wait while paused, with no lease to keep. What has ended is refused by the wave itself."""
     with engine.connect() as connection:
-        wish = desired(connection, wave.execution_id)
+        wish = _wish_of_an_open(connection, wave.execution_id)
         connection.rollback()
         if wish != "pause":
             return
@@ -82,10 +82,18 @@ def await_resumption(engine: Engine, wave: ledger.Wave, say: Callable[[str], Non
         while wish == "pause":
             time.sleep(POLL_SECONDS)
             with connection.begin():
-                wish = desired(connection, wave.execution_id)
+                wish = _wish_of_an_open(connection, wave.execution_id)
         with connection.begin():
             _end_wait(connection, number)
-    say(f"{wave.wave}: resumed" if wish == "run" else f"{wave.wave}: cancelled")
+    say(f"{wave.wave}: resumed" if wish == "run" else f"{wave.wave}: the execution has ended")
+
+
+def _wish_of_an_open(connection: Connection, execution_id: str) -> str:
+    """As :func:`desired`; ``cancel`` when the execution has ended meanwhile: a rollback does not wait for a pause."""
+    execution = ledger.unfinished(connection)
+    if execution is None or execution.execution_id != execution_id:
+        return "cancel"
+    return desired(connection, execution_id)
 
 
 def obey(connection: Connection, wave: ledger.Wave, lease: Lease, say: Callable[[str], None]) -> None:

@@ -36,8 +36,10 @@ class DumpFile:
     seconds: float
 
 
-def dump(tools: Tools, url: URL, scope: Scope, snapshot: str, directory: Path, database: str) -> DumpFile:
-    """Dump a scope as of an exported snapshot into a new file of mode 0600 below ``directory``.
+def dump(tools: Tools, url: URL, selection: Sequence[bytes], snapshot: str, directory: Path, database: str) -> DumpFile:
+    """Dump a selection as of an exported snapshot into a new file of mode 0600 below ``directory``.
+
+    ``selection``: pg_dump's options that name schemas and tables, in the database's own encoding, as it reads them.
 
     Raises UsageError when the directory cannot be written, PipelineError with pg_dump's own words when it failed;
     nothing of a failed dump stays.
@@ -54,7 +56,7 @@ def dump(tools: Tools, url: URL, scope: Scope, snapshot: str, directory: Path, d
             [
                 "--format=custom", "--compress=1", "--no-publications", "--no-subscriptions",
                 f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT_MILLISECONDS}", f"--file={partial}",
-                *scope.arguments,
+                *selection,
             ],
             url,
         )  # fmt: skip

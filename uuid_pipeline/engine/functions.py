@@ -60,6 +60,10 @@ def put(connection: Connection, wanted: Definition) -> None:
     """Make or replace what is defined, unless it stands; nobody but its owner is granted anything."""
     if stands(connection, wanted):
         return
+    # Two that make it at once would collide in the catalog: the second waits here, and then finds that it stands.
+    sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.functions', 0))")
+    if stands(connection, wanted):
+        return
     sql.execute(connection, wanted.statement)
     kind = sql.Text("FUNCTION" if wanted.arguments is not None else "TABLE")
     revoke = sql.compose("REVOKE ALL ON {kind} {object} FROM PUBLIC", kind=kind, object=wanted.signature)

@@ -97,14 +97,19 @@ def _version(program: Path) -> str | None:
 
 
 def run(
-    tools: Tools, program: str, arguments: Sequence[str | Path], url: URL | None = None, script: str | None = None
+    tools: Tools,
+    program: str,
+    arguments: Sequence[str | Path | bytes],
+    url: URL | None = None,
+    script: str | None = None,
 ) -> Ran:
     """Run a program to its end, connected to ``url`` when one is given; ``script`` is its standard input.
 
     Raises UsageError when the program is missing, or the URL holds a secret that only a command line could carry.
     """
     path = tools.directory / program
-    command, environment = [str(path), *map(str, arguments)], {**os.environ, "LC_ALL": "C"}
+    command: list[str | Path | bytes] = [path, *arguments]
+    environment = {**os.environ, "LC_ALL": "C"}
     # It would become the encoding of the dump, which must be the store's own: SQL_ASCII can be read as no other.
     environment.pop("PGCLIENTENCODING", None)
     if url is not None:

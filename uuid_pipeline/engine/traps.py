@@ -249,7 +249,15 @@ def warnings(connection: Connection, store: Store) -> list[str]:
     values = {"oids": [moved.table.oid for moved in store.tables], "seconds": OLD_TRANSACTION_SECONDS}
     listed = [
         row.sentence
-        for statement in (_VIEWS, _INDEXES, _PUBLICATIONS, _EVENT_TRIGGERS, _PREPARED, _OLD_TRANSACTIONS)
+        for statement in (
+            _VIEWS,
+            _INDEXES,
+            _PUBLICATIONS,
+            _EVENT_TRIGGERS,
+            _PREPARED,
+            _OLD_TRANSACTIONS,
+            _NO_ENCODING,
+        )
         for row in sql.rows(connection, statement, values)
     ]
     tier = choose(connection, store)
@@ -305,6 +313,13 @@ SELECT format('pid %%s (%%s) has had a transaction open for %%s s: batches wait 
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
   AND xact_start < clock_timestamp() - %(seconds)s * interval '1 s' ORDER BY 1
+"""
+
+
+_NO_ENCODING = """
+SELECT 'the database is in SQL_ASCII, so that nobody knows what a byte beyond ASCII is: the first such one in a text '
+       'that is read ends the stage that reads it' AS sentence
+WHERE getdatabaseencoding() = 'SQL_ASCII'
 """
 
 

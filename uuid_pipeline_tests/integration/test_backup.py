@@ -38,8 +38,8 @@ from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
-from uuid_pipeline.spec import Spec, load_spec, parse_spec
-from uuid_pipeline_tests.conftest import DEBIAN_15, NewDatabase, NewRole, Pooled, as_role
+from uuid_pipeline.spec import EntitySpec, Spec, load_spec, parse_spec
+from uuid_pipeline_tests.conftest import DEBIAN_15, NewDatabase, NewRole, Pooled, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -193,6 +193,24 @@ def test_a_store_of_odd_types_schemas_and_names_restores_equal(
     assert [t["table"] for t in made.tables] == ["Odd Shop.I%tems", "elsewhere.uses", "people.owners"]
     assert [t["rows"] for t in made.tables] == [7, 7, 5]
     assert [t["table"] for t in made.tables if t["touched"]] == ["Odd Shop.I%tems", "elsewhere.uses"]
+
+
+def test_a_store_in_another_encoding_whose_names_are_beyond_ascii_restores_equal(
+    workshop: Workshop, database_in: Callable[[str], str]
+) -> None:
+    with opened(database_in("LATIN1")) as store:
+        cycle.run_sql(
+            store,
+            """CREATE SCHEMA "Läden"; CREATE TABLE "Läden"."Stücke" (id uuid PRIMARY KEY, name text);
+               INSERT INTO "Läden"."Stücke" SELECT gen_random_uuid(), 'Käse ' || n FROM generate_series(1, 3) n""",
+        )
+        spec = MOTLEY_SPEC.model_copy(update={
+            "schema_name": "Läden", "entities": {"item": EntitySpec(table="Stücke", key="id", identity="{name}")},
+        })  # fmt: skip
+        made = backup.take(store, bound(store, spec), workshop)
+
+    assert made.equal
+    assert [(t["table"], t["rows"]) for t in made.tables] == [("Läden.Stücke", 3)]
 
 
 # In the store the path of the database finds inner_code; pg_restore looks in no schema at all.

@@ -1,6 +1,8 @@
 """What a role has by default changes neither what our statements mean nor how long they may take."""
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -9,9 +11,10 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
+from uuid_pipeline.engine import functions, ledger, traps
 from uuid_pipeline.engine.connection import explained, open_store
-from uuid_pipeline.spec import load_spec
-from uuid_pipeline_tests.conftest import NewRole, as_role
+from uuid_pipeline.spec import load_spec, parse_spec
+from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -160,3 +163,47 @@ def test_statements_have_parallel_workers_only_while_nobody_else_is_at_work(inci
         time.sleep(0.01)
     assert parallel_workers(incident)[0] == server[0]
     assert parallel_workers(incident)[1] != "0"
+
+
+def test_bytes_of_no_known_encoding_are_said_before_and_refused_where_they_are_read(
+    database_in: Callable[[str], str],
+) -> None:
+    url = database_in("SQL_ASCII")
+    spec = parse_spec(
+        "namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42\nschema: s\nentities:\n"
+        "  item: {table: items, key: id, identity: '{name}'}\n",
+        "s.yaml",
+    )
+    with opened(url) as store:
+        cycle.run_sql(store, "CREATE SCHEMA s; CREATE TABLE s.items (id uuid PRIMARY KEY, name text)")
+        cycle.run_sql(store, "INSERT INTO s.items SELECT gen_random_uuid(), 'n' || n FROM generate_series(1, 3) n")
+        with store.begin() as connection:
+            assert "SQL_ASCII" in traps.warnings(connection, cycle.bound(connection, spec))[0]
+        cycle.run_all(store, spec)
+        with psycopg.connect(url.replace("+psycopg", ""), client_encoding="SQL_ASCII") as application:
+            application.execute(b"INSERT INTO s.items VALUES (gen_random_uuid(), '\xe9')")
+
+        with pytest.raises(DBAPIError) as caught:
+            cycle.assess(store, spec)
+
+    assert "none in the encoding" in str(explained(caught.value))
+
+
+def test_two_that_make_the_ledgers_functions_at_once_do_not_collide(incident: Engine, incident_url: str) -> None:
+    with incident.begin() as connection:
+        ledger.create(connection, cycle.bound(connection, SPEC))
+    first, other = incident.connect(), open_store(incident_url)
+
+    def make() -> None:
+        with other.begin() as connection:
+            functions.put_embedded(connection)
+
+    with first, ThreadPoolExecutor(1) as pool:
+        functions.put_embedded(first)
+        second = pool.submit(make)
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        while cycle.run_sql(incident, waits) != [(1,)]:
+            assert not second.done()
+        first.commit()
+        second.result(timeout=30)
+    other.dispose()

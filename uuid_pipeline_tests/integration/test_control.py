@@ -174,3 +174,28 @@ def test_what_nobody_runs_is_cancelled_at_once_and_then_there_is_nothing_to_stee
             ask(incident, verb)
     asked = "SELECT detail->>'execution' IS NOT NULL FROM uuid_pipeline.audit WHERE action LIKE 'asked to %%'"
     assert cycle.run_sql(incident, asked) == [(True,)]
+
+
+def test_who_waits_between_two_waves_waits_no_longer_when_the_execution_is_rolled_back(
+    incident: Engine, other: Engine
+) -> None:
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    canary, recent, *_ = cycle.waves_of(incident, execution)
+    before = cycle.rows_of(incident)
+    cycle.migrate(incident, SPEC, canary)
+    ask(other, control.pause)
+    said: list[str] = []
+    waiting = threading.Thread(target=control.await_resumption, args=(incident, recent, said.append), daemon=True)
+    waiting.start()
+    deadline = time.monotonic() + 30
+    while cycle.run_sql(other, WAITING) != [(True,)]:
+        assert time.monotonic() < deadline
+
+    cycle.roll_back(other, SPEC)
+
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
+    assert said[1:] == [f"{recent.wave}: the execution has ended"]
+    assert cycle.rows_of(incident) == before
+    with pytest.raises(RefusedError):
+        cycle.migrate(incident, SPEC, recent)
