@@ -178,7 +178,10 @@ def _derived(store: Store, entity: Entity, found: list[Any]) -> list[dict[str, A
 def _write_arrivals(
     connection: Connection, store: Store, entity: Entity, plan: BatchPlan, arrivals: list[dict[str, Any]]
 ) -> None:
-    """Into the plan's own part of the map; of two that claim one target id the second stays under the id it has."""
+    """Into the plan's own part of the map; of two that claim one target id the second stays under the id it has.
+
+    So does, in a sweep, what an earlier wave has moved.
+    """
     held = held_of(store, entity.name)
     statement = sql.compose(
         """WITH arrived AS (
@@ -190,6 +193,11 @@ def _write_arrivals(
                     AS a(key text, ordinal bigint, natural_key text, target text)
                WHERE NOT EXISTS (SELECT FROM {part} o WHERE o.new_id = a.target::{type})
                  AND (a.key = a.target OR NOT EXISTS (SELECT FROM {table} x WHERE x.{key} = a.target::{type}))
+                 AND (a.key = a.target OR NOT EXISTS (
+                     SELECT FROM {map} e WHERE e.new_id = a.key::{type} AND e.assessment_no < %(no)s
+                     AND e.assessment_no IN (
+                         SELECT assessment_no FROM uuid_pipeline.waves WHERE execution_id = %(execution)s UNION ALL
+                         SELECT assessment_no FROM uuid_pipeline.executions WHERE execution_id = %(execution)s)))
                ORDER BY a.target, a.key
                ON CONFLICT (old_id) DO UPDATE SET ordinal = excluded.ordinal, wave = excluded.wave,
                       role = excluded.role, natural_key = excluded.natural_key, new_id = excluded.new_id,
@@ -199,6 +207,7 @@ def _write_arrivals(
         table=held.table,
         key=sql.name(entity.key),
         part=map_part(entity.name, plan.assessment_no),
+        map=ledger.map_table(entity),
         type=cast_type(entity.key_type),
         held=held.relation,
         value=held.value(entity.key),

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import LiteralString
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.functions import PINNED, Definition, function
@@ -24,6 +26,7 @@ _TRIGGER = f"plpgsql VOLATILE SECURITY DEFINER {PINNED}"
 
 # The number of no assessment: the ids that the guard rewrote, which resolve as those that a plan moved.
 GUARD, GUARDED = 0, "guarded_"
+LAST = 2**31 - 1
 
 
 def map_part(entity: Entity, assessment: int) -> str:
@@ -37,33 +40,69 @@ def map_part(entity: Entity, assessment: int) -> str:
 # by going down and then up; going down after up would end at another row of a merged cluster. Down only where a
 # rollback has begun: before that no row had the new id, and one that the application makes itself is none of ours.
 _REACH = """
-WITH RECURSIVE reach (alias, id, hops, rank, rising, path) AS (
+WITH RECURSIVE reach (alias, id, hops, rank, rising, number, path) AS (
     {start}
     UNION ALL
     SELECT r.alias, n.id, r.hops + 1, r.rank + array_position(ARRAY['move', 'keep', 'merge'], n.role), n.rising,
-           r.path || n.id
-    FROM reach r CROSS JOIN LATERAL ({neighbours}) n (id, role, rising)
+           n.number, r.path || n.id
+    FROM reach r CROSS JOIN LATERAL ({neighbours}) n (id, role, rising, number)
     WHERE r.hops < {hops} AND n.id <> ALL (r.path))
 """
 _NEIGHBOURS = """
-SELECT m.new_id, m.role, true FROM {part} m WHERE m.old_id = r.id
-UNION ALL SELECT m.old_id, m.role, false FROM {part} m WHERE m.new_id = r.id AND NOT r.rising AND EXISTS (
+SELECT m.new_id, m.role, true, {number} FROM {part} m WHERE m.old_id = r.id
+UNION ALL SELECT m.old_id, m.role, false, {number} FROM {part} m WHERE m.new_id = r.id AND NOT r.rising AND EXISTS (
     SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
     WHERE coalesce(w.assessment_no, e.assessment_no) = m.assessment_no
       AND m.ordinal BETWEEN w.first_ordinal AND w.last_ordinal AND w.status IN ('rolling_back', 'rolled_back'))
 """
 
 
-def _reach(start: sql.Composable, parts: Sequence[sql.Composable]) -> sql.Composable:
+# A row that a later map moved on has left its id, which another row may have by now.
+_MOVED_ON = """
+EXISTS (SELECT FROM {part} m WHERE m.old_id = {id} AND m.new_id <> m.old_id AND {number} > {since}
+        AND 'forward' = (
+            SELECT b.direction FROM uuid_pipeline.batches b JOIN uuid_pipeline.waves w ON w.wave = b.wave
+            JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+            WHERE coalesce(w.assessment_no, e.assessment_no) = {number}
+              AND m.ordinal BETWEEN b.first_ordinal AND b.last_ordinal ORDER BY b.batch_no DESC LIMIT 1)
+        AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u JOIN uuid_pipeline.waves w ON w.wave = u.wave
+                        JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+                        WHERE coalesce(w.assessment_no, e.assessment_no) = {number} AND u.ordinal = m.ordinal))
+"""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One assessment's id map, with its number; what the guard rewrote no map is known to have moved on."""
+
+    table: sql.Composable
+    assessment: int
+
+    @property
+    def number(self) -> sql.Composable:
+        return sql.literal(LAST if self.assessment == GUARD else self.assessment)
+
+
+def _moved_on(parts: Sequence[_Part], key: LiteralString, since: LiteralString) -> sql.Composable:
+    """Whether the row that had this id, by the map of the number ``since``, has another one by a later map."""
+    later = [
+        sql.compose(_MOVED_ON, part=part.table, number=part.number, id=sql.Text(key), since=sql.Text(since))
+        for part in parts
+        if part.assessment != GUARD
+    ]
+    return sql.compose("({any})", any=sql.join(" OR ", later or [sql.Text("false")]))
+
+
+def _reach(start: sql.Composable, parts: Sequence[_Part]) -> sql.Composable:
     """A WITH list: ``reach`` holds every id that the ones of ``start`` may stand for, and how near it is."""
-    neighbours = [sql.compose(_NEIGHBOURS, part=part) for part in parts]
+    neighbours = [sql.compose(_NEIGHBOURS, part=part.table, number=part.number) for part in parts]
     return sql.compose(
         _REACH, start=start, neighbours=sql.join(" UNION ALL ", neighbours), hops=sql.Text(str(HOPS))
     )  # fmt: skip
 
 
-def _parts(entity: Entity, assessments: Sequence[int]) -> list[sql.Composable]:
-    return [sql.table(SCHEMA, map_part(entity, number)) for number in assessments]
+def _parts(entity: Entity, assessments: Sequence[int]) -> list[_Part]:
+    return [_Part(sql.table(SCHEMA, map_part(entity, number)), number) for number in assessments]
 
 
 # Sequences count without a row or a lock that another transaction would wait for.
@@ -83,6 +122,7 @@ def _count(entity: Entity) -> sql.Composable:
 _HELD_BODY = """
 DECLARE
     current_id {type};
+    since integer;
     tries integer := 0;
 BEGIN
     -- Waits behind a batch that holds the row, and keeps a later one away until the writer's transaction ends.
@@ -91,17 +131,17 @@ BEGIN
         RETURN $1;
     END IF;
     -- Statements of their own, whose snapshots have what the batch committed. Nearly always one step up is enough.
-    SELECT m.id INTO current_id FROM ({known}) m (id) LIMIT 1;
+    SELECT m.id, m.number INTO current_id, since FROM ({known}) m (id, number) LIMIT 1;
     IF NOT FOUND THEN
         RETURN $1;
     END IF;
-    PERFORM FROM {table} t WHERE t.{key} = current_id FOR KEY SHARE;
+    PERFORM FROM {table} t WHERE t.{key} = current_id AND NOT {current_moved_on} FOR KEY SHARE;
     -- Again, when another batch came between.
     WHILE NOT FOUND AND tries < 3 LOOP
         tries := tries + 1;
         {reach}
         SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id
-        ORDER BY r.hops, r.rank LIMIT 1 FOR KEY SHARE OF t;
+        WHERE NOT (r.rising AND {reached_moved_on}) ORDER BY r.hops, r.rank LIMIT 1 FOR KEY SHARE OF t;
     END LOOP;
     IF NOT FOUND OR current_id = $1 THEN
         RETURN $1;
@@ -114,17 +154,19 @@ END
 _RESOLVE_BODY = """
 DECLARE
     current_id {type};
+    since integer;
 BEGIN
     IF EXISTS (SELECT FROM {table} t WHERE t.{key} = $1) THEN
         RETURN $1;
     END IF;
-    SELECT m.id INTO current_id FROM ({known}) m (id) LIMIT 1;
+    SELECT m.id, m.number INTO current_id, since FROM ({known}) m (id, number) LIMIT 1;
     IF NOT FOUND THEN
         RETURN $1;
     END IF;
-    IF NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = current_id) THEN
+    IF NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = current_id AND NOT {current_moved_on}) THEN
         {reach}
-        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id ORDER BY r.hops, r.rank LIMIT 1;
+        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id
+        WHERE NOT (r.rising AND {reached_moved_on}) ORDER BY r.hops, r.rank LIMIT 1;
         IF NOT FOUND THEN
             RETURN $1;
         END IF;
@@ -150,10 +192,10 @@ _VIEW = """
 CREATE OR REPLACE VIEW {view} (alias, current) AS
 {reach}
 SELECT DISTINCT ON (r.alias) r.alias, t.{key}::{type} FROM reach r JOIN {table} t ON t.{key} = r.id
-ORDER BY r.alias, r.hops, r.rank
+WHERE NOT (r.rising AND {reached_moved_on}) ORDER BY r.alias, r.hops, r.rank
 """
 _STALE = """
-SELECT k.id, k.id, 0, 0, false, ARRAY[k.id] FROM ({known}) k (id)
+SELECT k.id, k.id, 0, 0, false, 0, ARRAY[k.id] FROM ({known}) k (id)
 WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = k.id)
 """
 
@@ -162,13 +204,15 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     """What finds the rows of one entity: for writers (``held``), for readers (``resolve``), and the list of aliases."""
     parts, type_name = _parts(entity, assessments), entity.key_type
     named = {"table": sql.table(entity.table.schema, entity.table.name), "key": sql.name(entity.key)}
-    start = sql.compose("SELECT $1, $1, 0, 0, false, ARRAY[$1]")
+    start = sql.compose("SELECT $1, $1, 0, 0, false, 0, ARRAY[$1]")
     filled = {
         **named,
         "type": cast_type(type_name),
         "count": _count(entity),
         "known": _known(parts),
         "reach": _reach(start, parts),
+        "current_moved_on": _moved_on(parts, "current_id", "since"),
+        "reached_moved_on": _moved_on(parts, "r.id", "r.number"),
     }
     held, resolve = sql.compose(_HELD_BODY, **filled), sql.compose(_RESOLVE_BODY, **filled)
     of_text = sql.compose(
@@ -184,17 +228,18 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     )
 
 
-def _known(parts: Sequence[sql.Composable]) -> sql.Composable:
-    """A row if any map knows the id: where it went up to, or NULL when it is a new one."""
-    up = [sql.compose("SELECT m.new_id FROM {part} m WHERE m.old_id = $1", part=part) for part in parts]
-    down = [sql.compose("SELECT NULL FROM {part} m WHERE m.new_id = $1", part=part) for part in parts]
+def _known(parts: Sequence[_Part]) -> sql.Composable:
+    """A row if any map knows the id: where it went up to, and the map's number; or NULL when it is a new one."""
+    named = [{"part": part.table, "number": part.number} for part in parts]
+    up = [sql.compose("SELECT m.new_id, {number} FROM {part} m WHERE m.old_id = $1", **part) for part in named]
+    down = [sql.compose("SELECT NULL, {number} FROM {part} m WHERE m.new_id = $1", **part) for part in named]
     return sql.join(" UNION ALL ", [*up, *down])
 
 
-def _view(entity: Entity, parts: Sequence[sql.Composable]) -> Definition:
+def _view(entity: Entity, parts: Sequence[_Part]) -> Definition:
     named = {"table": sql.table(entity.table.schema, entity.table.name), "key": sql.name(entity.key)}
     ids = [
-        sql.compose("SELECT m.{column} FROM {part} m", part=part, column=sql.name(column))
+        sql.compose("SELECT m.{column} FROM {part} m", part=part.table, column=sql.name(column))
         for part in parts
         for column in ("old_id", "new_id")
     ]
@@ -204,6 +249,7 @@ def _view(entity: Entity, parts: Sequence[sql.Composable]) -> Definition:
         **named,
         view=sql.table(SCHEMA, VIEW + entity.name),
         reach=_reach(start, parts),
+        reached_moved_on=_moved_on(parts, "r.id", "r.number"),
         type=cast_type(entity.key_type),
     )
     return Definition(VIEW + entity.name, None, statement)

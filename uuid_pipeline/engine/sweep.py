@@ -19,11 +19,13 @@ def prepare(connection: Connection, store: Store, wave: ledger.Wave) -> ledger.W
     )
     if looked is not None:
         return wave
+    seen = _seen(connection, wave.execution_id)
     number = _begin(connection, wave)
     _find_due(connection, store, wave)
     inventory.take(connection, store, number, due)
     mapping.write(connection, store, number, _last_ordinal(connection, wave))
     _leave_clusters(connection, store, number)
+    _leave_moved(connection, store, number, seen)
     first, last, documents = _span(connection, store, number)
     sql.execute(
         connection,
@@ -220,6 +222,31 @@ def _leave_clusters(connection: Connection, store: Store, number: int) -> None:
             ),
             {"no": number},
         )
+
+
+def _leave_moved(connection: Connection, store: Store, number: int, seen: list[int]) -> None:
+    """What this execution has moved is moved no second time, though its natural key is another one by now.
+
+    Its id would be free for another row, while ids of before still stand for it. It waits for the next plan, with all
+    that hangs on its document.
+    """
+    for entity in store.entities:
+        moved_again = sql.compose(
+            """SELECT m.ordinal FROM {map} m WHERE m.assessment_no = %(no)s AND m.role = 'move' AND EXISTS (
+                   SELECT FROM {map} e WHERE e.assessment_no = ANY(%(seen)s) AND e.new_id = m.old_id)""",
+            map=ledger.map_table(entity),
+        )
+        ordinals = [row.ordinal for row in sql.rows(connection, moved_again, {"no": number, "seen": seen})]
+        for other in store.entities if ordinals else ():
+            # Out of the inventory too, so that it is counted as not yet seen.
+            leave = sql.compose(
+                """WITH left_alone AS (DELETE FROM {map} WHERE assessment_no = %(no)s AND ordinal = ANY(%(ordinals)s)
+                                       RETURNING old_id)
+                   DELETE FROM {inventory} i USING left_alone l WHERE i.assessment_no = %(no)s AND i.key = l.old_id""",
+                map=ledger.map_table(other),
+                inventory=ledger.inventory_table(other),
+            )
+            sql.execute(connection, leave, {"no": number, "ordinals": ordinals})
 
 
 def _span(connection: Connection, store: Store, number: int) -> tuple[int, int, int]:

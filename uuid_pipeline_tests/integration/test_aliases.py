@@ -620,3 +620,38 @@ def test_text_keys_of_any_spelling_and_references_to_the_own_table_are_translate
     with empty_store.begin() as reader:
         assert aliases.installed(reader) == names
     aliases.remove(empty_store)
+
+
+def test_an_id_of_before_follows_its_row_though_another_has_the_id_that_it_had_in_between(incident: Engine) -> None:
+    before = cycle.rows_of(incident)["documents"][0]
+    old = str(before["document_id"])
+    cycle.run_all(incident, SPEC)
+    between = resolved(incident, old)
+    edit = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('cd', 32) WHERE document_id = %(id)s"
+    cycle.run_sql(incident, edit, id=between)
+    cycle.run_all(incident, SPEC)
+    now = resolved(incident, old)
+    another = str(uuid.uuid4())
+    cycle.run_sql(
+        incident,
+        """INSERT INTO upload_pipeline.documents
+               (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+           VALUES (%(id)s, %(user)s, 'again.pdf', 'application/pdf', 1, %(sha)s, 'again')""",
+        id=another, user=before["user_id"], sha=before["file_sha256"],
+    )  # fmt: skip
+    cycle.run_all(incident, SPEC)
+
+    assert resolved(incident, another) == between != now
+    assert (resolved(incident, old), resolved(incident, between)) == (now, between)
+    listed = dict(cycle.run_sql(incident, "SELECT alias::text, current::text FROM uuid_pipeline.alias_document"))
+    assert (listed[old], listed[another]) == (now, between)
+    assert cycle.run_sql(incident, EVENT, document=old) == [(now,)]
+    cycle.roll_back(incident, SPEC, "canary")
+    assert (resolved(incident, old), resolved(incident, another)) == (now, another)
+    cycle.roll_back(incident, SPEC)
+    assert {resolved(incident, one) for one in (old, another)} == {old, another}
+
+
+def resolved(store: Engine, document: str) -> str:
+    [(found,)] = cycle.run_sql(store, "SELECT uuid_pipeline.resolve_document(%(id)s)::text", id=document)
+    return str(found)

@@ -149,6 +149,41 @@ def test_a_planned_chunk_that_was_given_to_a_document_which_had_moved_is_taken_b
     assert cycle.targets(cycle.rows_of(store))[str(back[chunk]["document_id"])] == moved
 
 
+@pytest.mark.parametrize("level", ["document", "chunk"])
+def test_a_moved_row_that_was_edited_is_moved_by_no_sweep_and_its_ids_of_before_stay_its_own(
+    store: Engine, level: str
+) -> None:
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    canary, *rest = cycle.all_waves_of(store, execution)
+    run_wave(store, SPEC, canary)
+    before, after = cycle.run_sql(
+        store, "SELECT old_id::text, new_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 1"
+    )[0]
+    if level == "document":
+        edit = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('ab', 32) WHERE document_id = %(d)s"
+    else:
+        edit = "UPDATE upload_pipeline.document_chunks SET chunk_ord = 99 WHERE document_id = %(d)s AND chunk_ord = 0"
+    cycle.run_sql(store, edit, d=after)
+    write_under(store, new_ids() | {"document": after})
+    edited = cycle.rows_of(store)
+
+    for wave in rest:
+        if any(now.wave == wave.wave and now.status == "unneeded" for now in cycle.all_waves_of(store, execution)):
+            continue
+        run_wave(store, SPEC, wave)
+
+    kept = ids_below(edited, after) - {
+        row["chunk_id"] for row in edited["document_chunks"] if row["chunker_name"] == "late"
+    }
+    assert kept <= ids_below(cycle.rows_of(store), after)
+    cycle.assert_green(cycle.validate(store, SPEC))
+    assert cycle.run_sql(store, "SELECT uuid_pipeline.resolve_document(%(d)s)::text", d=before) == [(after,)]
+
+
+def ids_below(rows: cycle.Rows, document: str) -> set[str | None]:
+    return {row["chunk_id"] for row in rows["document_chunks"] if row["document_id"] == document}
+
+
 def test_a_sweep_merges_nothing(store: Engine) -> None:
     cycle.run_sql(store, "DROP INDEX upload_pipeline.uq_user_filehash")
     _, [first, _] = begin(store)
