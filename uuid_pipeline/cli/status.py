@@ -116,7 +116,11 @@ def _execution(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(merged: dict[str, dict[str, int]]) -> list[str]:
-    kinds = (("archived", "archived"), ("repointed", "turned to the survivor"))
+    kinds = (
+        ("archived", "archived"),
+        ("repointed", "turned to the survivor"),
+        ("emptied", "emptied of a reference to what is archived"),
+    )
     return [f"{rows} rows of {table} {said}" for kind, said in kinds for table, rows in merged[kind].items()]
 
 

@@ -193,7 +193,8 @@ def _only_turned(connection: Connection, plan: BatchPlan, archives: Sequence[She
     ]
     statement = sql.compose(
         """SELECT DISTINCT r.ordinal FROM uuid_pipeline.repointed r
-           WHERE r.wave = %(wave)s AND r.ordinal BETWEEN %(first)s AND %(last)s{archived}""",
+           WHERE r.wave = %(wave)s AND r.ordinal BETWEEN %(first)s AND %(last)s
+             AND r.foreign_key IS NULL{archived}""",
         archived=sql.join("", archived),
     )
     return [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
@@ -282,7 +283,8 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     if left:
         _require_unmissed(connection, store, kept, values)
         ledger.audit(connection, "left in the archive, the application has filled their place", left)
-    forget = "DELETE FROM uuid_pipeline.repointed WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s)"
+    forget = """DELETE FROM uuid_pipeline.repointed
+                WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s) AND foreign_key IS NULL"""
     sql.execute(connection, forget, values)
     reach("restored")
     return {row.table: int(row.rows) for row in rows if row.rows}
@@ -359,7 +361,7 @@ def _was_repointed(connection: Connection, table: Table, plan: BatchPlan, ordina
         sql.scalar(
             connection,
             """SELECT EXISTS (SELECT FROM uuid_pipeline.repointed WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s)
-                              AND table_name = %(table)s)""",
+                              AND table_name = %(table)s AND foreign_key IS NULL)""",
             {**plan.values, "ordinals": ordinals, "table": f"{table.schema}.{table.name}"},
         )
     )
@@ -385,7 +387,8 @@ def _repoint_back(index: int, table: Table) -> sql.Composable:
     ]
     return sql.compose(
         """{name} AS (UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed r
-               WHERE r.wave = %(wave)s AND r.ordinal = ANY(%(ordinals)s) AND r.table_name = {label} AND {found}
+               WHERE r.wave = %(wave)s AND r.ordinal = ANY(%(ordinals)s) AND r.table_name = {label}
+                 AND r.foreign_key IS NULL AND {found}
                RETURNING 1)""",
         name=_back(index),
         table=sql.table(table.schema, table.name),

@@ -10,7 +10,18 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import archive, aside, deletions, fingerprint, ledger, locks, merging, new_references, sql
+from uuid_pipeline.engine import (
+    archive,
+    aside,
+    deletions,
+    emptying,
+    fingerprint,
+    ledger,
+    locks,
+    merging,
+    new_references,
+    sql,
+)
 from uuid_pipeline.engine.collapse import Collapsed
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
@@ -80,7 +91,10 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     entities = _ids_held(connection, store)
     after, touched = move_and_prove(connection, store, plan)
     new_references.require_none(connection, store, direction)
-    restored = archive.restore(connection, store, plan) if direction is BACK else {}
+    restored: dict[str, int] = {}
+    if direction is BACK:
+        restored = archive.restore(connection, store, plan)
+        emptying.fill(connection, store, plan)
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
     deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))
     _journal(connection, plan, direction, lease, result, after, deleted)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import archive, fingerprint, sql
+from uuid_pipeline.engine import archive, emptying, fingerprint, sql
 from uuid_pipeline.engine.archive import Shelf
 from uuid_pipeline.engine.folding import Fold, folds
 from uuid_pipeline.engine.locks import BatchPlan
@@ -31,6 +31,7 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
 
     Raises BatchError when the rows written are not the rows read, RefusedError when columns were changed meanwhile.
     """
+    emptied = emptying.empty(connection, store, plan)
     oids = {row.relation for row in sql.rows(connection, "SELECT DISTINCT relation FROM pg_temp.displaced")}
     shelves = [archive.shelf(t, plan.assessment_no) for t in store.catalog.tables.values() if t.oid in oids]
     archived = {_name(one): _archive(connection, one, plan) for one in shelves}
@@ -49,7 +50,10 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
         {name: str(digest) for name, (_, digest) in archived.items()},
         {name: found.after[0] for name, found in turnings.items()},
         {
-            name: (str(gone[0] + (turnings[name].taken if name in turnings else 0)), str(gone[1]))
+            name: (
+                str(gone[0] + emptied.get(name, 0) + (turnings[name].taken if name in turnings else 0)),
+                str(gone[1]),
+            )
             for name, gone in taken.items()
         },
     )

@@ -139,7 +139,9 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.repointed (
     table_name text NOT NULL,
     row_key jsonb NOT NULL,
     before jsonb NOT NULL,
-    after jsonb NOT NULL
+    after jsonb NOT NULL,
+    -- Set where a key of this name was emptied, since the row that it referred to went to the archive.
+    foreign_key text
 );
 CREATE INDEX IF NOT EXISTS repointed_by_wave ON uuid_pipeline.repointed (wave, ordinal);
 

@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import locks, sql
+from uuid_pipeline.engine import emptying, locks, sql
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.collapse import Collapsed, collapse
 from uuid_pipeline.engine.folding import Fold, fold_embedded, fold_key, folds
@@ -85,6 +85,7 @@ def _make_room(connection: Connection, store: Store) -> None:
            ON COMMIT DELETE ROWS""",
     )
     sql.execute(connection, "CREATE TEMPORARY TABLE IF NOT EXISTS merging (ordinal bigint) ON COMMIT DELETE ROWS")
+    emptying.make_room(connection)
     for fold in folds(store):
         fold.make_room(connection)
 
@@ -297,7 +298,9 @@ def _note_displaced(connection: Connection, store: Store, entity: Entity) -> Non
 
 
 def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) -> None:
-    """Rows that refer to a displaced row by another key than an entity's go with it; they have no other to turn to.
+    """Rows that refer to a displaced row by another key than an entity's, and may not lose that, go with it.
+
+    They have no other to turn to.
 
     Of a key that holds an entity's among others only a part is turned: there may be no row that has the rest too.
     """
@@ -308,6 +311,9 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
     if _is_turned(store, source, key):
         if len(key.columns) > 1:
             _displace_without_counterpart(connection, store, key, source, target)
+        return
+    if emptying.may_empty(store, key):
+        emptying.note(connection, key, source, target)
         return
     on = sql.join(
         " AND ",

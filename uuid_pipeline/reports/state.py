@@ -58,15 +58,20 @@ FROM uuid_pipeline.batches b CROSS JOIN LATERAL (
 GROUP BY t.key HAVING sum(CASE t.way WHEN 'archived' THEN t.value::bigint ELSE -t.value::bigint END) > 0 ORDER BY 1
 """
 _REPOINTED = """
-SELECT table_name AS "table", count(*) AS rows FROM uuid_pipeline.repointed GROUP BY table_name ORDER BY table_name
+SELECT table_name AS "table", count(*) AS rows FROM uuid_pipeline.repointed WHERE foreign_key IS NULL
+GROUP BY table_name ORDER BY table_name
+"""
+_EMPTIED = """
+SELECT table_name AS "table", count(*) AS rows FROM uuid_pipeline.repointed WHERE foreign_key IS NOT NULL
+GROUP BY table_name ORDER BY table_name
 """
 
 
 def merged(connection: Connection) -> dict[str, dict[str, int]]:
-    """By table: rows that merges archived and no rollback restored, and rows turned to a survivor."""
+    """By table: rows archived by merges and not restored, turned to a survivor, emptied of what is archived."""
     return {
         name: {row["table"]: int(row["rows"]) for row in _records(connection, statement)}
-        for name, statement in (("archived", _ARCHIVED), ("repointed", _REPOINTED))
+        for name, statement in (("archived", _ARCHIVED), ("repointed", _REPOINTED), ("emptied", _EMPTIED))
     }
 
 

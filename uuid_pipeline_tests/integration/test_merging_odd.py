@@ -282,3 +282,76 @@ def test_a_row_beside_a_loser_stays_archived_where_what_it_referred_to_was_delet
     after = cycle.rows_of(empty_store, "app")
     assert (after["documents"], after["notes"]) == (before["documents"], before["notes"])
     assert [row["folder"] for row in after["covers"]] == [None]
+
+
+# The loser's job meets the unique key of the survivor's; others refer to it by its number, one of them a document that
+# is no duplicate.
+CHAIN = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false);
+CREATE TABLE app.jobs (jid int PRIMARY KEY, document_id uuid NOT NULL UNIQUE REFERENCES app.documents,
+                       after_job int REFERENCES app.jobs {action}, body text);
+CREATE TABLE app.events (eid int PRIMARY KEY, jid int REFERENCES app.jobs {action}, document_id uuid NOT NULL
+                         REFERENCES app.documents, body text);
+CREATE TABLE app.logs (line int PRIMARY KEY, jid int REFERENCES app.jobs {action}, body text);
+INSERT INTO app.documents VALUES ('aaaaaaaa-0000-4000-8000-000000000001', 'u', 'k'),
+                                 ('aaaaaaaa-0000-4000-8000-000000000002', 'u', 'k'),
+                                 ('aaaaaaaa-0000-4000-8000-000000000003', 'u', 'other');
+INSERT INTO app.jobs SELECT n, ('aaaaaaaa-0000-4000-8000-00000000000' || d)::uuid, nullif(n - 1, 0), 'job ' || n
+    FROM (VALUES (1, 2), (2, 1), (3, 3)) j (n, d);
+INSERT INTO app.events SELECT jid, jid, document_id, 'event ' || jid FROM app.jobs;
+INSERT INTO app.logs SELECT jid, jid, 'line ' || jid FROM app.jobs
+"""
+
+
+def emptied_rows_are_right(engine: Engine, store: Engine) -> None:
+    before = cycle.rows_of(store, "app")
+
+    cycle.run_all(engine, spec_of())
+
+    after = cycle.rows_of(store, "app")
+    assert [(row["body"], row["after_job"]) for row in after["jobs"]] == [("job 2", None), ("job 3", "2")]
+    assert [(row["body"], row["jid"]) for row in after["events"]] == [
+        ("event 1", None),
+        ("event 2", "2"),
+        ("event 3", "3"),
+    ]
+    assert [(row["body"], row["jid"]) for row in after["logs"]] == [("line 1", None), ("line 2", "2"), ("line 3", "3")]
+    cycle.roll_back(engine, spec_of())
+    assert cycle.rows_of(store, "app") == before
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+@pytest.mark.parametrize("action", ["", "ON DELETE SET NULL", "ON DELETE RESTRICT"])
+def test_what_may_lose_its_reference_to_an_archived_row_stays_and_gets_it_back(
+    empty_store: Engine, empty_url: str, new_role: NewRole, action: str, tier: str
+) -> None:
+    built(empty_store, CHAIN.format(action=action))
+    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
+    cycle.make_owner(empty_store, role, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        emptied_rows_are_right(owner, empty_store)
+
+
+def test_what_the_applications_own_delete_would_take_along_is_archived_with_it(empty_store: Engine) -> None:
+    built(empty_store, CHAIN.format(action="ON DELETE CASCADE"))
+    before = cycle.rows_of(empty_store, "app")
+
+    cycle.run_all(empty_store, spec_of())
+
+    assert cycle.rows_of(empty_store, "app")["jobs"] == []
+    cycle.roll_back(empty_store, spec_of())
+    assert cycle.rows_of(empty_store, "app") == before
+
+
+def test_what_the_application_wrote_into_an_emptied_reference_stays(empty_store: Engine) -> None:
+    built(empty_store, CHAIN.format(action=""))
+    before = cycle.rows_of(empty_store, "app")
+    cycle.run_all(empty_store, spec_of())
+    cycle.run_sql(empty_store, "UPDATE app.events SET jid = 3 WHERE eid = 1")
+
+    cycle.roll_back(empty_store, spec_of())
+
+    after = cycle.rows_of(empty_store, "app")
+    assert [row["jid"] for row in after["events"]] == ["3", "2", "3"]
+    assert (after["jobs"], after["logs"]) == (before["jobs"], before["logs"])
