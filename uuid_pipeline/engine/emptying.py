@@ -1,7 +1,7 @@
 """Emptying: what a foreign key without an id refers to may go to the archive; where it may be NULL, it becomes so.
 
-Such a key leads from a row to one that hangs on a document (from a job's events to the job, by its number, say). The row
-itself may be of any other document: archived along with what it refers to it would be missed. What it held is
+Such a key leads from a row to one that hangs on a document (from a job's events to the job, by its number, say). The
+row itself may be of any other document: archived along with what it refers to it would be missed. What it held is
 remembered, and put back once a rollback has brought back the row that it means.
 """
 
@@ -28,6 +28,14 @@ def make_room(connection: Connection) -> None:
         """CREATE TEMPORARY TABLE IF NOT EXISTS emptied
                (relation oid, foreign_key text, at tid, ordinal bigint, PRIMARY KEY (relation, foreign_key, at))
            ON COMMIT DELETE ROWS""",
+    )
+
+
+def holds_id(store: Store, key: ForeignKey) -> bool:
+    """Whether the foreign key holds an entity's key, so that merging turns it to the survivor."""
+    place = (key.table_schema, key.table)
+    return any(
+        (m.table.schema, m.table.name) == place and dict(m.columns).keys() & set(key.columns) for m in store.tables
     )
 
 

@@ -308,7 +308,7 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
     target = store.catalog.tables.get((key.target_schema, key.target))
     if target is None:
         return
-    if _is_turned(store, source, key):
+    if emptying.holds_id(store, key):
         if len(key.columns) > 1:
             _displace_without_counterpart(connection, store, key, source, target)
         return
@@ -377,12 +377,6 @@ def _displace_without_counterpart(
 
 
 _STAYS = "NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation = %(target)s AND x.at = {}.ctid)"
-
-
-def _is_turned(store: Store, source: Table, key: ForeignKey) -> bool:
-    """Whether the foreign key holds an entity's key, so that folding turns it to the survivor."""
-    moved = next((m for m in store.tables if m.table.oid == source.oid), None)
-    return moved is not None and any(column in dict(moved.columns) for column in key.columns)
 
 
 def _correct_roles(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:

@@ -1,10 +1,11 @@
 """What this store allows and what it would trip over: rights, visibility, tier, traps. Writes nothing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import sql, traps, triggers
+from uuid_pipeline.engine import emptying, sql, traps, triggers
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.store import MovedTable, Store
@@ -119,19 +120,51 @@ def missing_merge_rights(connection: Connection, store: Store) -> list[MissingRi
 
     Rows are displaced where a key of an entity, or a unique key that contains an id, would be held twice.
     """
+    displaced, emptied = _touched_by_merging(store)
+    return [
+        *[right for table in displaced for right in _not_granted(connection, table, ("DELETE", "INSERT"), ())],
+        *[right for table, columns in emptied for right in _not_granted(connection, table, ("UPDATE",), columns)],
+    ]
+
+
+def _touched_by_merging(store: Store) -> tuple[list[Table], list[tuple[Table, tuple[str, ...]]]]:
+    """Tables of which merging may archive rows, and those of which it may empty a foreign key to one of these."""
+    displaced = {
+        moved.table.oid: moved.table
+        for moved in store.tables
+        if moved.entity or any({column for column, _ in moved.columns} & set(key) for key in moved.table.unique_keys)
+    }
+    emptied: dict[tuple[int, str], tuple[Table, tuple[str, ...]]] = {}
+    count = -1
+    while count != len(displaced):
+        count = len(displaced)
+        for key in store.catalog.foreign_keys:
+            target = store.catalog.tables.get((key.target_schema, key.target))
+            if target is None or target.oid not in displaced or emptying.holds_id(store, key):
+                continue
+            source = store.catalog.tables[key.table_schema, key.table]
+            if emptying.may_empty(store, key):
+                emptied[source.oid, key.name] = (source, key.columns)
+            else:
+                displaced[source.oid] = source
+    return list(displaced.values()), list(emptied.values())
+
+
+def _not_granted(
+    connection: Connection, table: Table, rights: Sequence[str], columns: Sequence[str]
+) -> list[MissingRight]:
+    """Those of the rights on a table, or on some of its columns, that this role lacks."""
     role = sql.scalar(connection, "SELECT quote_ident(current_user)")
-    missing = []
-    for moved in store.tables:
-        ids = {column for column, _ in moved.columns}
-        if moved.entity is None and not any(ids & set(key) for key in moved.table.unique_keys):
-            continue
-        for right in ("DELETE", "INSERT"):
-            asked = {"oid": moved.table.oid, "right": right}
-            if not sql.scalar(connection, "SELECT has_table_privilege(%(oid)s::oid, %(right)s)", asked):
-                quoted = sql.shown(sql.table(moved.table.schema, moved.table.name))
-                where = f"table {moved.table.schema}.{moved.table.name} (to merge duplicates, and back)"
-                missing.append(MissingRight(right, where, f"GRANT {right} ON {quoted} TO {role};"))
-    return missing
+    on_table = "SELECT has_table_privilege(%(oid)s::oid, %(right)s)"
+    on_columns = "SELECT bool_and(has_column_privilege(%(oid)s::oid, c, %(right)s)) FROM unnest(%(columns)s::text[]) c"
+    quoted = sql.shown(sql.table(table.schema, table.name))
+    where = f"table {table.schema}.{table.name} (to merge duplicates, and back)"
+    asked = on_columns if columns else on_table
+    return [
+        MissingRight(right, where, f"GRANT {right} ON {quoted} TO {role};")
+        for right in rights
+        if not sql.scalar(connection, asked, {"oid": table.oid, "right": right, "columns": list(columns)})
+    ]
 
 
 def rows_visible(store: Store) -> GateResult:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import erasing, migration
+from uuid_pipeline.engine import erasing, migration, profile
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -355,3 +355,27 @@ def test_what_the_application_wrote_into_an_emptied_reference_stays(empty_store:
     after = cycle.rows_of(empty_store, "app")
     assert [row["jid"] for row in after["events"]] == ["3", "2", "3"]
     assert (after["jobs"], after["logs"]) == (before["jobs"], before["logs"])
+
+
+def test_the_rights_to_archive_and_to_empty_are_asked_for_and_suffice(
+    empty_store: Engine, empty_url: str, new_role: NewRole
+) -> None:
+    built(empty_store, CHAIN.format(action=""))
+    role = new_role("BYPASSRLS")
+    [(database,)] = cycle.run_sql(empty_store, "SELECT current_database()")
+    cycle.run_sql(empty_store, f'GRANT CREATE, TEMPORARY ON DATABASE "{database}" TO "{role}"')
+    cycle.run_sql(empty_store, f'GRANT USAGE ON SCHEMA app TO "{role}"')
+    cycle.run_sql(empty_store, f'GRANT SELECT ON ALL TABLES IN SCHEMA app TO "{role}"')
+    with opened(as_role(empty_url, role)) as poor, poor.begin() as connection:
+        store = cycle.bound(connection, spec_of())
+        asked = profile.missing_merge_rights(connection, store)
+        others = profile.missing_rights(connection, store)
+
+    assert {(right.right, right.object.split()[1]) for right in asked} == {
+        *[(right, f"app.{table}") for right in ("DELETE", "INSERT") for table in ("documents", "jobs")],
+        *[("UPDATE", f"app.{table}") for table in ("jobs", "events", "logs")],
+    }
+    for right in (*asked, *others):
+        cycle.run_sql(empty_store, right.remedy)
+    with opened(as_role(empty_url, role)) as poor:
+        emptied_rows_are_right(poor, empty_store)
