@@ -271,7 +271,7 @@ def patiently(
     try:
         patience.patiently(once, PATIENCE_SECONDS, in_the_way)
     except patience.OutOfPatienceError as error:
-        raise RefusedError(_who_holds(engine, relations)) from error
+        raise RefusedError(_who_holds(engine, relations, mode)) from error
 
 
 # Whoever holds a lock there for long; other sessions' times are shown to those only who may see their statistics.
@@ -282,18 +282,19 @@ SELECT l.pid, quote_literal(p.gid) AS gid, string_agg(DISTINCT l.mode, ', ') AS 
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid {prepared}
 WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.database = (SELECT oid FROM pg_database
           WHERE datname = current_database())
-  AND (l.relation = ANY(%(relations)s::regclass[])
+  AND ((l.relation = ANY(%(relations)s::regclass[])
+        AND (%(mode)s = 'ACCESS EXCLUSIVE' OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')))
        OR (l.locktype = 'advisory' AND (l.classid::bigint << 32 | l.objid::bigint)
            = hashtextextended('uuid_pipeline.aliases', 0)))
 GROUP BY l.pid, p.gid, a.usename, a.state, a.xact_start ORDER BY 1, 2
 """
 
 
-def _who_holds(engine: Engine, relations: Sequence[str]) -> str:
+def _who_holds(engine: Engine, relations: Sequence[str], mode: patience.Mode) -> str:
     with engine.begin() as connection:
         sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
         holding = sql.compose(_HOLDERS, prepared=sql.Text(patience.PREPARED))
-        found = sql.rows(connection, holding, {"relations": list(relations)})
+        found = sql.rows(connection, holding, {"relations": list(relations), "mode": mode})
         named = sql.rows(connection, "SELECT unnest(%(names)s::regclass[])::text AS name", {"names": list(relations)})
     holders = [
         f"prepared transaction {row.gid} ({row.mode})"
