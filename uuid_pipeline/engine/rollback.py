@@ -104,6 +104,19 @@ def documents_back(connection: Connection, store: Store, waves: Sequence[str]) -
     )
 
 
+def left_in_archive(connection: Connection, waves: Sequence[str]) -> dict[str, int]:
+    """Rows by table that merges of these waves archived and no rollback has brought back."""
+    found = sql.rows(
+        connection,
+        """SELECT t.key AS name, sum(t.n)::bigint AS rows FROM uuid_pipeline.batches b CROSS JOIN LATERAL (
+               SELECT key, value::bigint AS n FROM jsonb_each_text(b.moved->'merged'->'archived')
+               UNION ALL SELECT key, -value::bigint FROM jsonb_each_text(b.moved->'restored')) t
+           WHERE b.wave = ANY(%(waves)s) GROUP BY t.key HAVING sum(t.n) > 0 ORDER BY 1""",
+        {"waves": list(waves)},
+    )
+    return {row.name: int(row.rows) for row in found}
+
+
 def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id: str, report: Report) -> list[Run]:
     """Give the rows of these waves their old ids again; finishes what an interrupted rollback began.
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import erasing, migration, profile
+from uuid_pipeline.engine import erasing, migration, profile, rollback
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -257,7 +257,9 @@ def test_a_loser_that_has_no_place_any_more_stays_archived_and_the_others_come_b
         folder = loser_of(empty_store, "k2")
         cycle.run_sql(empty_store, deed, folder=folder)
 
-        cycle.roll_back(owner, spec_of())
+        waves = [run.wave for run in cycle.roll_back(owner, spec_of())]
+        with owner.begin() as connection:
+            assert rollback.left_in_archive(connection, waves) == {"app.documents": 1}
 
     as_it_was_but_for(before, cycle.rows_of(empty_store, "app"), folder)
 
