@@ -160,15 +160,37 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
     """Ordinals of the batch with something to restore whose survivor is held and whose losers' keys are free.
 
     Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted. So do
-    they where it deleted what one of them refers to, or gave another row what is unique about one.
+    they where it deleted what one of them refers to, or gave another row what is unique about one; and what refers to
+    such a loser in its turn.
     """
+    coming = [row.ordinal for kept in archives for row in sql.rows(connection, _archived_of_batch(kept), plan.values)]
+    while True:
+        with_roots = _with_their_roots(connection, store, plan, archives, coming)
+        found = with_roots + _without_losing_roots(connection, store, plan, archives)
+        if set(coming) <= set(found):
+            return found + _only_turned(connection, plan, archives)
+        coming = found
+
+
+def _archived_of_batch(kept: Shelf) -> sql.Composable:
+    return sql.compose(
+        """SELECT DISTINCT uuid_pipeline_ordinal AS ordinal FROM {archive}
+           WHERE uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s""",
+        archive=kept.relation,
+    )
+
+
+def _with_their_roots(
+    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf], coming: Sequence[int]
+) -> list[int]:
+    """Ordinals whose archived documents may come back, while those of ``coming`` do."""
     found: list[int] = []
     for root in store.roots:
         kept = next((one for one in archives if one.table.oid == root.table.oid), None)
         if kept is None:
             continue
-        there = [_is_there(store, r, archives, "a", _OF_BATCH) for r in store.references if _is_of(r, root.table)]
-        there += [_is_there_too(key, archives, "a", _OF_BATCH) for key in _plain_keys(connection, store, kept)]
+        there = [_is_there(store, r, archives, "a") for r in store.references if _is_of(r, root.table)]
+        there += [_is_there_too(key, archives, "a") for key in _plain_keys(connection, store, kept)]
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
@@ -179,8 +201,9 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
             archive=kept.relation,
             held=held_of(store, root.name).relation,
         )
-        found += [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
-    return found + _without_losing_roots(connection, store, plan, archives) + _only_turned(connection, plan, archives)
+        values = {**plan.values, "ordinals": list(coming)}
+        found += [int(row.ordinal) for row in sql.rows(connection, statement, values)]
+    return found
 
 
 def _only_turned(connection: Connection, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:
@@ -410,8 +433,8 @@ def _put_back(
     connection: Connection, store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable
 ) -> sql.Composable:
     one = kept[index]
-    there = [_is_there(store, r, kept, "x", _OF_ORDINALS) for r in store.references if _is_of(r, one.table)]
-    there += [_is_there_too(key, kept, "x", _OF_ORDINALS) for key in _plain_keys(connection, store, one)]
+    there = [_is_there(store, r, kept, "x") for r in store.references if _is_of(r, one.table)]
+    there += [_is_there_too(key, kept, "x") for key in _plain_keys(connection, store, one)]
     # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
     links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
     is_root = any(root.table.oid == one.table.oid for root in store.roots)
@@ -434,10 +457,16 @@ def _put_back(
         after=after,
         there=sql.join("", there),
         links=sql.join("", links),
-        on_conflict=sql.Text("" if is_root else "ON CONFLICT DO NOTHING"),
+        # The server looks for a conflict only where a key is checked at once; else the row must find its place free.
+        on_conflict=sql.Text("" if is_root or _has_deferrable_key(connection, one) else "ON CONFLICT DO NOTHING"),
         returned=sql.join(", ", [sql.compose("{digest} AS {d}", digest=one.digest("p"), d=sql.name(_DIGEST)), *asked]),
         d=sql.name(_DIGEST),
     )
+
+
+def _has_deferrable_key(connection: Connection, one: Shelf) -> bool:
+    found = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = %(oid)s AND indisunique AND NOT indimmediate)"
+    return bool(sql.scalar(connection, found, {"oid": one.table.oid}))
 
 
 def _is_of(reference: Reference, table: Table) -> bool:
@@ -445,25 +474,18 @@ def _is_of(reference: Reference, table: Table) -> bool:
     return reference.foreign_key is not None and reference.table.oid == table.oid
 
 
-# Which archived rows ``r`` may come back now.
-_OF_BATCH = sql.Text("r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s")
-_OF_ORDINALS = sql.Text("r.uuid_pipeline_ordinal = ANY(%(ordinals)s)")
-
-
-def _is_there(
-    store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: sql.Composable
-) -> sql.Composable:
+def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: str) -> sql.Composable:
     """Whether what an archived row refers to is in its table or may come back too, as a further condition.
 
-    The application may have deleted it since.
+    The application may have deleted it since. Wants %(ordinals)s bound, of what may come back now.
     """
     entity = store.entity(reference.entity)
     held = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(reference.column))
     archived = [
         sql.compose(
-            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND r.{key} = {held})",
+            """ OR EXISTS (SELECT FROM {archive} r
+                           WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND r.{key} = {held})""",
             archive=other.relation,
-            coming=coming,
             key=sql.name(entity.key),
             held=held,
         )
@@ -502,7 +524,7 @@ def _plain_keys(connection: Connection, store: Store, kept: Shelf) -> list[Forei
     ]
 
 
-def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: sql.Composable) -> sql.Composable:
+def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str) -> sql.Composable:
     """As :func:`_is_there`, for a foreign key that holds no id."""
     row = sql.name(alias)
     pairs = [(sql.name(c), sql.name(t)) for c, t in zip(key.columns, key.target_columns, strict=True)]
@@ -512,9 +534,8 @@ def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: sq
     )
     archived = [
         sql.compose(
-            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND {same})",
+            " OR EXISTS (SELECT FROM {archive} r WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {same})",
             archive=other.relation,
-            coming=coming,
             same=same,
         )
         for other in kept

@@ -49,7 +49,7 @@ WITH RECURSIVE reach (alias, id, hops, rank, rising, number, path) AS (
     WHERE r.hops < {hops} AND n.id <> ALL (r.path))
 """
 _NEIGHBOURS = """
-SELECT m.new_id, m.role, true, {number} FROM {part} m WHERE m.old_id = r.id
+SELECT m.new_id, m.role, true, {number} FROM {part} m WHERE m.old_id = r.id AND {in_force}
 UNION ALL SELECT m.old_id, m.role, false, {number} FROM {part} m WHERE m.new_id = r.id AND NOT r.rising AND EXISTS (
     SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
     WHERE coalesce(w.assessment_no, e.assessment_no) = m.assessment_no
@@ -57,17 +57,23 @@ UNION ALL SELECT m.old_id, m.role, false, {number} FROM {part} m WHERE m.new_id 
 """
 
 
+# Whether what the map says of an ordinal was done, and not undone since. The ranges are worked out once a statement.
+_IN_FORCE = """
+(m.ordinal <@ (
+    SELECT coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]'))
+                    FILTER (WHERE b.direction = 'forward'), '{{}}')
+           - coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]'))
+                      FILTER (WHERE b.direction = 'back'), '{{}}')
+    FROM uuid_pipeline.batches b JOIN uuid_pipeline.waves w ON w.wave = b.wave
+    JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+    WHERE coalesce(w.assessment_no, e.assessment_no) = {number})
+ AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u JOIN uuid_pipeline.waves w ON w.wave = u.wave
+                 JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+                 WHERE coalesce(w.assessment_no, e.assessment_no) = {number} AND u.ordinal = m.ordinal))
+"""
 # A row that a later map moved on has left its id, which another row may have by now.
 _MOVED_ON = """
-EXISTS (SELECT FROM {part} m WHERE m.old_id = {id} AND m.new_id <> m.old_id AND {number} > {since}
-        AND 'forward' = (
-            SELECT b.direction FROM uuid_pipeline.batches b JOIN uuid_pipeline.waves w ON w.wave = b.wave
-            JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
-            WHERE coalesce(w.assessment_no, e.assessment_no) = {number}
-              AND m.ordinal BETWEEN b.first_ordinal AND b.last_ordinal ORDER BY b.batch_no DESC LIMIT 1)
-        AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u JOIN uuid_pipeline.waves w ON w.wave = u.wave
-                        JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
-                        WHERE coalesce(w.assessment_no, e.assessment_no) = {number} AND u.ordinal = m.ordinal))
+EXISTS (SELECT FROM {part} m WHERE m.old_id = {id} AND m.new_id <> m.old_id AND {number} > {since} AND {in_force})
 """
 
 
@@ -79,14 +85,17 @@ class _Part:
     assessment: int
 
     @property
-    def number(self) -> sql.Composable:
-        return sql.literal(LAST if self.assessment == GUARD else self.assessment)
+    def named(self) -> dict[str, sql.Composable]:
+        """What statements over the map are composed of."""
+        number = sql.literal(LAST if self.assessment == GUARD else self.assessment)
+        in_force = sql.Text("true") if self.assessment == GUARD else sql.compose(_IN_FORCE, number=number)
+        return {"part": self.table, "number": number, "in_force": in_force}
 
 
 def _moved_on(parts: Sequence[_Part], key: LiteralString, since: LiteralString) -> sql.Composable:
     """Whether the row that had this id, by the map of the number ``since``, has another one by a later map."""
     later = [
-        sql.compose(_MOVED_ON, part=part.table, number=part.number, id=sql.Text(key), since=sql.Text(since))
+        sql.compose(_MOVED_ON, **part.named, id=sql.Text(key), since=sql.Text(since))
         for part in parts
         if part.assessment != GUARD
     ]
@@ -95,7 +104,7 @@ def _moved_on(parts: Sequence[_Part], key: LiteralString, since: LiteralString) 
 
 def _reach(start: sql.Composable, parts: Sequence[_Part]) -> sql.Composable:
     """A WITH list: ``reach`` holds every id that the ones of ``start`` may stand for, and how near it is."""
-    neighbours = [sql.compose(_NEIGHBOURS, part=part.table, number=part.number) for part in parts]
+    neighbours = [sql.compose(_NEIGHBOURS, **part.named) for part in parts]
     return sql.compose(
         _REACH, start=start, neighbours=sql.join(" UNION ALL ", neighbours), hops=sql.Text(str(HOPS))
     )  # fmt: skip
@@ -229,10 +238,16 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
 
 
 def _known(parts: Sequence[_Part]) -> sql.Composable:
-    """A row if any map knows the id: where it went up to, and the map's number; or NULL when it is a new one."""
-    named = [{"part": part.table, "number": part.number} for part in parts]
-    up = [sql.compose("SELECT m.new_id, {number} FROM {part} m WHERE m.old_id = $1", **part) for part in named]
-    down = [sql.compose("SELECT NULL, {number} FROM {part} m WHERE m.new_id = $1", **part) for part in named]
+    """A row if any map knows the id: where it went up to, and the map's number; or NULL when it is a new one.
+
+    What the newest map says comes first: a row that an earlier plan could not move may have gone elsewhere by it.
+    """
+    newest_first = [part.named for part in reversed(parts)]
+    up = [
+        sql.compose("SELECT m.new_id, {number} FROM {part} m WHERE m.old_id = $1 AND {in_force}", **part)
+        for part in newest_first
+    ]
+    down = [sql.compose("SELECT NULL, {number} FROM {part} m WHERE m.new_id = $1", **part) for part in newest_first]
     return sql.join(" UNION ALL ", [*up, *down])
 
 

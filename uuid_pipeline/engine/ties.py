@@ -21,10 +21,10 @@ def _belongs_to_one_document(moved: MovedTable) -> bool:
 
 
 def merges(connection: Connection, store: Store, wave: ledger.Wave) -> bool:
-    """Whether the wave merges anything: what a merge re-points may be other documents' too."""
+    """Whether the wave merges anything, or turns early references: these may be in rows of other documents too."""
     clauses = [
         sql.compose(
-            """EXISTS (SELECT FROM {map} WHERE assessment_no = %(no)s AND role = 'merge'
+            """EXISTS (SELECT FROM {map} WHERE assessment_no = %(no)s AND (role = 'merge' OR early)
                        AND ordinal BETWEEN %(first)s AND %(last)s)""",
             map=ledger.map_table(entity),
         )

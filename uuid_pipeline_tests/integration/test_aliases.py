@@ -258,7 +258,7 @@ def test_a_merged_duplicate_resolves_to_the_survivor_and_its_new_id_back_to_the_
     cycle.run_sql(
         store.engine,
         """INSERT INTO uuid_pipeline.id_map_document_1
-           SELECT 1, -ordinal, wave, 'merge', natural_key, %(merged)s, new_id
+           SELECT 1, ordinal, wave, 'merge', natural_key, %(merged)s, new_id
            FROM uuid_pipeline.id_map_document_1 WHERE old_id = %(old)s""",
         merged=merged,
         old=old,
@@ -653,6 +653,36 @@ def test_an_id_of_before_follows_its_row_though_another_has_the_id_that_it_had_i
     assert (resolved(incident, old), resolved(incident, another)) == (now, another)
     cycle.roll_back(incident, SPEC)
     assert {resolved(incident, one) for one in (old, another)} == {old, another}
+
+
+def test_an_id_that_a_plan_could_not_move_stands_for_what_the_next_plan_makes_of_it(incident: Engine) -> None:
+    """A twin that is renamed before its merge is no twin any more, though an earlier map says so."""
+    cycle.run_sql(incident, "DROP INDEX upload_pipeline.uq_user_filehash")
+    one = str(cycle.rows_of(incident)["documents"][0]["document_id"])
+    twin = str(uuid.uuid4())
+    cycle.run_sql(
+        incident,
+        """INSERT INTO upload_pipeline.documents
+               (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+           SELECT %(twin)s, user_id, filename, mime, bytes_len, file_sha256, raw_path FROM upload_pipeline.documents
+           WHERE document_id = %(one)s""",
+        twin=twin,
+        one=one,
+    )
+    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+    rename = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('cd', 32) WHERE document_id = %(twin)s"
+    cycle.run_sql(incident, rename, twin=twin)
+    cycle.finish(incident, SPEC, execution)
+    assert (resolved(incident, one), resolved(incident, twin)) == (one, twin)
+    before = cycle.rows_of(incident)
+
+    cycle.run_all(incident, SPEC)
+
+    target = cycle.targets(before)
+    assert (resolved(incident, one), resolved(incident, twin)) == (target[one], target[twin])
+    listed = dict(cycle.run_sql(incident, "SELECT alias::text, current::text FROM uuid_pipeline.alias_document"))
+    assert (listed[one], listed[twin]) == (target[one], target[twin])
+    assert cycle.run_sql(incident, EVENT, document=twin) == [(target[twin],)]
 
 
 def resolved(store: Engine, document: str) -> str:

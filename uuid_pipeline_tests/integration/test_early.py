@@ -154,3 +154,25 @@ def test_a_document_that_is_uploaded_again_where_history_kept_its_id_moves_and_g
     assert after["documents"] == cycle.expected_rows(before)["documents"] != before["documents"]
     cycle.roll_back(incident, spec, "canary")
     assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.parametrize("form", ["array", "jsonb"])
+def test_rows_that_hold_early_ids_of_documents_of_several_batches_get_them_all_back(
+    incident: Engine, form: str
+) -> None:
+    targets = cycle.targets(cycle.rows_of(incident))
+    documents = [str(row["document_id"]) for row in cycle.rows_of(incident)["documents"]]
+    kind, path, value = FORMS[form]
+    cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (n int PRIMARY KEY, note {kind}, body text)")
+    for n, (one, other) in enumerate(zip(documents, reversed(documents), strict=True)):
+        held = value.format(targets[one], targets[other] if n % 2 else other)
+        cycle.run_sql(incident, f"INSERT INTO upload_pipeline.notes VALUES ({n}, {held}, 'kept')")  # noqa: S608
+    forward = cycle.spec_with(soft_references=[spec_with(path)], batch_rows=1)
+    before = cycle.rows_of(incident)
+
+    cycle.run_all(incident, forward)
+
+    moved = cycle.rows_of(incident)["notes"]
+    assert not [d for d in documents for row in moved if d in str(row["note"])]
+    cycle.roll_back(incident, forward)
+    assert cycle.rows_of(incident) == before

@@ -381,3 +381,47 @@ def test_the_rights_to_archive_and_to_empty_are_asked_for_and_suffice(
         cycle.run_sql(empty_store, right.remedy)
     with opened(as_role(empty_url, role)) as poor:
         emptied_rows_are_right(poor, empty_store)
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+def test_children_whose_unique_key_is_deferrable_come_back_too(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str
+) -> None:
+    own = "UNIQUE (document_id, ver, ord)"
+    deferrable = VECTORS.replace(f"{own});", f"{own}, UNIQUE (ver, ord, id) DEFERRABLE);")
+    assert deferrable != VECTORS
+    built(empty_store, deferrable)
+    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
+    cycle.make_owner(empty_store, role, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        vectors_are_right(owner, empty_store)
+
+
+# Each newer twin refers to the newer twin of the row before, the first to a row that the application then deletes.
+ONE_AFTER_THE_OTHER = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false,
+                            prev uuid REFERENCES app.documents);
+CREATE TABLE app.notes (n int PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents);
+INSERT INTO app.documents VALUES ('00000000-0000-4000-8000-000000000009', 'u', 'old', false, NULL);
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k' || (n + 1) / 2, false,
+       CASE WHEN n % 2 = 0 THEN ('00000000-0000-4000-8000-00000000000' || CASE n WHEN 2 THEN 9 ELSE n - 2 END)::uuid END
+FROM generate_series(1, 6) n;
+INSERT INTO app.notes SELECT row_number() OVER (ORDER BY id), id FROM app.documents WHERE sha <> 'old'
+"""
+
+
+@pytest.mark.parametrize("batch_rows", [1, 5000])
+def test_what_refers_to_a_loser_that_stays_archived_stays_archived_too(empty_store: Engine, batch_rows: int) -> None:
+    built(empty_store, ONE_AFTER_THE_OTHER)
+    cycle.run_all(empty_store, spec_of(batch_rows=batch_rows))
+    cycle.run_sql(empty_store, "DELETE FROM app.documents WHERE sha = 'old'")
+
+    cycle.roll_back(empty_store, spec_of(batch_rows=batch_rows))
+
+    after = cycle.rows_of(empty_store, "app")
+    there = {row["id"] for row in after["documents"]}
+    assert {row["prev"] for row in after["documents"]} <= there | {None}
+    assert {row["document_id"] for row in after["notes"]} <= there
+    assert len(after["notes"]) == 6
