@@ -1,5 +1,6 @@
 """References that hold a target id before its row has it: turned with the row, and given back by a rollback."""
 
+import itertools
 import uuid
 
 import pytest
@@ -164,10 +165,11 @@ def test_rows_that_hold_early_ids_of_documents_of_several_batches_get_them_all_b
     documents = [str(row["document_id"]) for row in cycle.rows_of(incident)["documents"]]
     kind, path, value = FORMS[form]
     cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (n int PRIMARY KEY, note {kind}, body text)")
-    for n, (one, other) in enumerate(zip(documents, reversed(documents), strict=True)):
+    # In pairs of any two, so that some are of different batches forward, and of one back.
+    for n, (one, other) in enumerate(itertools.combinations(documents[::2], 2)):
         held = value.format(targets[one], targets[other] if n % 2 else other)
         cycle.run_sql(incident, f"INSERT INTO upload_pipeline.notes VALUES ({n}, {held}, 'kept')")  # noqa: S608
-    forward = cycle.spec_with(soft_references=[spec_with(path)], batch_rows=1)
+    forward = cycle.spec_with(soft_references=[spec_with(path)], batch_rows=45)
     before = cycle.rows_of(incident)
 
     cycle.run_all(incident, forward)
