@@ -14,21 +14,27 @@ def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wav
 
     Without a foreign key it may hold the id of a document that the application deleted: no row has the new one either.
     """
-    left = {}
-    for reference in store.references:
-        statement = _left_behind(reference, store)
-        span = {
-            "no": wave.assessment_no, "wave": wave.wave, "first": wave.first_ordinal, "last": wave.last_ordinal,
-        }  # fmt: skip
-        left[reference.name] = int(sql.scalar(connection, statement, {**span, "path": list(reference.path)}))
+    left = {reference.name: _count_left_behind(connection, store, reference, wave) for reference in store.references}
     return _judged("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left), {})
+
+
+def _count_left_behind(connection: Connection, store: Store, reference: Reference, wave: ledger.Wave) -> int:
+    values = {
+        "execution": wave.execution_id,
+        "no": wave.assessment_no,
+        "first": wave.first_ordinal,
+        "last": wave.last_ordinal,
+        "path": list(reference.path),
+    }
+    return int(sql.scalar(connection, _left_behind(reference, store), values))
 
 
 # Whether we took the row away from its old id: the application may have deleted it, before its batch or since.
 _OURS: LiteralString = """
 (EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id)
  OR h.role = 'merge' AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u
-                                     WHERE u.wave = %(wave)s AND u.ordinal = h.ordinal AND u.reason = 'gone'))
+                                     WHERE u.execution_id = %(execution)s AND u.ordinal = h.ordinal
+                                       AND u.reason = 'gone'))
 """
 
 
@@ -76,17 +82,21 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
     """Gate: every reference of the whole store points at a row.
 
     Without a foreign key it may hold the id of a row that the application deleted since the plan; those are counted.
+    What may hold ids of other things too must hold none that a wave moved away from.
     """
+    waves = ledger.waves(connection, execution.execution_id)
+    maps = sorted({wave.assessment_no for wave in waves})
     found = inventory.orphans(connection, store)
-    maps = sorted({wave.assessment_no for wave in ledger.waves(connection, execution.execution_id)})
-    deleted = {
-        reference.name: count
-        for reference in store.references
-        if reference.foreign_key is None and found.get(reference.name)
-        if (count := int(sql.scalar(connection, _of_deleted(reference, store), {"maps": maps})))
-    }
+    deleted: dict[str, int] = {}
+    for reference in store.references:
+        if reference.name not in found:
+            moved = [wave for wave in waves if wave.status == "moved"]
+            found[reference.name] = sum(_count_left_behind(connection, store, reference, wave) for wave in moved)
+        elif reference.foreign_key is None and found[reference.name]:
+            deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), {"maps": maps}))
     left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
-    return _judged("whole_no_dangling_reference", left, len(found), deleted)
+    counted = {name: n for name, n in deleted.items() if n}
+    return _judged("whole_no_dangling_reference", left, len(found), counted)
 
 
 def _of_deleted(reference: Reference, store: Store) -> sql.Composable:

@@ -245,19 +245,31 @@ def delete_with_its_rows(store: Engine, document: str) -> None:
             application.execute(f"DELETE FROM upload_pipeline.{table} WHERE document_id = %s", [document])  # noqa: S608
 
 
-def test_a_reference_that_a_wave_left_behind_is_found_where_no_foreign_key_would(incident: Engine) -> None:
-    cycle.run_sql(incident, "CREATE TABLE upload_pipeline.notes (note_id serial PRIMARY KEY, note uuid)")
-    spec = cycle.spec_with(soft_references=[SoftReference(table="notes", column="note", entity="document")])
+@pytest.mark.parametrize("keep", [False, True], ids=["", "in a column that may hold ids of what is gone"])
+@pytest.mark.parametrize("form", HELD)
+def test_a_reference_that_a_wave_left_behind_is_found_where_no_foreign_key_would(
+    incident: Engine, form: str, keep: bool
+) -> None:
+    kind, path, value = HELD[form]
+    cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (note_id serial PRIMARY KEY, note {kind})")
+    orphans = {"orphans": "keep"} if keep else {}
+    held = SoftReference(table="notes", column="note", entity="document", path=path, **orphans)
+    spec = cycle.spec_with(soft_references=[held])
     execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
     canary, *_ = cycle.all_waves_of(incident, execution)
     cycle.migrate(incident, spec, canary)
+    stale = "(SELECT old_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1) d(document_id)"
     with incident.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        stale = "SELECT old_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1"
-        connection.exec_driver_sql(f"INSERT INTO upload_pipeline.notes (note) {stale}")
+        connection.exec_driver_sql(f"INSERT INTO upload_pipeline.notes (note) SELECT {value} FROM {stale}")  # noqa: S608
 
     red = [gate for gate in cycle.check_wave(incident, spec, canary) if not gate.passed]
 
-    assert [(gate.gate, gate.finding) for gate in red] == [("no_dangling_reference", "dangling: notes.note 1")]
+    said = f"dangling: {held_name(path)} 1"
+    assert [(gate.gate, gate.finding) for gate in red] == [("no_dangling_reference", said)]
     whole = {gate.gate: gate for gate in cycle.validate(incident, spec)}["whole_no_dangling_reference"]
-    assert (whole.passed, whole.finding) == (False, "dangling: notes.note 1")
+    assert (whole.passed, whole.finding) == (False, said)
+
+
+def held_name(path: str | None) -> str:
+    return f"notes.note.{path}" if path else "notes.note"
