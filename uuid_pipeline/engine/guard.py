@@ -99,6 +99,12 @@ def _with_parents(store: Store, chosen: Collection[Entity]) -> list[Entity]:
     return sorted(wanted.values(), key=lambda entity: entity.level)
 
 
+def _with_targets(store: Store, chosen: Sequence[Entity], mode: Mode) -> list[Entity]:
+    """The entities whose rows' target ids are asked for: the parents, and who has an id that a rewrite would give."""
+    parents = _with_parents(store, chosen)
+    return parents + [entity for entity in chosen if mode == "rewrite" and entity not in parents]
+
+
 def _require_judgeable(connection: Connection, chosen: Sequence[Entity]) -> None:
     """Refuse what a trigger would judge otherwise than the inventory does."""
     for entity in chosen:
@@ -153,8 +159,8 @@ def _prepare(connection: Connection, store: Store, chosen: Sequence[Entity], mod
     """What the trigger functions need: counts, the map of rewritten ids, the parents' target ids, SHA-1."""
     if how.extension is None:
         functions.put(connection, texts.sha1())
-    for parent in _with_parents(store, chosen):
-        _put(connection, texts.target_of(store, parent, how), how)
+    for entity in _with_targets(store, chosen, mode):
+        _put(connection, texts.target_of(store, entity, how), how)
     for entity in chosen:
         for prefix in (texts.CAUGHT, texts.UNJUDGED, texts.LAST):
             sequence = sql.table(SCHEMA, prefix + entity.name)
@@ -358,7 +364,7 @@ def report(connection: Connection, store: Store) -> list[Guarded]:
 
 def _current(connection: Connection, store: Store, entity: Entity, mode: Mode, how: Hashing) -> bool:
     wanted = [texts.on_table(store, entity, mode, how)]
-    wanted += [texts.target_of(store, parent, how) for parent in _with_parents(store, [entity])]
+    wanted += [texts.target_of(store, judged, how) for judged in _with_targets(store, [entity], mode)]
     return all(functions.stands(connection, one) for one in wanted) and _fires_on(connection, entity, wanted[0]) == [
         entity.key
     ]

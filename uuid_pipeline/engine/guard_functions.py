@@ -200,7 +200,12 @@ _SAMPLE = """IF number <= {first} OR number % {every} = 0 THEN
     END IF;"""
 _WARN = """RAISE WARNING 'uuid_pipeline guard: {label} = % is not the id that its natural key gives', NEW.{key}
             USING DETAIL = format('Expected: %s. It is row %s that this guard has caught.', target_id, number);"""
-_REWRITE = """INSERT INTO {map} AS m (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
+_REWRITE = """-- Another row's id, as after an edit of its natural key: this one is stored as it came.
+    PERFORM FROM {table} o WHERE o.{key} = target_id{cast} AND {target_of}(o.{key}) IS DISTINCT FROM target_id::text;
+    IF FOUND THEN
+        RETURN NEW;
+    END IF;
+    INSERT INTO {map} AS m (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
     VALUES ({guard}, number, '', 'move', key_text, NEW.{key}, target_id{cast})
     ON CONFLICT (old_id) DO UPDATE SET new_id = excluded.new_id, natural_key = excluded.natural_key;
     NEW.{key} := target_id{cast};"""
@@ -262,5 +267,12 @@ def _act(entity: Entity, mode: Mode) -> sql.Composable:
     )
     if mode == "warn":
         return sample
-    rewrite = sql.compose(_REWRITE, **named, map=sql.table(SCHEMA, GUARDED + entity.name), guard=sql.Text(str(GUARD)))
+    rewrite = sql.compose(
+        _REWRITE,
+        **named,
+        table=sql.table(entity.table.schema, entity.table.name),
+        target_of=sql.table(SCHEMA, TARGET + entity.name),
+        map=sql.table(SCHEMA, GUARDED + entity.name),
+        guard=sql.Text(str(GUARD)),
+    )
     return sql.compose("{sample}\n    {rewrite}", sample=sample, rewrite=rewrite)

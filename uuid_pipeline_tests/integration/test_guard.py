@@ -204,6 +204,30 @@ def test_a_retried_insert_meets_the_row_that_was_rewritten(store: Engine) -> Non
     assert cycle.run_sql(store, found, sha=made.sha) == [(made.target, "again")]
 
 
+def test_rewrite_gives_no_row_the_id_of_another_whose_natural_key_was_edited(store: Engine) -> None:
+    install(store, "rewrite")
+    first, second = upload("edited"), upload("edited")
+    with cycle.session(store) as app:
+        put(app, first)
+        app.execute(CHUNK, {"chunk": str(uuid.uuid4()), "document": first.id, "ord": 0})
+        app.execute("UPDATE upload_pipeline.document_chunks SET chunk_ord = 1 WHERE document_id = %s", [first.target])
+        front = str(uuid.uuid4())
+        app.execute(CHUNK, {"chunk": front, "document": first.target, "ord": 0})
+        edit = "UPDATE upload_pipeline.documents SET file_sha256 = %s, filename = 'first' WHERE document_id = %s"
+        app.execute(edit, ["ab" * 32, first.target])
+        app.execute(DOCUMENT + "ON CONFLICT (document_id) DO UPDATE SET filename = 'overwritten'", vars_of(second))
+        app.execute(JOB, {"id": second.id})
+
+    named = "SELECT filename FROM upload_pipeline.documents WHERE document_id = %(id)s"
+    assert cycle.run_sql(store, named, id=first.target) == [("first",)]
+    assert stored(store, second.sha) == [second.id]
+    jobs = "SELECT count(*) FROM upload_pipeline.upload_jobs WHERE document_id = %(id)s"
+    assert cycle.run_sql(store, jobs, id=second.id) == [(1,)]
+    chunks = "SELECT chunk_id::text FROM upload_pipeline.document_chunks WHERE document_id = %(id)s ORDER BY chunk_ord"
+    assert cycle.run_sql(store, chunks, id=first.target)[0] == (front,)
+    assert (report(store)["document"].caught, report(store)["chunk"].caught) == (2, 2)
+
+
 def vars_of(made: Upload) -> dict[str, str]:
     return {"id": made.id, "user": made.user, "sha": made.sha}
 
