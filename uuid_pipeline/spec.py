@@ -70,6 +70,7 @@ class EntitySpec(_Part):
     valid: dict[Name, str] = {}
     describe: Describe = Describe()
     on_duplicate: Literal["merge", "block"] = "merge"
+    on_collision: Literal["refuse", "wait"] = "refuse"
     survivor: list[SurvivorRule] = Field(default=["complete", "children", "oldest"], min_length=1)
     merge_as_set: list[Name] = []
     witnesses: list[dict[str, str]] = []

@@ -356,7 +356,8 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
         "; ".join(["no target id is taken", *turned]) if not held else f"taken: {'; '.join(held)}",
         "look at the rows that hold these ids; they are not the ones that the ids are derived for. While an id is one "
         "row's old and another's new one, nobody could tell which a writer or a reference means: give the row that "
-        "holds it an unused random id first, with what refers to it, then plan again",
+        "holds it an unused random id first, with what refers to it, then plan again; or say `on_collision: wait` in "
+        "the spec, and these documents are left until those rows have moved",
         figures={"collisions": len(held)},
     )
 

@@ -1,8 +1,9 @@
-"""Quarantine of documents below which ids change places: one row's target id is the id that a sibling has now.
+"""Quarantine of documents below which ids change places: one row's target id is the id that another has now.
 
 Chunks of a document that were numbered anew after a migration are such. While an id is one row's old and another's new
 one, nobody could tell which of them a writer or a reference means; so the document is left as it is, and the rest goes
-on. An id that a row outside the document holds is no such thing, and turns the gate ``no_collision`` red.
+on. An id that a row outside the document holds turns the gate ``no_collision`` red, unless the spec says
+``on_collision: wait``: then the document is left until that row has moved away, by this plan or a later one.
 """
 
 from sqlalchemy import Connection
@@ -12,14 +13,15 @@ from uuid_pipeline.engine.store import Entity, Store
 
 
 def changing_places(connection: Connection, store: Store, assessment: int) -> None:
-    """Quarantine, in this assessment's inventory, documents whose rows are to get ids of their siblings.
+    """Quarantine, in this assessment's inventory, documents whose rows are to get ids that others have.
 
     All below such a document is, and the document with its whole cluster if any of it is to move or to merge: its batch
     would derive these rows anew.
     """
     for root in store.roots:
         family = _family(store, root)
-        chained = [_find_chained(connection, entity, assessment) for entity in family]
+        anywhere = root.spec.on_collision == "wait"
+        chained = [_find_chained(connection, entity, assessment, anywhere) for entity in family]
         if any(chained):
             _add_above(connection, store, family, assessment)
             _add_below(connection, store, family, assessment)
@@ -43,17 +45,18 @@ def _blocked(entity: Entity) -> sql.Composable:
     return sql.table("pg_temp", f"blocked_{entity.name}")
 
 
-def _find_chained(connection: Connection, entity: Entity, assessment: int) -> bool:
-    """Note the rows whose target id is a sibling's id; whether there are any. Documents have no siblings."""
+def _find_chained(connection: Connection, entity: Entity, assessment: int, anywhere: bool) -> bool:
+    """Note the rows whose target id is a sibling's id, or ``anywhere`` another row's; whether there are any."""
     # A holder that is right already is a twin, and merging takes it out of the way; a random id is no target id.
     statement = sql.compose(
         """CREATE TEMPORARY TABLE {blocked} ON COMMIT DROP AS
            SELECT i.key FROM {inventory} i JOIN {inventory} holder ON holder.key = i.target_id
-           WHERE {has_siblings} AND i.assessment_no = {no} AND holder.assessment_no = {no} AND i.key <> i.target_id
-             AND holder.parent_key = i.parent_key AND holder.id_class = 'stray'""",
+           WHERE {possible} AND i.assessment_no = {no} AND holder.assessment_no = {no} AND i.key <> i.target_id
+             AND holder.id_class = 'stray' AND ({anywhere} OR holder.parent_key = i.parent_key)""",
         blocked=_blocked(entity),
         inventory=ledger.inventory_table(entity),
-        has_siblings=sql.literal(entity.parent is not None),
+        possible=sql.literal(anywhere or entity.parent is not None),
+        anywhere=sql.literal(anywhere),
         no=sql.literal(assessment),
     )
     return sql.execute(connection, statement).rowcount > 0
@@ -102,7 +105,7 @@ def _quarantine(connection: Connection, entity: Entity, assessment: int) -> None
         blocked=_blocked(entity),
         due=_in_a_due_cluster(entity) if is_document else sql.Text(""),
     )
-    reason = "ids change places below it" if is_document else "ids change places in its document"
+    reason = "another row has its id, or one below it" if is_document else "ids change places in its document"
     sql.execute(connection, statement, {"no": assessment, "reason": f"{reason} (docs/traps.md)"})
 
 

@@ -121,3 +121,35 @@ def test_once_the_chunks_have_other_ids_the_document_moves_again(migrated: Engin
     cycle.run_all(migrated, SPEC)
 
     assert cycle.rows_of(migrated) == cycle.expected_rows(before) != before
+
+
+def test_a_document_waits_until_the_one_that_has_its_id_has_moved(incident: Engine) -> None:
+    """As after a renaming: a migrated document gets another natural key, a new one its former."""
+    waiting = {"document": SPEC.entities["document"].model_copy(update={"on_collision": "wait"})}
+    spec = cycle.spec_with(entities=SPEC.entities | waiting)
+    cycle.run_all(incident, spec)
+    renamed = cycle.rows_of(incident)["documents"][0]
+    holder = str(renamed["document_id"])
+    edit = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('ab', 32) WHERE document_id = %(holder)s"
+    cycle.run_sql(incident, edit, holder=holder)
+    late, other = str(uuid.uuid4()), add_document(incident)
+    cycle.run_sql(
+        incident,
+        """INSERT INTO upload_pipeline.documents
+               (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+           VALUES (%(late)s, %(user)s, 'late.pdf', 'application/pdf', 1, %(sha)s, 'late')""",
+        late=late, user=renamed["user_id"], sha=renamed["file_sha256"],
+    )  # fmt: skip
+    before = cycle.rows_of(incident)
+    refused = cycle.assess(incident, SPEC).gates["no_collision"]
+    assert not refused.passed
+    assert "on_collision: wait" in refused.remedy
+
+    cycle.run_all(incident, spec)
+
+    assert cycle.rows_of(incident) == cycle.expected_rows(before, left=[late])
+    assert other not in ids_of(cycle.rows_of(incident))
+    cycle.run_all(incident, spec)
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
+    cycle.roll_back(incident, spec, "canary")
+    assert cycle.rows_of(incident) == cycle.expected_rows(before, left=[late])
