@@ -31,6 +31,12 @@ def find_ids(connection: Connection, store: Store, user: str) -> int:
             _add_children(connection, entity)
             _follow_map(connection, entity)
     _add(connection, sql.compose("SELECT %(user)s::text"), user)
+    # Findings name clusters by their natural key. One that does not hold the owner may be another user's, too.
+    if main.spec.describe.owner in main.spec.template.fields:
+        named = "SELECT natural_key FROM {inventory} WHERE owner = %(user)s"
+        _add(connection, sql.compose(named, inventory=inventory), user)
+        mapped = "SELECT natural_key FROM {map} WHERE old_id::text IN (SELECT id FROM pg_temp.erased_ids)"
+        _add(connection, sql.compose(mapped, map=ledger.map_table(main)))
     return documents
 
 

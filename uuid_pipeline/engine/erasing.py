@@ -89,11 +89,11 @@ def scrubbed(text: str, ids: frozenset[str]) -> str:
     def replace(found: re.Match[str]) -> str:
         return ERASED if found[0] in wanted or found[0].lower() in wanted else found[0]
 
-    text = re.sub(TOKEN, replace, re.sub(UUID, replace, text))
-    for odd in wanted:
+    # A natural key first, since others of them may be a part of it.
+    for odd in sorted(wanted, key=len, reverse=True):
         if not re.fullmatch(TOKEN, odd):
             text = text.replace(odd, ERASED)
-    return text
+    return re.sub(TOKEN, replace, re.sub(UUID, replace, text))
 
 
 def _erase(connection: Connection, store: Store, user: str) -> Erasure:
