@@ -273,6 +273,8 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
         " + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=_back(i)) for i in range(len(updates))]]
     )
     inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
+    if not updates and not inserts:
+        return {}  # the tables are gone
     results = [
         sql.compose(
             """UNION ALL SELECT {name},
@@ -390,13 +392,18 @@ def _was_repointed(connection: Connection, table: Table, plan: BatchPlan, ordina
     )
 
 
-def _repoint_back(index: int, table: Table) -> sql.Composable:
-    """Only what still holds what the merge put there: a reference that the application changed since is its own."""
-    found = [
+def remembered(table: Table) -> sql.Composable:
+    """Whether the row ``t`` is the one that ``r`` of ``repointed`` remembers, by its primary key."""
+    same = [
         sql.compose("t.{c} = (r.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
                     t=cast_type(table.columns[c].type))
         for c in table.primary_key
     ]  # fmt: skip
+    return sql.join(" AND ", same)
+
+
+def _repoint_back(index: int, table: Table) -> sql.Composable:
+    """Only what still holds what the merge put there: a reference that the application changed since is its own."""
     assignments = [
         sql.compose(
             """{c} = CASE WHEN r.before ? {n} AND t.{c}::text IS NOT DISTINCT FROM r.after->>{n}
@@ -417,7 +424,7 @@ def _repoint_back(index: int, table: Table) -> sql.Composable:
         table=sql.table(table.schema, table.name),
         assignments=sql.join(", ", assignments),
         label=sql.literal(f"{table.schema}.{table.name}"),
-        found=sql.join(" AND ", found),
+        found=remembered(table),
     )
 
 

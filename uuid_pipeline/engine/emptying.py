@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import fingerprint, sql
+from uuid_pipeline.engine import archive, fingerprint, sql
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.folding import Fold, folds
 from uuid_pipeline.engine.locks import BatchPlan
@@ -218,11 +218,6 @@ def _keys(store: Store, remembered: Iterable[tuple[str, str]]) -> list[ForeignKe
 
 
 def _filled(table: Table, key: ForeignKey) -> sql.Composable:
-    found = [
-        sql.compose("t.{c} = (r.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
-                    t=cast_type(table.columns[c].type))
-        for c in table.primary_key
-    ]  # fmt: skip
     held = {
         c: sql.compose("(r.before->>{n})::{t}", n=sql.literal(c), t=cast_type(table.columns[c].type))
         for c in key.columns
@@ -239,7 +234,7 @@ def _filled(table: Table, key: ForeignKey) -> sql.Composable:
         assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=value) for c, value in held.items()]),
         name=sql.literal(key.name),
         label=sql.literal(f"{table.schema}.{table.name}"),
-        found=sql.join(" AND ", found),
+        found=archive.remembered(table),
         empty=sql.join(" AND ", [sql.compose("t.{c} IS NULL", c=sql.name(c)) for c in key.columns]),
         target=sql.table(key.target_schema, key.target),
         there=sql.join(" AND ", there),
