@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import EntitySpec, SoftReference, load_spec
+from uuid_pipeline.spec import EntitySpec, load_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -198,78 +198,3 @@ def test_a_chunk_whose_target_id_another_chunk_has_taken_since_stays_and_is_due_
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     cycle.roll_back(incident, SPEC)
     assert cycle.rows_of(incident) == before
-
-
-# How a column without a foreign key may hold a document's id: its type, the declared path, its value.
-HELD = {
-    "uuid": ("uuid", None, "d.document_id"),
-    "text": ("text", None, "d.document_id::text"),
-    "array": ("uuid[]", None, "ARRAY[d.document_id]"),
-    "json": ("jsonb", "a.id", "jsonb_build_object('a', jsonb_build_object('id', d.document_id))"),
-}
-
-
-@pytest.mark.parametrize("moved", [False, True], ids=["before its batch", "after it, and mentioned again"])
-@pytest.mark.parametrize("form", HELD)
-def test_what_still_names_a_document_that_the_application_deleted_makes_no_gate_red(
-    incident: Engine, form: str, moved: bool
-) -> None:
-    kind, path, value = HELD[form]
-    cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (note_id serial PRIMARY KEY, note {kind})")
-    notes = f"INSERT INTO upload_pipeline.notes (note) SELECT {value} FROM upload_pipeline.documents d"  # noqa: S608
-    cycle.run_sql(incident, notes)
-    spec = cycle.spec_with(soft_references=[SoftReference(table="notes", column="note", entity="document", path=path)])
-    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
-    canary, *rest = cycle.all_waves_of(incident, execution)
-    ordinal = "SELECT old_id::text, new_id::text FROM uuid_pipeline.id_map_document ORDER BY ordinal"
-    old, new = cycle.run_sql(incident, ordinal)[0 if moved else -1]
-    cycle.migrate(incident, spec, canary)
-    cycle.assert_green(cycle.check_wave(incident, spec, canary))
-
-    delete_with_its_rows(incident, new if moved else old)
-    if moved:
-        cycle.run_sql(incident, notes.replace("upload_pipeline.documents d", f"(SELECT '{old}'::uuid) d(document_id)"))
-
-    for wave in rest:
-        if wave.wave in {w.wave for w in cycle.all_waves_of(incident, execution) if w.status != "unneeded"}:
-            cycle.migrate(incident, spec, wave)
-            cycle.assert_green(cycle.check_wave(incident, spec, wave))
-    cycle.assert_green(cycle.check_wave(incident, spec, canary))
-    cycle.assert_green(cycle.validate(incident, spec))
-
-
-def delete_with_its_rows(store: Engine, document: str) -> None:
-    with cycle.session(store) as application:
-        application.execute("DELETE FROM upload_pipeline.webhook_log")
-        for table in ("events", "upload_jobs", "document_chunks", "documents"):
-            application.execute(f"DELETE FROM upload_pipeline.{table} WHERE document_id = %s", [document])  # noqa: S608
-
-
-@pytest.mark.parametrize("keep", [False, True], ids=["", "in a column that may hold ids of what is gone"])
-@pytest.mark.parametrize("form", HELD)
-def test_a_reference_that_a_wave_left_behind_is_found_where_no_foreign_key_would(
-    incident: Engine, form: str, keep: bool
-) -> None:
-    kind, path, value = HELD[form]
-    cycle.run_sql(incident, f"CREATE TABLE upload_pipeline.notes (note_id serial PRIMARY KEY, note {kind})")
-    orphans = {"orphans": "keep"} if keep else {}
-    held = SoftReference(table="notes", column="note", entity="document", path=path, **orphans)
-    spec = cycle.spec_with(soft_references=[held])
-    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
-    canary, *_ = cycle.all_waves_of(incident, execution)
-    cycle.migrate(incident, spec, canary)
-    stale = "(SELECT old_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1) d(document_id)"
-    with incident.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        connection.exec_driver_sql(f"INSERT INTO upload_pipeline.notes (note) SELECT {value} FROM {stale}")  # noqa: S608
-
-    red = [gate for gate in cycle.check_wave(incident, spec, canary) if not gate.passed]
-
-    said = f"dangling: {held_name(path)} 1"
-    assert [(gate.gate, gate.finding) for gate in red] == [("no_dangling_reference", said)]
-    whole = {gate.gate: gate for gate in cycle.validate(incident, spec)}["whole_no_dangling_reference"]
-    assert (whole.passed, whole.finding) == (False, said)
-
-
-def held_name(path: str | None) -> str:
-    return f"notes.note.{path}" if path else "notes.note"

@@ -1,0 +1,81 @@
+"""References that hold an id without a row: those that a wave left behind, told from what the application deleted."""
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.spec import SoftReference, Spec
+from uuid_pipeline_tests.integration import cycle
+
+# How a column without a foreign key may hold a document's id: its type, the declared path, its value.
+HELD = {
+    "uuid": ("uuid", None, "d.document_id"),
+    "text": ("text", None, "d.document_id::text"),
+    "array": ("uuid[]", None, "ARRAY[d.document_id]"),
+    "json": ("jsonb", "a.id", "jsonb_build_object('a', jsonb_build_object('id', d.document_id))"),
+}
+
+NOTE = "INSERT INTO upload_pipeline.notes (note) SELECT {} FROM {} d"
+
+
+def with_notes(store: Engine, form: str, keep: bool) -> Spec:
+    """A table of notes that hold ids in this form, and the spec that says so."""
+    kind, path, _ = HELD[form]
+    cycle.run_sql(store, f"CREATE TABLE upload_pipeline.notes (note_id serial PRIMARY KEY, note {kind})")
+    orphans = {"orphans": "keep"} if keep else {}
+    held = SoftReference(table="notes", column="note", entity="document", path=path, **orphans)
+    return cycle.spec_with(soft_references=[held])
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before its batch", "after it, and mentioned again"])
+@pytest.mark.parametrize("form", HELD)
+def test_what_still_names_a_document_that_the_application_deleted_makes_no_gate_red(
+    incident: Engine, form: str, moved: bool
+) -> None:
+    spec = with_notes(incident, form, keep=False)
+    cycle.run_sql(incident, NOTE.format(HELD[form][2], "upload_pipeline.documents"))
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
+    canary, *rest = cycle.all_waves_of(incident, execution)
+    ordinal = "SELECT old_id::text, new_id::text FROM uuid_pipeline.id_map_document ORDER BY ordinal"
+    old, new = cycle.run_sql(incident, ordinal)[0 if moved else -1]
+    cycle.migrate(incident, spec, canary)
+    cycle.assert_green(cycle.check_wave(incident, spec, canary))
+
+    delete_with_its_rows(incident, new if moved else old)
+    if moved:
+        cycle.run_sql(incident, NOTE.format(HELD[form][2], f"(SELECT '{old}'::uuid AS document_id)"))
+
+    for wave in rest:
+        if wave.wave in {w.wave for w in cycle.all_waves_of(incident, execution) if w.status != "unneeded"}:
+            cycle.migrate(incident, spec, wave)
+            cycle.assert_green(cycle.check_wave(incident, spec, wave))
+    cycle.assert_green(cycle.check_wave(incident, spec, canary))
+    cycle.assert_green(cycle.validate(incident, spec))
+
+
+def delete_with_its_rows(store: Engine, document: str) -> None:
+    with cycle.session(store) as application:
+        application.execute("DELETE FROM upload_pipeline.webhook_log")
+        for table in ("events", "upload_jobs", "document_chunks", "documents"):
+            application.execute(f"DELETE FROM upload_pipeline.{table} WHERE document_id = %s", [document])  # noqa: S608
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["", "in a column that may hold ids of what is gone"])
+@pytest.mark.parametrize("form", HELD)
+def test_a_reference_that_a_wave_left_behind_is_found_where_no_foreign_key_would(
+    incident: Engine, form: str, keep: bool
+) -> None:
+    spec = with_notes(incident, form, keep)
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
+    canary, *_ = cycle.all_waves_of(incident, execution)
+    cycle.migrate(incident, spec, canary)
+    stale = "(SELECT old_id AS document_id FROM uuid_pipeline.id_map_document WHERE ordinal = 1)"
+    with incident.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(NOTE.format(HELD[form][2], stale))
+
+    red = [gate for gate in cycle.check_wave(incident, spec, canary) if not gate.passed]
+
+    said = f"dangling: notes.note{'.a.id' if form == 'json' else ''} 1"
+    assert [(gate.gate, gate.finding) for gate in red] == [("no_dangling_reference", said)]
+    whole = {gate.gate: gate for gate in cycle.validate(incident, spec)}["whole_no_dangling_reference"]
+    assert (whole.passed, whole.finding) == (False, said)
