@@ -43,7 +43,8 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
     with engine.begin() as connection:
         parts = {entity.name: _parts(connection, entity, assessments) for entity in store.entities}
     entities = [entity for entity in store.entities if parts[entity.name]]
-    wanted = [found for entity in entities for found in resolving.of_entity(entity, parts[entity.name])]
+    wanted = [resolving.in_force()]
+    wanted += [found for entity in entities for found in resolving.of_entity(entity, parts[entity.name])]
     views = [sql.shown(sql.table(SCHEMA, found.name)) for found in wanted if found.arguments is None]
 
     def in_ledger(connection: Connection) -> None:
@@ -224,7 +225,7 @@ SELECT 'VIEW' AS kind, c.oid::regclass::text AS name FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'v' AND c.relname LIKE 'alias\_%%'
 UNION ALL
 SELECT 'FUNCTION', f.oid::regprocedure::text FROM pg_proc f
-WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^(held|resolve)_'
+WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|resolve)_|in_force$)'
 UNION ALL
 SELECT 'SEQUENCE', c.oid::regclass::text FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'S' AND c.relname ~ '^alias_(uses|last)_'

@@ -13,6 +13,7 @@ from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 
 # Names of what is installed, each followed by the entity's name or the table's.
 HELD, RESOLVE, VIEW, ON_TABLE = "held_", "resolve_", "alias_", "alias_on_"
+IN_FORCE = "in_force"
 USES, LAST_USE = "alias_uses_", "alias_last_"
 
 # How far an id is followed: a hop an execution.
@@ -20,6 +21,7 @@ HOPS = 4
 CANONICAL_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 
 _HELD = "plpgsql VOLATILE STRICT"
+_ASKING = f"plpgsql STABLE STRICT {PINNED}"
 _RESOLVE = f"plpgsql STABLE STRICT SECURITY DEFINER {PINNED}"
 _TRIGGER = f"plpgsql VOLATILE SECURITY DEFINER {PINNED}"
 
@@ -57,20 +59,18 @@ UNION ALL SELECT m.old_id, m.role, false, {number} FROM {part} m WHERE m.new_id 
 """
 
 
-# Whether what the map says of an ordinal was done, and not undone since. The ranges are worked out once a statement.
-_IN_FORCE = """
-(m.ordinal <@ (
-    SELECT coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]'))
-                    FILTER (WHERE b.direction = 'forward'), '{{}}')
-           - coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]'))
-                      FILTER (WHERE b.direction = 'back'), '{{}}')
-    FROM uuid_pipeline.batches b JOIN uuid_pipeline.waves w ON w.wave = b.wave
-    JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
-    WHERE coalesce(w.assessment_no, e.assessment_no) = {number})
- AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u JOIN uuid_pipeline.waves w ON w.wave = u.wave
-                 JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
-                 WHERE coalesce(w.assessment_no, e.assessment_no) = {number} AND u.ordinal = m.ordinal))
+# Whether what the map says of an ordinal was done, and not undone since. The batches tell while its wave is at work.
+_IN_FORCE: LiteralString = """
+EXISTS (SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+        WHERE coalesce(w.assessment_no, e.assessment_no) = {number}
+          AND {ordinal} BETWEEN w.first_ordinal AND w.last_ordinal AND w.status <> 'rolled_back'
+          AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = w.wave AND u.ordinal = {ordinal})
+          AND (w.status = 'moved' OR 1 = (
+              SELECT count(DISTINCT b.direction) FROM uuid_pipeline.batches b
+              WHERE b.wave = w.wave AND {ordinal} BETWEEN b.first_ordinal AND b.last_ordinal)))
 """
+# For one id at a time: asked of the few rows that the index finds, it spares each look-up the start of a large plan.
+_ASKED: LiteralString = "uuid_pipeline.in_force({number}, {ordinal})"
 # A row that a later map moved on has left its id, which another row may have by now.
 _MOVED_ON = """
 EXISTS (SELECT FROM {part} m WHERE m.old_id = {id} AND m.new_id <> m.old_id AND {number} > {since} AND {in_force})
@@ -84,27 +84,32 @@ class _Part:
     table: sql.Composable
     assessment: int
 
-    @property
-    def named(self) -> dict[str, sql.Composable]:
-        """What statements over the map are composed of."""
+    def named(self, in_force: LiteralString) -> dict[str, sql.Composable]:
+        """What statements over the map are composed of; ``in_force`` is how these ask it of a row ``m``."""
         number = sql.literal(LAST if self.assessment == GUARD else self.assessment)
-        in_force = sql.Text("true") if self.assessment == GUARD else sql.compose(_IN_FORCE, number=number)
-        return {"part": self.table, "number": number, "in_force": in_force}
+        asked = sql.compose(in_force, number=number, ordinal=sql.Text("m.ordinal"))
+        return {
+            "part": self.table,
+            "number": number,
+            "in_force": sql.Text("true") if self.assessment == GUARD else asked,
+        }
 
 
-def _moved_on(parts: Sequence[_Part], key: LiteralString, since: LiteralString) -> sql.Composable:
+def _moved_on(
+    parts: Sequence[_Part], key: LiteralString, since: LiteralString, in_force: LiteralString
+) -> sql.Composable:
     """Whether the row that had this id, by the map of the number ``since``, has another one by a later map."""
     later = [
-        sql.compose(_MOVED_ON, **part.named, id=sql.Text(key), since=sql.Text(since))
+        sql.compose(_MOVED_ON, **part.named(in_force), id=sql.Text(key), since=sql.Text(since))
         for part in parts
         if part.assessment != GUARD
     ]
     return sql.compose("({any})", any=sql.join(" OR ", later or [sql.Text("false")]))
 
 
-def _reach(start: sql.Composable, parts: Sequence[_Part]) -> sql.Composable:
+def _reach(start: sql.Composable, parts: Sequence[_Part], in_force: LiteralString) -> sql.Composable:
     """A WITH list: ``reach`` holds every id that the ones of ``start`` may stand for, and how near it is."""
-    neighbours = [sql.compose(_NEIGHBOURS, **part.named) for part in parts]
+    neighbours = [sql.compose(_NEIGHBOURS, **part.named(in_force)) for part in parts]
     return sql.compose(
         _REACH, start=start, neighbours=sql.join(" UNION ALL ", neighbours), hops=sql.Text(str(HOPS))
     )  # fmt: skip
@@ -209,6 +214,13 @@ WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = k.id)
 """
 
 
+def in_force() -> Definition:
+    """A function from a map's number and an ordinal to whether what the map says of it was done."""
+    body = sql.compose(_IN_FORCE, number=sql.Text("$1"), ordinal=sql.Text("$2"))
+    returned = sql.compose("BEGIN RETURN {found}; END", found=body)
+    return function(IN_FORCE, {"number": "integer", "place": "bigint"}, "boolean", _ASKING, returned)
+
+
 def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     """What finds the rows of one entity: for writers (``held``), for readers (``resolve``), and the list of aliases."""
     parts, type_name = _parts(entity, assessments), entity.key_type
@@ -219,9 +231,9 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
         "type": cast_type(type_name),
         "count": _count(entity),
         "known": _known(parts),
-        "reach": _reach(start, parts),
-        "current_moved_on": _moved_on(parts, "current_id", "since"),
-        "reached_moved_on": _moved_on(parts, "r.id", "r.number"),
+        "reach": _reach(start, parts, _ASKED),
+        "current_moved_on": _moved_on(parts, "current_id", "since", _ASKED),
+        "reached_moved_on": _moved_on(parts, "r.id", "r.number", _ASKED),
     }
     held, resolve = sql.compose(_HELD_BODY, **filled), sql.compose(_RESOLVE_BODY, **filled)
     of_text = sql.compose(
@@ -242,7 +254,7 @@ def _known(parts: Sequence[_Part]) -> sql.Composable:
 
     What the newest map says comes first: a row that an earlier plan could not move may have gone elsewhere by it.
     """
-    newest_first = [part.named for part in reversed(parts)]
+    newest_first = [part.named(_ASKED) for part in reversed(parts)]
     up = [
         sql.compose("SELECT m.new_id, {number} FROM {part} m WHERE m.old_id = $1 AND {in_force}", **part)
         for part in newest_first
@@ -263,8 +275,8 @@ def _view(entity: Entity, parts: Sequence[_Part]) -> Definition:
         _VIEW,
         **named,
         view=sql.table(SCHEMA, VIEW + entity.name),
-        reach=_reach(start, parts),
-        reached_moved_on=_moved_on(parts, "r.id", "r.number"),
+        reach=_reach(start, parts, _IN_FORCE),
+        reached_moved_on=_moved_on(parts, "r.id", "r.number", _IN_FORCE),
         type=cast_type(entity.key_type),
     )
     return Definition(VIEW + entity.name, None, statement)
