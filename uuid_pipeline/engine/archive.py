@@ -1,6 +1,6 @@
 """Archives: rows that a merge displaces, whole and typed, and what each re-pointed row held before; both restorable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
@@ -189,8 +189,7 @@ def _with_their_roots(
         kept = next((one for one in archives if one.table.oid == root.table.oid), None)
         if kept is None:
             continue
-        there = [_is_there(store, r, archives, "a") for r in store.references if _is_of(r, root.table)]
-        there += [_is_there_too(key, archives, "a") for key in _plain_keys(connection, store, kept)]
+        there = _all_there(connection, store, kept, archives, "a", _of_ordinals)
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
@@ -267,6 +266,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     values = {**plan.values, "ordinals": ordinals}
     kept = _targets_first(store, archives)
     _require_defaults(connection, kept, ordinals)
+    _find_coming(connection, store, kept, ordinals)
     repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
     updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]
     after = sql.join(
@@ -440,8 +440,6 @@ def _put_back(
     connection: Connection, store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable
 ) -> sql.Composable:
     one = kept[index]
-    there = [_is_there(store, r, kept, "x") for r in store.references if _is_of(r, one.table)]
-    there += [_is_there_too(key, kept, "x") for key in _plain_keys(connection, store, one)]
     # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
     links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
     is_root = any(root.table.oid == one.table.oid for root in store.roots)
@@ -450,7 +448,7 @@ def _put_back(
     return sql.compose(
         """{put} AS (INSERT INTO {table} AS p ({names}) OVERRIDING SYSTEM VALUE
                SELECT {columns} FROM {archive} x
-               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND ({after}) >= 0{there}{links}
+               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {coming} AND ({after}) >= 0{links}
                {on_conflict} RETURNING {returned}),
            {taken} AS (DELETE FROM {archive} a WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
                AND {archived} IN (SELECT {d} FROM {put}) RETURNING {archived} AS {d})""",
@@ -461,8 +459,8 @@ def _put_back(
         table=one.source,
         names=one.names,
         columns=one.listed("x"),
+        coming=_is_coming("x"),
         after=after,
-        there=sql.join("", there),
         links=sql.join("", links),
         # The server looks for a conflict only where a key is checked at once; else the row must find its place free.
         on_conflict=sql.Text("" if is_root or _has_deferrable_key(connection, one) else "ON CONFLICT DO NOTHING"),
@@ -481,18 +479,75 @@ def _is_of(reference: Reference, table: Table) -> bool:
     return reference.foreign_key is not None and reference.table.oid == table.oid
 
 
-def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: str) -> sql.Composable:
+def _find_coming(connection: Connection, store: Store, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
+    """Note in ``pg_temp.coming`` the archived rows of these ordinals that may come back.
+
+    One whose foreign key refers to a row that does not come back, and is not there, does not either; so on until none
+    is left. The documents themselves were judged with their ordinals.
+    """
+    make = """CREATE TEMPORARY TABLE IF NOT EXISTS coming (archive regclass, at tid, PRIMARY KEY (archive, at))
+              ON COMMIT DELETE ROWS"""
+    sql.execute(connection, make)
+    sql.execute(connection, "DELETE FROM pg_temp.coming")
+    for one in kept:
+        fill = sql.compose(
+            """INSERT INTO pg_temp.coming SELECT x.tableoid::regclass, x.ctid FROM {archive} x
+               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s)""",
+            archive=one.relation,
+        )
+        sql.execute(connection, fill, {"ordinals": list(ordinals)})
+    roots = {root.table.oid for root in store.roots}
+    drops = [_without_target(connection, store, one, kept) for one in kept if one.table.oid not in roots]
+    while sum(sql.execute(connection, drop).rowcount for drop in drops):
+        continue
+
+
+def _without_target(connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf]) -> sql.Composable:
+    return sql.compose(
+        """DELETE FROM pg_temp.coming c USING {archive} x
+           WHERE c.archive = x.tableoid AND c.at = x.ctid AND NOT (true{there})""",
+        archive=one.relation,
+        there=sql.join("", _all_there(connection, store, one, kept, "x", lambda _: _is_coming("r"))),
+    )
+
+
+def _is_coming(alias: str) -> sql.Composable:
+    """Whether the archived row of this alias is noted as one that comes back."""
+    return sql.compose(
+        "EXISTS (SELECT FROM pg_temp.coming n WHERE n.archive = {a}.tableoid AND n.at = {a}.ctid)", a=sql.name(alias)
+    )
+
+
+def _of_ordinals(_other: Shelf) -> sql.Composable:
+    return sql.Text("r.uuid_pipeline_ordinal = ANY(%(ordinals)s)")
+
+
+Coming = Callable[[Shelf], sql.Composable]
+
+
+def _all_there(
+    connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf], alias: str, coming: Coming
+) -> list[sql.Composable]:
+    """Whether each row that an archived row refers to is there or may come back, as further conditions.
+
+    ``coming`` says of a shelf which of its rows ``r`` may.
+    """
+    there = [_is_there(store, r, kept, alias, coming) for r in store.references if _is_of(r, one.table)]
+    return there + [_is_there_too(key, kept, alias, coming) for key in _plain_keys(connection, store, one)]
+
+
+def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
     """Whether what an archived row refers to is in its table or may come back too, as a further condition.
 
-    The application may have deleted it since. Wants %(ordinals)s bound, of what may come back now.
+    The application may have deleted it since.
     """
     entity = store.entity(reference.entity)
     held = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(reference.column))
     archived = [
         sql.compose(
-            """ OR EXISTS (SELECT FROM {archive} r
-                           WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND r.{key} = {held})""",
+            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND r.{key} = {held})",
             archive=other.relation,
+            coming=coming(other),
             key=sql.name(entity.key),
             held=held,
         )
@@ -531,7 +586,7 @@ def _plain_keys(connection: Connection, store: Store, kept: Shelf) -> list[Forei
     ]
 
 
-def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str) -> sql.Composable:
+def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
     """As :func:`_is_there`, for a foreign key that holds no id."""
     row = sql.name(alias)
     pairs = [(sql.name(c), sql.name(t)) for c, t in zip(key.columns, key.target_columns, strict=True)]
@@ -541,8 +596,9 @@ def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str) -> sql.Com
     )
     archived = [
         sql.compose(
-            " OR EXISTS (SELECT FROM {archive} r WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {same})",
+            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND {same})",
             archive=other.relation,
+            coming=coming(other),
             same=same,
         )
         for other in kept

@@ -60,6 +60,41 @@ def may_empty(store: Store, key: ForeignKey) -> bool:
     )
 
 
+def touched_by_merging(store: Store) -> tuple[list[Table], list[tuple[Table, tuple[str, ...]]]]:
+    """Tables of which merging may archive rows, and those of which it may empty a foreign key to one of these."""
+    displaced = {
+        moved.table.oid: moved.table
+        for moved in store.tables
+        if moved.entity or any({column for column, _ in moved.columns} & set(key) for key in moved.table.unique_keys)
+    }
+    emptied: dict[tuple[int, str], tuple[Table, tuple[str, ...]]] = {}
+    count = -1
+    while count != len(displaced):
+        count = len(displaced)
+        for key in store.catalog.foreign_keys:
+            target = store.catalog.tables.get((key.target_schema, key.target))
+            if target is None or target.oid not in displaced or holds_id(store, key):
+                continue
+            source = store.catalog.tables[key.table_schema, key.table]
+            if may_empty(store, key):
+                emptied[source.oid, key.name] = (source, key.columns)
+            else:
+                displaced[source.oid] = source
+    return list(displaced.values()), list(emptied.values())
+
+
+def hang_together(store: Store) -> bool:
+    """Whether rows that merging may archive are referred to by a foreign key that holds no id.
+
+    Such rows lead from one document to another without any id.
+    """
+    displaced, _ = touched_by_merging(store)
+    places = {(table.schema, table.name) for table in displaced}
+    return any(
+        (key.target_schema, key.target) in places and not holds_id(store, key) for key in store.catalog.foreign_keys
+    )
+
+
 def note(connection: Connection, key: ForeignKey, source: Table, target: Table) -> None:
     """Note, and lock, the rows that refer by this foreign key to a displaced row."""
     statement = sql.compose(

@@ -120,34 +120,11 @@ def missing_merge_rights(connection: Connection, store: Store) -> list[MissingRi
 
     Rows are displaced where a key of an entity, or a unique key that contains an id, would be held twice.
     """
-    displaced, emptied = _touched_by_merging(store)
+    displaced, emptied = emptying.touched_by_merging(store)
     return [
         *[right for table in displaced for right in _not_granted(connection, table, ("DELETE", "INSERT"), ())],
         *[right for table, columns in emptied for right in _not_granted(connection, table, ("UPDATE",), columns)],
     ]
-
-
-def _touched_by_merging(store: Store) -> tuple[list[Table], list[tuple[Table, tuple[str, ...]]]]:
-    """Tables of which merging may archive rows, and those of which it may empty a foreign key to one of these."""
-    displaced = {
-        moved.table.oid: moved.table
-        for moved in store.tables
-        if moved.entity or any({column for column, _ in moved.columns} & set(key) for key in moved.table.unique_keys)
-    }
-    emptied: dict[tuple[int, str], tuple[Table, tuple[str, ...]]] = {}
-    count = -1
-    while count != len(displaced):
-        count = len(displaced)
-        for key in store.catalog.foreign_keys:
-            target = store.catalog.tables.get((key.target_schema, key.target))
-            if target is None or target.oid not in displaced or emptying.holds_id(store, key):
-                continue
-            source = store.catalog.tables[key.table_schema, key.table]
-            if emptying.may_empty(store, key):
-                emptied[source.oid, key.name] = (source, key.columns)
-            else:
-                displaced[source.oid] = source
-    return list(displaced.values()), list(emptied.values())
 
 
 def _not_granted(

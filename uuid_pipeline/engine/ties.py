@@ -2,14 +2,14 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import emptying, ledger, sql
 from uuid_pipeline.engine.store import MovedTable, Store
 
 
 def has_ties(store: Store) -> bool:
     """Whether a row of some table may hold ids of several rows of an entity: of two references, of its own table, in
-    text, arrays or json."""
-    return not all(_belongs_to_one_document(moved) for moved in store.tables)
+    text, arrays or json; or may hang on another document's rows by a key of their own."""
+    return not all(_belongs_to_one_document(moved) for moved in store.tables) or emptying.hang_together(store)
 
 
 def _belongs_to_one_document(moved: MovedTable) -> bool:

@@ -425,3 +425,43 @@ def test_what_refers_to_a_loser_that_stays_archived_stays_archived_too(empty_sto
     assert {row["prev"] for row in after["documents"]} <= there | {None}
     assert {row["document_id"] for row in after["notes"]} <= there
     assert len(after["notes"]) == 6
+
+
+# Nodes hang on each other by their own number, across documents: 3 on 2, 2 on 1, which the application then deletes.
+NODES = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false);
+CREATE TABLE app.nodes (no int PRIMARY KEY, document_id uuid UNIQUE REFERENCES app.documents,
+                        up int REFERENCES app.nodes ON DELETE CASCADE);
+INSERT INTO app.documents SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k' || (n + 1) / 2
+    FROM generate_series(1, 5) n;
+INSERT INTO app.nodes VALUES (1, '00000000-0000-4000-8000-000000000005', NULL),
+    (10, '00000000-0000-4000-8000-000000000001', NULL), (11, '00000000-0000-4000-8000-000000000003', NULL)
+"""
+HUNG = {
+    "in one batch": "(2, {2}, 1), (3, NULL, 2), (4, NULL, 3)",
+    "in a later one": "(2, {4}, 1), (3, {2}, 2)",
+    "in an earlier one": "(2, {2}, 1), (3, {4}, 2)",
+}
+
+
+@pytest.mark.parametrize("deletes", [False, True], ids=["untouched", "the first deleted"])
+@pytest.mark.parametrize("hung", HUNG)
+def test_archived_rows_that_hang_on_each_other_come_back_or_stay_together(
+    empty_store: Engine, hung: str, deletes: bool
+) -> None:
+    built(empty_store, NODES)
+    ids = {n: f"'00000000-0000-4000-8000-00000000000{n}'" for n in range(1, 6)}
+    cycle.run_sql(empty_store, f"INSERT INTO app.nodes VALUES {HUNG[hung].format(None, *ids.values())}")  # noqa: S608
+    before = cycle.rows_of(empty_store, "app")
+    spec = spec_of(batch_rows=1)
+    cycle.run_all(empty_store, spec)
+    if deletes:
+        cycle.run_sql(empty_store, "DELETE FROM app.nodes WHERE no = 1")
+
+    cycle.roll_back(empty_store, spec)
+
+    after = cycle.rows_of(empty_store, "app")
+    gone = {"1", "2", "3", "4"} if deletes else set()
+    assert after["nodes"] == [row for row in before["nodes"] if row["no"] not in gone]
+    assert after["documents"] == before["documents"]
