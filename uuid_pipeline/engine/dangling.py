@@ -81,8 +81,8 @@ def _parts(reference: Reference, store: Store) -> dict[str, sql.Composable]:
 def whole_no_dangling_reference(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: every reference of the whole store points at a row.
 
-    Without a foreign key it may hold the id of a row that the application deleted since the plan; those are counted.
-    What may hold ids of other things too must hold none that a wave moved away from.
+    Without a foreign key it may hold the id of a row that the application deleted since the plan, or edited so that no
+    row has it; those are counted. What may hold ids of other things too must hold none that a wave moved away from.
     """
     waves = ledger.waves(connection, execution.execution_id)
     maps = sorted({wave.assessment_no for wave in waves})
@@ -100,10 +100,14 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
 
 
 def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
-    """Counts rows of a reference that hold the id of a known row which is there under neither of its ids."""
+    """Counts rows of a reference that hold the id of a known row which is there under neither of its ids.
+
+    Or the target id of one that was edited before it could get it.
+    """
     return sql.compose(
         """SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
            AND (EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(maps)s) AND i.key = t.{column})
+                OR EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(maps)s) AND i.target_id = t.{column})
                 OR EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(maps)s) AND m.new_id = t.{column}))
            AND NOT EXISTS (SELECT FROM {map} m JOIN {target} n ON n.{key} = m.new_id
                            WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column})""",
@@ -114,7 +118,7 @@ def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
 def _judged(gate: str, left: dict[str, int], references: int, deleted: dict[str, int]) -> GateResult:
     said = f"0 dangling in {references} references"
     said += "".join(
-        f"; {n} rows of {name} hold ids of rows that the application deleted" for name, n in deleted.items()
+        f"; {n} rows of {name} hold ids of rows that the application deleted or edited" for name, n in deleted.items()
     )
     figures: dict[str, Any] = {"dangling": sum(left.values()), "deleted": sum(deleted.values())}
     return GateResult.of(

@@ -178,3 +178,30 @@ def test_rows_that_hold_early_ids_of_documents_of_several_batches_get_them_all_b
     assert not [d for d in documents for row in moved if d in str(row["note"])]
     cycle.roll_back(incident, forward)
     assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "UPDATE upload_pipeline.document_chunks SET chunk_ord = 77 WHERE chunk_id = %(chunk)s",
+        "DELETE FROM upload_pipeline.document_chunks WHERE chunk_id = %(chunk)s",
+    ],
+    ids=["edited", "deleted"],
+)
+def test_an_early_id_that_no_row_is_to_have_any_more_makes_no_gate_red(incident: Engine, deed: str) -> None:
+    chunk = str(cycle.rows_of(incident)["document_chunks"][0]["chunk_id"])
+    early = cycle.targets(cycle.rows_of(incident))[chunk]
+    cycle.run_sql(incident, "CREATE TABLE upload_pipeline.notes (n serial PRIMARY KEY, note uuid)")
+    cycle.run_sql(incident, "INSERT INTO upload_pipeline.notes (note) VALUES (%(early)s)", early=early)
+    held = SoftReference(table="notes", column="note", entity="chunk")
+    spec = cycle.spec_with(soft_references=[held])
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
+    cycle.run_sql(incident, deed, chunk=chunk)
+
+    cycle.migrate_all(incident, spec, execution)
+
+    found = {gate.gate: gate for gate in cycle.validate(incident, spec)}
+    cycle.assert_green([found["whole_no_dangling_reference"]])
+    assert "1 rows of notes.note hold ids of rows that the application deleted or edited" in (
+        found["whole_no_dangling_reference"].finding
+    )
