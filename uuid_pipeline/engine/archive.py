@@ -10,7 +10,7 @@ from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import Entity, Reference, Store
+from uuid_pipeline.engine.store import Reference, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
 
@@ -137,9 +137,9 @@ def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: S
             )
 
 
-def plain_keys(connection: Connection, store: Store, assessment: int) -> list[ForeignKey]:
-    """The foreign keys that hold no id, of the tables that have an archive: a rollback may have put rows back there."""
-    return [key for kept in shelves(connection, store, assessment) for key in _plain_keys(connection, store, kept)]
+def checked_keys(connection: Connection, store: Store, assessment: int) -> list[ForeignKey]:
+    """The foreign keys, but plain references, of the tables that have an archive: rows may have been put back there."""
+    return [key for kept in shelves(connection, store, assessment) for key in _checked_keys(connection, store, kept)]
 
 
 def contents(connection: Connection, store: Store, execution: ledger.Execution) -> dict[str, tuple[int, int]]:
@@ -195,7 +195,9 @@ def _with_their_roots(
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
                  AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
                GROUP BY 1 HAVING NOT bool_or({taken}) AND bool_and(true{there})""",
-            taken=sql.join(" OR ", [_taken(kept, unique) for unique in _unique_keys(store, root)]),
+            taken=sql.join(
+                " OR ", [_taken(kept, unique) for unique in [(root.key,), *_plain_unique_keys(store, root.table)]]
+            ),
             there=sql.join("", there),
             archive=kept.relation,
             held=held_of(store, root.name).relation,
@@ -266,7 +268,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     values = {**plan.values, "ordinals": ordinals}
     kept = _targets_first(store, archives)
     _require_defaults(connection, kept, ordinals)
-    _find_coming(connection, store, kept, ordinals)
+    _find_coming(connection, store, kept, values)
     repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
     updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]
     after = sql.join(
@@ -479,11 +481,11 @@ def _is_of(reference: Reference, table: Table) -> bool:
     return reference.foreign_key is not None and reference.table.oid == table.oid
 
 
-def _find_coming(connection: Connection, store: Store, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
-    """Note in ``pg_temp.coming`` the archived rows of these ordinals that may come back.
+def _find_coming(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
+    """Note in ``pg_temp.coming`` the archived rows of the ``ordinals`` bound that may come back.
 
-    One whose foreign key refers to a row that does not come back, and is not there, does not either; so on until none
-    is left. The documents themselves were judged with their ordinals.
+    One whose unique key another row has does not, and one whose foreign key refers to a row that does not come back,
+    and is not there, does not either; so on until none is left. The documents were judged with their ordinals.
     """
     make = """CREATE TEMPORARY TABLE IF NOT EXISTS coming (archive regclass, at tid, PRIMARY KEY (archive, at))
               ON COMMIT DELETE ROWS"""
@@ -495,11 +497,24 @@ def _find_coming(connection: Connection, store: Store, kept: Sequence[Shelf], or
                WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s)""",
             archive=one.relation,
         )
-        sql.execute(connection, fill, {"ordinals": list(ordinals)})
+        sql.execute(connection, fill, values)
     roots = {root.table.oid for root in store.roots}
-    drops = [_without_target(connection, store, one, kept) for one in kept if one.table.oid not in roots]
-    while sum(sql.execute(connection, drop).rowcount for drop in drops):
+    below = [one for one in kept if one.table.oid not in roots]
+    for one in below:
+        for unique in _plain_unique_keys(store, one.table):
+            sql.execute(connection, _whose_place_is_taken(one, unique))
+    drops = [_without_target(connection, store, one, kept) for one in below]
+    while sum(sql.execute(connection, drop, values).rowcount for drop in drops):
         continue
+
+
+def _whose_place_is_taken(one: Shelf, unique: Sequence[str]) -> sql.Composable:
+    return sql.compose(
+        """DELETE FROM pg_temp.coming c USING {archive} a
+           WHERE c.archive = a.tableoid AND c.at = a.ctid AND {taken}""",
+        archive=one.relation,
+        taken=_taken(one, unique),
+    )
 
 
 def _without_target(connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf]) -> sql.Composable:
@@ -533,7 +548,7 @@ def _all_there(
     ``coming`` says of a shelf which of its rows ``r`` may.
     """
     there = [_is_there(store, r, kept, alias, coming) for r in store.references if _is_of(r, one.table)]
-    return there + [_is_there_too(key, kept, alias, coming) for key in _plain_keys(connection, store, one)]
+    return there + [_is_there_too(store, key, kept, alias, coming) for key in _checked_keys(connection, store, one)]
 
 
 def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
@@ -568,8 +583,8 @@ def _ids_of(store: Store, table: Table) -> set[str]:
     return {column for moved in store.tables if moved.table.oid == table.oid for column, _ in moved.columns}
 
 
-def _plain_keys(connection: Connection, store: Store, kept: Shelf) -> list[ForeignKey]:
-    """A table's foreign keys that hold no id: what they refer to stays where it is, unless the application deletes it.
+def _checked_keys(connection: Connection, store: Store, kept: Shelf) -> list[ForeignKey]:
+    """A table's foreign keys but those of one column that hold an id, which are references.
 
     Those that are not validated may have dangled before anybody came; where this role may not look, the server does.
     """
@@ -580,14 +595,14 @@ def _plain_keys(connection: Connection, store: Store, kept: Shelf) -> list[Forei
         for key in store.catalog.foreign_keys
         if (key.table_schema, key.table) == (kept.table.schema, kept.table.name)
         and key.validated
-        and not ids & set(key.columns)
+        and (len(key.columns) > 1 or not ids & set(key.columns))
         and set(key.columns) <= {column.name for column in kept.columns}
         and sql.scalar(connection, readable, {"table": sql.shown(sql.table(key.target_schema, key.target))})
     ]
 
 
-def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
-    """As :func:`_is_there`, for a foreign key that holds no id."""
+def _is_there_too(store: Store, key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
+    """As :func:`_is_there`, for a foreign key of several columns or one that holds no id."""
     row = sql.name(alias)
     pairs = [(sql.name(c), sql.name(t)) for c, t in zip(key.columns, key.target_columns, strict=True)]
     null = sql.join(" OR ", [sql.compose("{row}.{c} IS NULL", row=row, c=column) for column, _ in pairs])
@@ -605,18 +620,44 @@ def _is_there_too(key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: Co
         if (other.table.schema, other.table.name) == (key.target_schema, key.target)
     ]
     return sql.compose(
-        " AND ({null} OR EXISTS (SELECT FROM {target} r WHERE {same}){archived})",
+        " AND ({null} OR EXISTS (SELECT FROM {target} r WHERE {same}){archived}{turned})",
         null=null,
         target=sql.table(key.target_schema, key.target),
         same=same,
         archived=sql.join("", archived),
+        turned=_turned_back(store, key, alias),
     )
 
 
-def _unique_keys(store: Store, root: Entity) -> list[tuple[str, ...]]:
-    """The root's key, and the unique keys of its table that hold no id."""
-    plain = [key for key in root.table.unique_keys if not _ids_of(store, root.table) & set(key)]
-    return [(root.key,), *plain]
+def _turned_back(store: Store, key: ForeignKey, alias: str) -> sql.Composable:
+    """Or whether a row will be as the key says, once it is re-pointed, which happens with the archived row's return."""
+    target = store.catalog.tables.get((key.target_schema, key.target))
+    if target is None or not target.primary_key or not _ids_of(store, target) & set(key.target_columns):
+        return sql.Text("")
+    same = [
+        sql.compose(
+            "CASE WHEN r.before ? {n} THEN r.before->>{n} ELSE t.{t}::text END = {row}.{c}::text",
+            n=sql.literal(t),
+            t=sql.name(t),
+            row=sql.name(alias),
+            c=sql.name(c),
+        )
+        for c, t in zip(key.columns, key.target_columns, strict=True)
+    ]
+    return sql.compose(
+        """ OR EXISTS (SELECT FROM {target} t JOIN uuid_pipeline.repointed r ON {remembered}
+                       WHERE r.wave = %(wave)s AND r.ordinal = ANY(%(ordinals)s) AND r.table_name = {label}
+                         AND r.foreign_key IS NULL AND {same})""",
+        target=sql.table(target.schema, target.name),
+        remembered=remembered(target),
+        label=sql.literal(f"{target.schema}.{target.name}"),
+        same=sql.join(" AND ", same),
+    )
+
+
+def _plain_unique_keys(store: Store, table: Table) -> list[tuple[str, ...]]:
+    """The unique keys of a table that hold no id."""
+    return [key for key in table.unique_keys if not _ids_of(store, table) & set(key)]
 
 
 def _taken(kept: Shelf, unique: Sequence[str]) -> sql.Composable:

@@ -18,6 +18,7 @@ class Column:
     generated: bool
     send_function: str | None
     folds: bool = False  # its collation takes different texts for equal
+    checked: bool = False  # a CHECK constraint looks at it
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ SELECT a.attrelid AS oid, a.attname, format_type(a.atttypid, a.atttypmod) AS typ
              AND NOT EXISTS (SELECT FROM pg_type e WHERE e.oid = t.typelem AND e.typsend = 0)
        THEN (SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname)
            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = t.typsend) END AS send,
-       coalesce((SELECT NOT c.collisdeterministic FROM pg_collation c WHERE c.oid = a.attcollation), false) AS folds
+       coalesce((SELECT NOT c.collisdeterministic FROM pg_collation c WHERE c.oid = a.attcollation), false) AS folds,
+       EXISTS (SELECT FROM pg_constraint k
+               WHERE k.conrelid = a.attrelid AND k.contype = 'c' AND a.attnum = ANY(k.conkey)) AS checked
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = ANY(%(oids)s) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum

@@ -70,7 +70,6 @@ def _parts(reference: Reference, store: Store) -> dict[str, sql.Composable]:
     entity = store.entity(reference.entity)
     return {
         "map": ledger.map_table(entity),
-        "inventory": ledger.inventory_table(entity),
         "table": sql.table(reference.table.schema, reference.table.name),
         "column": sql.name(reference.column),
         "target": sql.table(entity.table.schema, entity.table.name),
@@ -81,8 +80,9 @@ def _parts(reference: Reference, store: Store) -> dict[str, sql.Composable]:
 def whole_no_dangling_reference(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: every reference of the whole store points at a row.
 
-    Without a foreign key it may hold the id of a row that the application deleted since the plan, or edited so that no
-    row has it; those are counted. What may hold ids of other things too must hold none that a wave moved away from.
+    Without a foreign key it may hold an id of no row: one that the application deleted since the plan, or edited before
+    it could get that id. Those are counted; our batches write none but ids of rows that they held. What may hold ids of
+    other things too must hold none that a wave moved away from.
     """
     waves = ledger.waves(connection, execution.execution_id)
     maps = sorted({wave.assessment_no for wave in waves})
@@ -100,15 +100,10 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
 
 
 def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
-    """Counts rows of a reference that hold the id of a known row which is there under neither of its ids.
-
-    Or the target id of one that was edited before it could get it.
-    """
+    """Counts rows of a reference that hold an id of no row, but old ids of rows that are there under new ones."""
     return sql.compose(
-        """SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
-           AND (EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(maps)s) AND i.key = t.{column})
-                OR EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = ANY(%(maps)s) AND i.target_id = t.{column})
-                OR EXISTS (SELECT FROM {map} m WHERE m.assessment_no = ANY(%(maps)s) AND m.new_id = t.{column}))
+        """SELECT count(*) FROM {table} t WHERE t.{column} IS NOT NULL
+           AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
            AND NOT EXISTS (SELECT FROM {map} m JOIN {target} n ON n.{key} = m.new_id
                            WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column})""",
         **_parts(reference, store),

@@ -11,7 +11,7 @@ from typing import LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import archive, fingerprint, sql
-from uuid_pipeline.engine.catalog import ForeignKey, Table
+from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.folding import Fold, folds
 from uuid_pipeline.engine.locks import BatchPlan
 from uuid_pipeline.engine.natural_keys import cast_type
@@ -55,9 +55,14 @@ def may_empty(store: Store, key: ForeignKey) -> bool:
         bool(table.primary_key)
         and key.on_delete != CASCADE
         and not part_of_identity
-        and all(not table.columns[column].not_null and not table.columns[column].generated for column in key.columns)
+        and all(_may_be_null(table.columns[column]) for column in key.columns)
         and not any(set(key.columns) & set(unique) for unique in table.null_equal_keys)
     )
+
+
+def _may_be_null(column: Column) -> bool:
+    """What a CHECK would say of it is not known."""
+    return not column.not_null and not column.generated and not column.checked
 
 
 def touched_by_merging(store: Store) -> tuple[list[Table], list[tuple[Table, tuple[str, ...]]]]:

@@ -16,8 +16,8 @@ HELD, RESOLVE, VIEW, ON_TABLE = "held_", "resolve_", "alias_", "alias_on_"
 IN_FORCE = "in_force"
 USES, LAST_USE = "alias_uses_", "alias_last_"
 
-# How far an id is followed: a hop an execution.
-HOPS = 4
+# How far an id is followed: a hop an execution. A row that got its natural key back comes to the same id again.
+HOPS = 8
 CANONICAL_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 
 _HELD = "plpgsql VOLATILE STRICT"
@@ -48,7 +48,7 @@ WITH RECURSIVE reach (alias, id, hops, rank, rising, number, path) AS (
     SELECT r.alias, n.id, r.hops + 1, r.rank + array_position(ARRAY['move', 'keep', 'merge'], n.role), n.rising,
            n.number, r.path || n.id
     FROM reach r CROSS JOIN LATERAL ({neighbours}) n (id, role, rising, number)
-    WHERE r.hops < {hops} AND n.id <> ALL (r.path))
+    WHERE r.hops < {hops} AND (n.id <> ALL (r.path) OR (n.rising AND r.rising AND n.number > r.number)))
 """
 _NEIGHBOURS = """
 SELECT m.new_id, m.role, true, {number} FROM {part} m WHERE m.old_id = r.id AND {in_force}
@@ -71,9 +71,11 @@ EXISTS (SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.e
 """
 # For one id at a time: asked of the few rows that the index finds, it spares each look-up the start of a large plan.
 _ASKED: LiteralString = "uuid_pipeline.in_force({number}, {ordinal})"
-# A row that a later map moved on has left its id, which another row may have by now.
+# A row that a later map moved on has left its id; and where one moved another row to it, the one before had lost it.
 _MOVED_ON = """
 EXISTS (SELECT FROM {part} m WHERE m.old_id = {id} AND m.new_id <> m.old_id AND {number} > {since} AND {in_force})
+OR EXISTS (SELECT FROM {part} m WHERE m.new_id = {id} AND m.new_id <> m.old_id AND m.role = 'move'
+           AND {number} > {since} AND {in_force})
 """
 
 

@@ -688,3 +688,44 @@ def test_an_id_that_a_plan_could_not_move_stands_for_what_the_next_plan_makes_of
 def resolved(store: Engine, document: str) -> str:
     [(found,)] = cycle.run_sql(store, "SELECT uuid_pipeline.resolve_document(%(id)s)::text", id=document)
     return str(found)
+
+
+def test_an_id_of_before_is_followed_there_and_back_again(incident: Engine) -> None:
+    """A document is renamed, and later gets its former name back."""
+    before = cycle.rows_of(incident)["documents"][0]
+    old = str(before["document_id"])
+    edit = "UPDATE upload_pipeline.documents SET file_sha256 = %(sha)s WHERE document_id = %(id)s"
+    cycle.run_all(incident, SPEC)
+    found = [resolved(incident, old)]
+    for sha in ("cd" * 32, str(before["file_sha256"])):
+        cycle.run_sql(incident, edit, sha=sha, id=found[-1])
+        cycle.run_all(incident, SPEC)
+        found.append(resolved(incident, old))
+
+    assert found[0] == found[2] != found[1]
+    assert resolved(incident, found[1]) == found[2]
+    assert cycle.run_sql(incident, EVENT, document=old) == [(found[2],)]
+
+
+def test_an_old_id_is_nobodys_once_another_row_was_moved_to_where_it_led(incident: Engine) -> None:
+    """The application gave both rows ids of its own in between, as docs/traps.md says for ids that change places."""
+    cycle.run_sql(incident, "DROP INDEX upload_pipeline.uq_user_filehash")
+    one, other = cycle.rows_of(incident)["documents"][:2]
+    old = [str(row["document_id"]) for row in (one, other)]
+    cycle.run_all(incident, SPEC)
+    given = [str(uuid.uuid4()), str(uuid.uuid4())]
+    with cycle.session(incident) as application:
+        application.execute("SET session_replication_role = replica")
+        for was, now, swapped in ((old[0], given[0], other), (old[1], given[1], one)):
+            for table in ("document_chunks", "upload_jobs", "events", "documents"):
+                statement = f"UPDATE upload_pipeline.{table} SET document_id = %s WHERE document_id = %s"  # noqa: S608
+                application.execute(statement, [now, resolved(incident, was)])
+            edit = "UPDATE upload_pipeline.documents SET user_id = %s, file_sha256 = %s WHERE document_id = %s"
+            application.execute(edit, [swapped["user_id"], swapped["file_sha256"], now])
+    before = cycle.rows_of(incident)
+
+    cycle.run_all(incident, SPEC)
+
+    assert [resolved(incident, one) for one in given] == [cycle.targets(before)[one] for one in given]
+    # Not the other row, which has the id now that this one led to.
+    assert [resolved(incident, one) for one in old] == old

@@ -79,3 +79,13 @@ def test_a_reference_that_a_wave_left_behind_is_found_where_no_foreign_key_would
     assert [(gate.gate, gate.finding) for gate in red] == [("no_dangling_reference", said)]
     whole = {gate.gate: gate for gate in cycle.validate(incident, spec)}["whole_no_dangling_reference"]
     assert (whole.passed, whole.finding) == (False, said)
+
+
+def test_an_id_of_a_row_that_came_and_went_unseen_makes_no_gate_red(incident: Engine) -> None:
+    spec = with_notes(incident, "uuid", keep=False)
+    execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
+    cycle.run_sql(incident, "INSERT INTO upload_pipeline.notes (note) VALUES (gen_random_uuid())")
+
+    cycle.migrate_all(incident, spec, execution)
+
+    cycle.assert_green(cycle.validate(incident, spec))

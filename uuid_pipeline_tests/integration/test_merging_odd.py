@@ -465,3 +465,96 @@ def test_archived_rows_that_hang_on_each_other_come_back_or_stay_together(
     gone = {"1", "2", "3", "4"} if deletes else set()
     assert after["nodes"] == [row for row in before["nodes"] if row["no"] not in gone]
     assert after["documents"] == before["documents"]
+
+
+# The newer twin's mark meets the unique key of the older one's; it refers to a page of a document that is no duplicate.
+MARKS = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false);
+CREATE TABLE app.pages (no int PRIMARY KEY, document_id uuid REFERENCES app.documents, w int, UNIQUE (document_id, w));
+CREATE TABLE app.marks (no int PRIMARY KEY, document_id uuid UNIQUE REFERENCES app.documents, page_of uuid NOT NULL,
+                        w int NOT NULL, FOREIGN KEY (page_of, w) REFERENCES app.pages (document_id, w));
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', CASE n WHEN 3 THEN 'z' ELSE 'k' END
+FROM generate_series(1, 3) n;
+INSERT INTO app.pages VALUES (1, '00000000-0000-4000-8000-000000000003', 7);
+INSERT INTO app.marks SELECT n, ('00000000-0000-4000-8000-00000000000' || n)::uuid,
+    '00000000-0000-4000-8000-000000000003', 7 FROM generate_series(1, 2) n
+"""
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+@pytest.mark.parametrize("deed", [None, "UPDATE app.pages SET w = 8", "DELETE FROM app.pages"])
+def test_a_row_whose_key_of_several_columns_finds_nothing_any_more_stays_archived(
+    empty_store: Engine, empty_url: str, new_role: NewRole, deed: str | None, tier: str
+) -> None:
+    built(empty_store, MARKS)
+    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
+    cycle.make_owner(empty_store, role, "app")
+    before = cycle.rows_of(empty_store, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        cycle.run_all(owner, spec_of())
+        assert len(cycle.rows_of(empty_store, "app")["marks"]) == 1
+        if deed:
+            cycle.run_sql(empty_store, "DELETE FROM app.marks")
+            cycle.run_sql(empty_store, deed)
+
+        cycle.roll_back(owner, spec_of())
+
+    after = cycle.rows_of(empty_store, "app")
+    assert (after["documents"], after["marks"]) == (before["documents"], [] if deed else before["marks"])
+
+
+# Leaves of a loser follow each other; a row of the application's takes the slug of the first.
+LEAVES = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false);
+CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ver text, ord int,
+                         slug text UNIQUE, prev uuid REFERENCES app.chunks, UNIQUE (document_id, ver, ord));
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k' FROM generate_series(1, 2) n;
+INSERT INTO app.chunks
+SELECT ('00000000-0000-4000-9000-0000000000' || d || o)::uuid, ('00000000-0000-4000-8000-00000000000' || d)::uuid,
+       'v1', o, d || '/' || o, CASE WHEN o > 1 THEN ('00000000-0000-4000-9000-0000000000' || d || o - 1)::uuid END
+FROM generate_series(1, 2) d, generate_series(1, 3) o
+"""
+
+
+def test_a_row_whose_unique_value_was_taken_stays_archived_with_what_refers_to_it(empty_store: Engine) -> None:
+    built(empty_store, LEAVES)
+    before = cycle.rows_of(empty_store, "app")
+    cycle.run_all(empty_store, spec_of(CHUNKS))
+    kept = {str(row["slug"]) for row in cycle.rows_of(empty_store, "app")["chunks"]}
+    [taken] = {"1/1", "2/1"} - kept
+    cycle.run_sql(empty_store, "UPDATE app.chunks SET slug = %(taken)s WHERE ord = 3", taken=taken)
+
+    cycle.roll_back(empty_store, spec_of(CHUNKS))
+
+    after = cycle.rows_of(empty_store, "app")
+    assert after["documents"] == before["documents"]
+    assert {str(row["slug"])[:1] for row in after["chunks"] if row["ord"] != "3"} == {min(kept)[:1]}
+
+
+# Either a cover or another picture: what may be NULL alone may not be for the CHECK.
+PINS = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false);
+CREATE TABLE app.covers (no int PRIMARY KEY, document_id uuid UNIQUE REFERENCES app.documents);
+CREATE TABLE app.pins (no int PRIMARY KEY, cover int REFERENCES app.covers, other int,
+                       CHECK (num_nonnulls(cover, other) = 1));
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k' FROM generate_series(1, 2) n;
+INSERT INTO app.covers SELECT n, ('00000000-0000-4000-8000-00000000000' || n)::uuid FROM generate_series(1, 2) n;
+INSERT INTO app.pins SELECT n, n FROM generate_series(1, 2) n
+"""
+
+
+def test_a_key_that_a_check_looks_at_is_not_emptied(empty_store: Engine) -> None:
+    built(empty_store, PINS)
+    before = cycle.rows_of(empty_store, "app")
+
+    cycle.run_all(empty_store, spec_of())
+
+    assert len(cycle.rows_of(empty_store, "app")["pins"]) == 1
+    cycle.roll_back(empty_store, spec_of())
+    assert cycle.rows_of(empty_store, "app") == before
