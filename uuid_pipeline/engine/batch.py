@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import (
-    archive,
     aside,
     deletions,
     emptying,
@@ -20,6 +19,7 @@ from uuid_pipeline.engine import (
     locks,
     merging,
     new_references,
+    restoring,
     sql,
 )
 from uuid_pipeline.engine.collapse import Collapsed
@@ -93,7 +93,7 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     new_references.require_none(connection, store, direction)
     restored: dict[str, int] = {}
     if direction is BACK:
-        restored = archive.restore(connection, store, plan)
+        restored = restoring.restore(connection, store, plan)
         emptying.fill(connection, store, plan)
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
     deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))

@@ -10,7 +10,7 @@ from typing import LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import archive, fingerprint, sql
+from uuid_pipeline.engine import coming_back, fingerprint, sql
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.folding import Fold, folds
 from uuid_pipeline.engine.locks import BatchPlan
@@ -274,7 +274,7 @@ def _filled(table: Table, key: ForeignKey) -> sql.Composable:
         assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=value) for c, value in held.items()]),
         name=sql.literal(key.name),
         label=sql.literal(f"{table.schema}.{table.name}"),
-        found=archive.remembered(table),
+        found=coming_back.remembered(table),
         empty=sql.join(" AND ", [sql.compose("t.{c} IS NULL", c=sql.name(c)) for c in key.columns]),
         target=sql.table(key.target_schema, key.target),
         there=sql.join(" AND ", there),

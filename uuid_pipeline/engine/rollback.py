@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
     aliases,
-    archive,
     batch,
+    coming_back,
     inventory,
     ledger,
     planning,
@@ -232,7 +232,7 @@ def _require_none_dangling(connection: Connection, stores: dict[str, Store]) -> 
         for execution_id, store in stores.items():
             number = ledger.execution(connection, execution_id).assessment_no
             found |= inventory.dangling(connection, store)
-            found |= inventory.dangling_by(connection, archive.checked_keys(connection, store, number))
+            found |= inventory.dangling_by(connection, coming_back.checked_keys(connection, store, number))
     if found:
         raise RefusedError(
             "The rollback has ended, but rows refer by foreign key to others that are not there: "

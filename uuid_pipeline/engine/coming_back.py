@@ -1,0 +1,227 @@
+"""Which archived rows may come back: those whose place is free, when all that they refer to is there or comes too."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, LiteralString
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.archive import Shelf, shelves
+from uuid_pipeline.engine.catalog import ForeignKey, Table
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import Reference, Store
+
+
+def checked_keys(connection: Connection, store: Store, assessment: int) -> list[ForeignKey]:
+    """The foreign keys, but plain references, of the tables that have an archive: rows may have been put back there."""
+    return [key for kept in shelves(connection, store, assessment) for key in _checked_keys(connection, store, kept)]
+
+
+def remembered(table: Table) -> sql.Composable:
+    """Whether the row ``t`` is the one that ``r`` of ``repointed`` remembers, by its primary key."""
+    same = [
+        sql.compose("t.{c} = (r.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
+                    t=cast_type(table.columns[c].type))
+        for c in table.primary_key
+    ]  # fmt: skip
+    return sql.join(" AND ", same)
+
+
+def _is_of(reference: Reference, table: Table) -> bool:
+    """Whether the reference is a foreign key of this table: what the server would refuse to see dangle."""
+    return reference.foreign_key is not None and reference.table.oid == table.oid
+
+
+def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
+    """Note in ``pg_temp.coming`` the archived rows of the ``ordinals`` bound that may come back.
+
+    One whose unique key another row has does not, and one whose foreign key refers to a row that does not come back,
+    and is not there, does not either; so on until none is left. The documents were judged with their ordinals.
+    """
+    make = """CREATE TEMPORARY TABLE IF NOT EXISTS coming (archive regclass, at tid, PRIMARY KEY (archive, at))
+              ON COMMIT DELETE ROWS"""
+    sql.execute(connection, make)
+    sql.execute(connection, "DELETE FROM pg_temp.coming")
+    for one in kept:
+        fill = sql.compose(
+            """INSERT INTO pg_temp.coming SELECT x.tableoid::regclass, x.ctid FROM {archive} x
+               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s)""",
+            archive=one.relation,
+        )
+        sql.execute(connection, fill, values)
+    roots = {root.table.oid for root in store.roots}
+    below = [one for one in kept if one.table.oid not in roots]
+    for one in below:
+        for unique in plain_unique_keys(store, one.table):
+            sql.execute(connection, _whose_place_is_taken(one, unique))
+    drops = [_without_target(connection, store, one, kept) for one in below]
+    while sum(sql.execute(connection, drop, values).rowcount for drop in drops):
+        continue
+
+
+def _whose_place_is_taken(one: Shelf, unique: Sequence[str]) -> sql.Composable:
+    return sql.compose(
+        """DELETE FROM pg_temp.coming c USING {archive} a
+           WHERE c.archive = a.tableoid AND c.at = a.ctid AND {taken}""",
+        archive=one.relation,
+        taken=is_taken(one, unique),
+    )
+
+
+def _without_target(connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf]) -> sql.Composable:
+    return sql.compose(
+        """DELETE FROM pg_temp.coming c USING {archive} x
+           WHERE c.archive = x.tableoid AND c.at = x.ctid AND NOT (true{there})""",
+        archive=one.relation,
+        there=sql.join("", all_there(connection, store, one, kept, "x", lambda _: is_coming("r"))),
+    )
+
+
+def is_coming(alias: str) -> sql.Composable:
+    """Whether the archived row of this alias is noted as one that comes back."""
+    return sql.compose(
+        "EXISTS (SELECT FROM pg_temp.coming n WHERE n.archive = {a}.tableoid AND n.at = {a}.ctid)", a=sql.name(alias)
+    )
+
+
+def of_ordinals(_other: Shelf) -> sql.Composable:
+    return sql.Text("r.uuid_pipeline_ordinal = ANY(%(ordinals)s)")
+
+
+Coming = Callable[[Shelf], sql.Composable]
+
+
+def all_there(
+    connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf], alias: str, coming: Coming
+) -> list[sql.Composable]:
+    """Whether each row that an archived row refers to is there or may come back, as further conditions.
+
+    ``coming`` says of a shelf which of its rows ``r`` may.
+    """
+    there = [_is_there(store, r, kept, alias, coming) for r in store.references if _is_of(r, one.table)]
+    return there + [_is_there_too(store, key, kept, alias, coming) for key in _checked_keys(connection, store, one)]
+
+
+def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
+    """Whether what an archived row refers to is in its table or may come back too, as a further condition.
+
+    The application may have deleted it since.
+    """
+    entity = store.entity(reference.entity)
+    held = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(reference.column))
+    archived = [
+        sql.compose(
+            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND r.{key} = {held})",
+            archive=other.relation,
+            coming=coming(other),
+            key=sql.name(entity.key),
+            held=held,
+        )
+        for other in kept
+        if other.table.oid == entity.table.oid
+    ]
+    return sql.compose(
+        " AND ({held} IS NULL OR EXISTS (SELECT FROM {table} l WHERE l.{key} = {held}){archived})",
+        held=held,
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+        archived=sql.join("", archived),
+    )
+
+
+def _ids_of(store: Store, table: Table) -> set[str]:
+    """The columns of a table that hold ids which move."""
+    return {column for moved in store.tables if moved.table.oid == table.oid for column, _ in moved.columns}
+
+
+def _checked_keys(connection: Connection, store: Store, kept: Shelf) -> list[ForeignKey]:
+    """A table's foreign keys but those of one column that hold an id, which are references.
+
+    Those that are not validated may have dangled before anybody came; where this role may not look, the server does.
+    """
+    ids = _ids_of(store, kept.table)
+    readable = "SELECT has_table_privilege(to_regclass(%(table)s), 'SELECT')"
+    return [
+        key
+        for key in store.catalog.foreign_keys
+        if (key.table_schema, key.table) == (kept.table.schema, kept.table.name)
+        and key.validated
+        and (len(key.columns) > 1 or not ids & set(key.columns))
+        and set(key.columns) <= {column.name for column in kept.columns}
+        and sql.scalar(connection, readable, {"table": sql.shown(sql.table(key.target_schema, key.target))})
+    ]
+
+
+def _is_there_too(store: Store, key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
+    """As :func:`_is_there`, for a foreign key of several columns or one that holds no id."""
+    row = sql.name(alias)
+    pairs = [(sql.name(c), sql.name(t)) for c, t in zip(key.columns, key.target_columns, strict=True)]
+    null = sql.join(" OR ", [sql.compose("{row}.{c} IS NULL", row=row, c=column) for column, _ in pairs])
+    same = sql.join(
+        " AND ", [sql.compose("r.{t} = {row}.{c}", t=target, row=row, c=column) for column, target in pairs]
+    )
+    archived = [
+        sql.compose(
+            " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND {same})",
+            archive=other.relation,
+            coming=coming(other),
+            same=same,
+        )
+        for other in kept
+        if (other.table.schema, other.table.name) == (key.target_schema, key.target)
+    ]
+    return sql.compose(
+        " AND ({null} OR EXISTS (SELECT FROM {target} r WHERE {same}){archived}{turned})",
+        null=null,
+        target=sql.table(key.target_schema, key.target),
+        same=same,
+        archived=sql.join("", archived),
+        turned=_turned_back(store, key, alias),
+    )
+
+
+def _turned_back(store: Store, key: ForeignKey, alias: str) -> sql.Composable:
+    """Or whether a row will be as the key says, once it is re-pointed, which happens with the archived row's return."""
+    target = store.catalog.tables.get((key.target_schema, key.target))
+    if target is None or not target.primary_key or not _ids_of(store, target) & set(key.target_columns):
+        return sql.Text("")
+    same = [
+        sql.compose(
+            "CASE WHEN r.before ? {n} THEN r.before->>{n} ELSE t.{t}::text END = {row}.{c}::text",
+            n=sql.literal(t),
+            t=sql.name(t),
+            row=sql.name(alias),
+            c=sql.name(c),
+        )
+        for c, t in zip(key.columns, key.target_columns, strict=True)
+    ]
+    return sql.compose(
+        """ OR EXISTS (SELECT FROM {target} t JOIN uuid_pipeline.repointed r ON {remembered}
+                       WHERE r.wave = %(wave)s AND r.ordinal = ANY(%(ordinals)s) AND r.table_name = {label}
+                         AND r.foreign_key IS NULL AND {same})""",
+        target=sql.table(target.schema, target.name),
+        remembered=remembered(target),
+        label=sql.literal(f"{target.schema}.{target.name}"),
+        same=sql.join(" AND ", same),
+    )
+
+
+def plain_unique_keys(store: Store, table: Table) -> list[tuple[str, ...]]:
+    """The unique keys of a table that hold no id."""
+    return [key for key in table.unique_keys if not _ids_of(store, table) & set(key)]
+
+
+def is_taken(kept: Shelf, unique: Sequence[str]) -> sql.Composable:
+    """Whether another row has what is unique about the archived row ``a``."""
+    there = {column.name for column in kept.columns}
+    if not set(unique) <= there:
+        return sql.Text("false")
+    equal: LiteralString = (
+        "t.{c} IS NOT DISTINCT FROM {a}" if tuple(unique) in kept.table.null_equal_keys else "t.{c} = {a}"
+    )
+    same = [
+        sql.compose(equal, c=sql.name(column.name), a=kept.value(column, "a"))
+        for column in kept.columns
+        if column.name in unique
+    ]
+    return sql.compose("EXISTS (SELECT FROM {table} t WHERE {same})", table=kept.source, same=sql.join(" AND ", same))
