@@ -181,8 +181,8 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
         message = f"The store is empty: {table} has no rows. Nothing to do."
     else:
         message = _why_nothing(plan, figures)
-        if answer.data["quarantined"]:
-            message += " Some rows are quarantined: they are named with the inventory."
+        if answer.data["quarantined"] and not figures["quarantined"]:
+            message += " Rows below documents are quarantined: they are named with the inventory."
     answer.data["nothing_to_do"] = True
     answer.data["message"] = message
     answer.say("", message)
@@ -196,7 +196,8 @@ def _why_nothing(plan: planning.Plan, figures: dict[str, Any]) -> str:
             f"Nothing to do: the spec sets approach {plan.content['approach']}, by which {left} documents that are due "
             "keep their ids."
         )
-    return f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic."
+    aside = f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else "."
+    return f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic{aside}"
 
 
 def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
