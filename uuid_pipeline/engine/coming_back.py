@@ -1,6 +1,6 @@
 """Which archived rows may come back: those whose place is free, when all that they refer to is there or comes too."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
@@ -73,7 +73,7 @@ def _without_target(connection: Connection, store: Store, one: Shelf, kept: Sequ
         """DELETE FROM pg_temp.coming c USING {archive} x
            WHERE c.archive = x.tableoid AND c.at = x.ctid AND NOT (true{there})""",
         archive=one.relation,
-        there=sql.join("", all_there(connection, store, one, kept, "x", lambda _: is_coming("r"))),
+        there=sql.join("", all_there(connection, store, one, kept, "x", is_coming("r"))),
     )
 
 
@@ -84,25 +84,24 @@ def is_coming(alias: str) -> sql.Composable:
     )
 
 
-def of_ordinals(_other: Shelf) -> sql.Composable:
-    return sql.Text("r.uuid_pipeline_ordinal = ANY(%(ordinals)s)")
-
-
-Coming = Callable[[Shelf], sql.Composable]
+# Which archived rows ``r`` may come back, while only their ordinals are judged.
+OF_ORDINALS = sql.Text("r.uuid_pipeline_ordinal = ANY(%(ordinals)s)")
 
 
 def all_there(
-    connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf], alias: str, coming: Coming
+    connection: Connection, store: Store, one: Shelf, kept: Sequence[Shelf], alias: str, coming: sql.Composable
 ) -> list[sql.Composable]:
     """Whether each row that an archived row refers to is there or may come back, as further conditions.
 
-    ``coming`` says of a shelf which of its rows ``r`` may.
+    ``coming`` says which archived rows ``r`` may.
     """
     there = [_is_there(store, r, kept, alias, coming) for r in store.references if _is_of(r, one.table)]
     return there + [_is_there_too(store, key, kept, alias, coming) for key in _checked_keys(connection, store, one)]
 
 
-def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
+def _is_there(
+    store: Store, reference: Reference, kept: Sequence[Shelf], alias: str, coming: sql.Composable
+) -> sql.Composable:
     """Whether what an archived row refers to is in its table or may come back too, as a further condition.
 
     The application may have deleted it since.
@@ -113,7 +112,7 @@ def _is_there(store: Store, reference: Reference, kept: Sequence[Shelf], alias: 
         sql.compose(
             " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND r.{key} = {held})",
             archive=other.relation,
-            coming=coming(other),
+            coming=coming,
             key=sql.name(entity.key),
             held=held,
         )
@@ -152,7 +151,9 @@ def _checked_keys(connection: Connection, store: Store, kept: Shelf) -> list[For
     ]
 
 
-def _is_there_too(store: Store, key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: Coming) -> sql.Composable:
+def _is_there_too(
+    store: Store, key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: sql.Composable
+) -> sql.Composable:
     """As :func:`_is_there`, for a foreign key of several columns or one that holds no id."""
     row = sql.name(alias)
     pairs = [(sql.name(c), sql.name(t)) for c, t in zip(key.columns, key.target_columns, strict=True)]
@@ -164,7 +165,7 @@ def _is_there_too(store: Store, key: ForeignKey, kept: Sequence[Shelf], alias: s
         sql.compose(
             " OR EXISTS (SELECT FROM {archive} r WHERE {coming} AND {same})",
             archive=other.relation,
-            coming=coming(other),
+            coming=coming,
             same=same,
         )
         for other in kept

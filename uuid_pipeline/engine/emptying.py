@@ -100,6 +100,12 @@ def hang_together(store: Store) -> bool:
     )
 
 
+def refers(key: ForeignKey) -> sql.Composable:
+    """Whether the row ``s`` refers by this foreign key to the row ``t``."""
+    pairs = zip(key.columns, key.target_columns, strict=True)
+    return sql.join(" AND ", [sql.compose("s.{a} = t.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs])
+
+
 def note(connection: Connection, key: ForeignKey, source: Table, target: Table) -> None:
     """Note, and lock, the rows that refer by this foreign key to a displaced row."""
     statement = sql.compose(
@@ -109,15 +115,9 @@ def note(connection: Connection, key: ForeignKey, source: Table, target: Table) 
            WHERE d.relation = %(target)s FOR UPDATE OF s ON CONFLICT DO NOTHING""",
         target=sql.table(target.schema, target.name),
         table=sql.table(source.schema, source.name),
-        on=_pairs(key, "s.{a} = t.{b}"),
+        on=refers(key),
     )
     sql.execute(connection, statement, {"source": source.oid, "target": target.oid, "name": key.name})
-
-
-def _pairs(key: ForeignKey, condition: LiteralString) -> sql.Composable:
-    pairs = zip(key.columns, key.target_columns, strict=True)
-    parts = [sql.Text(condition).format(a=sql.name(a), b=sql.name(b)) for a, b in pairs]
-    return sql.join(" AND ", parts)
 
 
 def empty(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, int]:

@@ -315,11 +315,6 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
     if emptying.may_empty(store, key):
         emptying.note(connection, key, source, target)
         return
-    on = sql.join(
-        " AND ",
-        [sql.compose("s.{a} = t.{b}", a=sql.name(a), b=sql.name(b))
-         for a, b in zip(key.columns, key.target_columns, strict=True)],
-    )  # fmt: skip
     statement = sql.compose(
         """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
            SELECT %(source)s, s.ctid, d.ordinal, NULL FROM pg_temp.displaced d
@@ -327,7 +322,7 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
            WHERE d.relation = %(target)s FOR UPDATE OF s ON CONFLICT DO NOTHING""",
         target=sql.table(target.schema, target.name),
         table=sql.table(source.schema, source.name),
-        on=on,
+        on=emptying.refers(key),
     )
     sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
     _note_displaced_of(connection, store, source)

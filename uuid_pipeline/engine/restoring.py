@@ -69,7 +69,7 @@ def _with_their_roots(
         kept = next((one for one in archives if one.table.oid == root.table.oid), None)
         if kept is None:
             continue
-        there = coming_back.all_there(connection, store, kept, archives, "a", coming_back.of_ordinals)
+        there = coming_back.all_there(connection, store, kept, archives, "a", coming_back.OF_ORDINALS)
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s

@@ -39,6 +39,13 @@ def spec_of(*lines: str, batch_rows: int = 5000) -> Spec:
     return parse_spec("".join([ENTITIES, *lines, f"batch_rows: {batch_rows}\n"]), "app.yaml")
 
 
+def owner_in(tier: str, store: Engine, new_role: NewRole) -> str:
+    """The tables' owner, a role that has this tier."""
+    role = new_role("BYPASSRLS" if tier == "O" else "SUPERUSER")
+    cycle.make_owner(store, role, "app")
+    return role
+
+
 def target(text: str) -> str:
     return str(uuid.uuid5(NAMESPACE, text))
 
@@ -249,8 +256,7 @@ def test_a_loser_that_has_no_place_any_more_stays_archived_and_the_others_come_b
     empty_store: Engine, empty_url: str, new_role: NewRole, tier: str, deed: str
 ) -> None:
     built(empty_store, FOLDERS)
-    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
-    cycle.make_owner(empty_store, role, "app")
+    role = owner_in(tier, empty_store, new_role)
     before = cycle.rows_of(empty_store, "app")
     with opened(as_role(empty_url, role)) as owner:
         cycle.run_all(owner, spec_of())
@@ -270,8 +276,7 @@ def test_a_row_beside_a_loser_stays_archived_where_what_it_referred_to_was_delet
 ) -> None:
     built(empty_store, FOLDERS)
     cycle.run_sql(empty_store, "INSERT INTO app.covers SELECT id, 7 FROM app.documents WHERE folder < 3")
-    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
-    cycle.make_owner(empty_store, role, "app")
+    role = owner_in(tier, empty_store, new_role)
     before = cycle.rows_of(empty_store, "app")
     with opened(as_role(empty_url, role)) as owner:
         cycle.run_all(owner, spec_of())
@@ -329,8 +334,7 @@ def test_what_may_lose_its_reference_to_an_archived_row_stays_and_gets_it_back(
     empty_store: Engine, empty_url: str, new_role: NewRole, action: str, tier: str
 ) -> None:
     built(empty_store, CHAIN.format(action=action))
-    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
-    cycle.make_owner(empty_store, role, "app")
+    role = owner_in(tier, empty_store, new_role)
     with opened(as_role(empty_url, role)) as owner:
         emptied_rows_are_right(owner, empty_store)
 
@@ -391,8 +395,7 @@ def test_children_whose_unique_key_is_deferrable_come_back_too(
     deferrable = VECTORS.replace(f"{own});", f"{own}, UNIQUE (ver, ord, id) DEFERRABLE);")
     assert deferrable != VECTORS
     built(empty_store, deferrable)
-    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
-    cycle.make_owner(empty_store, role, "app")
+    role = owner_in(tier, empty_store, new_role)
     with opened(as_role(empty_url, role)) as owner:
         vectors_are_right(owner, empty_store)
 
@@ -489,8 +492,7 @@ def test_a_row_whose_key_of_several_columns_finds_nothing_any_more_stays_archive
     empty_store: Engine, empty_url: str, new_role: NewRole, deed: str | None, tier: str
 ) -> None:
     built(empty_store, MARKS)
-    role = new_role("BYPASSRLS") if tier == "O" else new_role("SUPERUSER")
-    cycle.make_owner(empty_store, role, "app")
+    role = owner_in(tier, empty_store, new_role)
     before = cycle.rows_of(empty_store, "app")
     with opened(as_role(empty_url, role)) as owner:
         cycle.run_all(owner, spec_of())
