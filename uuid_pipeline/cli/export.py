@@ -53,9 +53,11 @@ def export(
             with exports.reading(engine) as connection:
                 subject = _subject(connection, plan, execution)
                 files = exports.write(connection, subject, columns, form.value, output)
+                others = [] if plan or execution else exports.moved_executions(connection)[1:]
         finally:
             engine.dispose()
         show(answer, subject, files)
+        show_others(answer, others)
 
     answer_with(verb, as_json, spec)
 
@@ -80,3 +82,13 @@ def show(answer: Answer, subject: exports.Subject, files: list[exports.File]) ->
     whose = f"execution {subject.execution_id}" if subject.execution_id else "not approved"
     answer.say(f"The id map of plan {subject.plan_id} ({whose}):")
     answer.pairs([(str(f.path), f"{f.rows} rows, {f.moved} of them moved, SHA-256 {f.sha256}") for f in files])
+
+
+def show_others(answer: Answer, others: list[str]) -> None:
+    """Which executions have rows under new ids too: whoever drops the ledger needs the maps of all."""
+    answer.data["other_executions"] = others
+    if others:
+        answer.say(
+            f"Not in it: the maps of {', '.join(others)}, which moved rows too. Each into a directory of its own: "
+            "uuid-pipeline export --execution ID --output DIRECTORY"
+        )

@@ -141,7 +141,12 @@ def _aliases(tables: list[str], uses: list[dict[str, Any]]) -> list[str]:
 
 def _wait(one: dict[str, Any], holder: lease.Holder | None) -> str:
     since = f"{one['wave']} since {one['began_at']:%Y-%m-%d %H:%M:%S} UTC ({one['cause']}): {one['reason']}"
-    return since if holder is not None and holder.alive else f"{since} (the process that waited is gone)"
+    if holder is not None and holder.alive:
+        return since
+    if one["cause"] == "pause":
+        # Between two waves a run waits without the lease.
+        return f"{since} (a run that waits between two waves goes on when resumed; inside a wave its process is gone)"
+    return f"{since} (the process that waited is gone)"
 
 
 def _writer(holder: lease.Holder | None) -> str:

@@ -33,6 +33,7 @@ from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines, re
 
 SHOWN_FINDING = 200
 SHOWN_CLUSTERS = 20
+RISKS_SAID = 10
 
 
 def gates_of(answer: Answer, outcome: Outcome) -> None:
@@ -236,7 +237,9 @@ def approve(
     answer.data["plan_id"] = plan_id
     answer.data["execution_id"] = execution.execution_id
     answer.say("", f"Approved: plan {plan_id}, execution {execution.execution_id}, waves {', '.join(names)}")
-    answer.say(*[f"  Approved with the risk: {risk}" for risk in risks])
+    answer.say(*[f"  Approved with the risk: {risk}" for risk in risks[:RISKS_SAID]])
+    if len(risks) > RISKS_SAID:
+        answer.say(f"  and with {len(risks) - RISKS_SAID} more, which --json and the plan name")
     return execution
 
 
@@ -396,10 +399,11 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         waves = rollback.choose(connection, wave)
         open_one = ledger.unfinished(connection)
     answer.data["rolled_back"] = []
-    if not waves and open_one is None:
+    if not waves and (open_one is None or wave is not None):
         if "finished_rollback" not in answer.data:
             _refuse_finalized(session)
-        nothing = "Nothing to roll back: no row is under a new id of an execution in this ledger."
+        of_what = f"wave {wave}" if wave else "an execution in this ledger"
+        nothing = f"Nothing to roll back: no row is under a new id of {of_what}."
         done = "The rollback is finished: old ids again."
         answer.data["message"] = done if "finished_rollback" in answer.data else nothing
         answer.say(answer.data["message"])

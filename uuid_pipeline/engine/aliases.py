@@ -225,7 +225,7 @@ SELECT 'VIEW' AS kind, c.oid::regclass::text AS name FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'v' AND c.relname LIKE 'alias\_%%'
 UNION ALL
 SELECT 'FUNCTION', f.oid::regprocedure::text FROM pg_proc f
-WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|resolve)_|in_force$)'
+WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|place|resolve)_|in_force$)'
 UNION ALL
 SELECT 'SEQUENCE', c.oid::regclass::text FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'S' AND c.relname ~ '^alias_(uses|last)_'

@@ -54,10 +54,9 @@ class BatchFingerprint:
     digest: int
 
 
-# Short lock waits (below deadlock_timeout); look-ups by ordinal, key and place, never a scan of the map for a batch.
-_SETTINGS = """
-SELECT set_config('lock_timeout', '200ms', true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_mergejoin', 'off', true)
+# Short lock waits; look-ups by ordinal, key and place, never a scan of the map for a batch.
+_SETTINGS = f"""
+SELECT {locks.SHORT_WAITS}, set_config('enable_seqscan', 'off', true), set_config('enable_mergejoin', 'off', true)
 """
 
 
@@ -109,18 +108,20 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     aside.set_aside(connection, store, plan, direction)
     merged = Collapsed()
     if direction is FORWARD and merging.wanted(connection, store, plan):
+        locks.wait_briefly(connection, plan)
         merged = merging.merge(connection, store, plan)
         reach("merged")
         locks.hold_roots(connection, store, plan, direction)
     for entity in store.entities:
         if entity.parent is not None:
+            locks.wait_briefly(connection, plan)
             locks.hold_children(connection, store, entity, plan, direction)
             if direction is BACK:
                 locks.hold_departed(connection, store, entity, plan)
             aside.forget_departed(connection, store, entity, plan, direction)
             if direction is FORWARD:
                 derive_arrivals(connection, store, entity, plan)
-    locks.hold_references(connection, store)
+    locks.hold_references(connection, store, plan)
     reach("held")
     return merged
 
@@ -133,6 +134,7 @@ def move_and_prove(
     Raises BatchError when they differ.
     """
     before, touched = _before(connection, store, plan)
+    locks.wait_briefly(connection, plan)
     after = _move(connection, store)
     reach("moved")
     _prove(before, after)

@@ -9,7 +9,7 @@ from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.archive import Shelf, shelves
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import Reference, Store
+from uuid_pipeline.engine.store import Entity, Reference, Store
 
 
 def checked_keys(connection: Connection, store: Store, assessment: int) -> list[ForeignKey]:
@@ -18,13 +18,30 @@ def checked_keys(connection: Connection, store: Store, assessment: int) -> list[
 
 
 def remembered(table: Table) -> sql.Composable:
-    """Whether the row ``t`` is the one that ``r`` of ``repointed`` remembers, by its primary key."""
+    """Whether the row ``t`` is the one that ``m`` of ``repointed`` remembers, by its primary key."""
     same = [
-        sql.compose("t.{c} = (r.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
+        sql.compose("t.{c} = (m.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
                     t=cast_type(table.columns[c].type))
         for c in table.primary_key
     ]  # fmt: skip
     return sql.join(" AND ", same)
+
+
+def staying(entity: Entity, kept: Sequence[Shelf], coming: sql.Composable) -> sql.Composable:
+    """Of the entity's rows that this batch archived those that do not come back: (source, goal), both as text.
+
+    ``source`` is the row's id, ``goal`` its survivor's, NULL where it has none.
+    """
+    of_entity = next((one for one in kept if one.table.oid == entity.table.oid), None)
+    if of_entity is None:
+        return sql.Text("(SELECT NULL AS source, NULL AS goal WHERE false)")
+    return sql.compose(
+        """(SELECT r.{key}::text AS source, r.uuid_pipeline_survivor AS goal FROM {archive} r
+            WHERE r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s AND NOT ({coming}))""",
+        key=sql.name(entity.key),
+        archive=of_entity.relation,
+        coming=coming,
+    )
 
 
 def _is_of(reference: Reference, table: Table) -> bool:
@@ -177,33 +194,54 @@ def _is_there_too(
         target=sql.table(key.target_schema, key.target),
         same=same,
         archived=sql.join("", archived),
-        turned=_turned_back(store, key, alias),
+        turned=_turned_back(store, key, kept, alias, coming),
     )
 
 
-def _turned_back(store: Store, key: ForeignKey, alias: str) -> sql.Composable:
+def _turned_back(
+    store: Store, key: ForeignKey, kept: Sequence[Shelf], alias: str, coming: sql.Composable
+) -> sql.Composable:
     """Or whether a row will be as the key says, once it is re-pointed, which happens with the archived row's return."""
     target = store.catalog.tables.get((key.target_schema, key.target))
-    if target is None or not target.primary_key or not _ids_of(store, target) & set(key.target_columns):
+    entity_of = {c: entity for m in store.tables if target and m.table.oid == target.oid for c, entity in m.columns}
+    if target is None or not target.primary_key or not entity_of.keys() & set(key.target_columns):
         return sql.Text("")
     same = [
-        sql.compose(
-            "CASE WHEN r.before ? {n} THEN r.before->>{n} ELSE t.{t}::text END = {row}.{c}::text",
-            n=sql.literal(t),
-            t=sql.name(t),
-            row=sql.name(alias),
-            c=sql.name(c),
-        )
+        sql.compose("{held} = {row}.{c}::text", held=_held_then(store, t, entity_of.get(t), kept, coming),
+                    row=sql.name(alias), c=sql.name(c))
         for c, t in zip(key.columns, key.target_columns, strict=True)
-    ]
+    ]  # fmt: skip
     return sql.compose(
-        """ OR EXISTS (SELECT FROM {target} t JOIN uuid_pipeline.repointed r ON {remembered}
-                       WHERE r.wave = %(wave)s AND r.ordinal = ANY(%(ordinals)s) AND r.table_name = {label}
-                         AND r.foreign_key IS NULL AND {same})""",
+        """ OR EXISTS (SELECT FROM {target} t JOIN uuid_pipeline.repointed m ON {remembered}
+                       WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
+                         AND m.foreign_key IS NULL AND {same})""",
         target=sql.table(target.schema, target.name),
         remembered=remembered(target),
         label=sql.literal(f"{target.schema}.{target.name}"),
         same=sql.join(" AND ", same),
+    )
+
+
+def _held_then(
+    store: Store, column: str, entity: str | None, kept: Sequence[Shelf], coming: sql.Composable
+) -> sql.Composable:
+    """What a column of the row ``t`` holds, as text, once it is turned back as ``m`` remembers."""
+    if entity is None:
+        return sql.compose("t.{c}::text", c=sql.name(column))
+    return sql.compose(
+        "CASE WHEN m.before ? {n} AND {comes} THEN m.before->>{n} ELSE t.{c}::text END",
+        n=sql.literal(column),
+        c=sql.name(column),
+        comes=comes_back(column, store.entity(entity), kept, coming),
+    )
+
+
+def comes_back(column: str, entity: Entity, kept: Sequence[Shelf], coming: sql.Composable) -> sql.Composable:
+    """Whether the row whose id ``m`` of ``repointed`` remembers of this column does not stay archived."""
+    return sql.compose(
+        "NOT EXISTS (SELECT FROM {staying} s WHERE s.source = m.before->>{n})",
+        staying=staying(entity, kept, coming),
+        n=sql.literal(column),
     )
 
 

@@ -259,7 +259,7 @@ def _keys(store: Store, remembered: Iterable[tuple[str, str]]) -> list[ForeignKe
 
 def _filled(table: Table, key: ForeignKey) -> sql.Composable:
     held = {
-        c: sql.compose("(r.before->>{n})::{t}", n=sql.literal(c), t=cast_type(table.columns[c].type))
+        c: sql.compose("(m.before->>{n})::{t}", n=sql.literal(c), t=cast_type(table.columns[c].type))
         for c in key.columns
     }
     there = [
@@ -267,9 +267,9 @@ def _filled(table: Table, key: ForeignKey) -> sql.Composable:
         for a, b in zip(key.columns, key.target_columns, strict=True)
     ]
     return sql.compose(
-        """UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed r
-           WHERE r.wave = %(wave)s AND r.ordinal BETWEEN %(first)s AND %(last)s AND r.foreign_key = {name}
-             AND r.table_name = {label} AND {found} AND {empty} AND EXISTS (SELECT FROM {target} p WHERE {there})""",
+        """UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed m
+           WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.foreign_key = {name}
+             AND m.table_name = {label} AND {found} AND {empty} AND EXISTS (SELECT FROM {target} p WHERE {there})""",
         table=sql.table(table.schema, table.name),
         assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=value) for c, value in held.items()]),
         name=sql.literal(key.name),

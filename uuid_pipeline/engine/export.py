@@ -69,22 +69,28 @@ def of_execution(connection: Connection, execution_id: str) -> Subject:
     return _subject(connection, ledger.execution(connection, execution_id))
 
 
-def of_newest_moved(connection: Connection) -> Subject:
-    """The map of the newest execution with rows under new ids. Raises RefusedError when there is none."""
+def moved_executions(connection: Connection) -> list[str]:
+    """Executions with rows under new ids, the newest first: each has a map of its own."""
     _require_ledger(connection)
-    found = sql.scalar(
+    found = sql.rows(
         connection,
         """SELECT e.execution_id FROM uuid_pipeline.executions e WHERE e.status <> 'rolled_back'
              AND EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.execution_id = e.execution_id)
-           ORDER BY e.approved_at DESC, e.execution_id DESC LIMIT 1""",
+           ORDER BY e.approved_at DESC, e.execution_id DESC""",
     )
-    if found is None:
+    return [row.execution_id for row in found]
+
+
+def of_newest_moved(connection: Connection) -> Subject:
+    """The map of the newest execution with rows under new ids. Raises RefusedError when there is none."""
+    found = moved_executions(connection)
+    if not found:
         raise RefusedError(
             "Nothing is mapped: no row of this store was moved to a new id, or all of them are back, or the maps were "
             "removed since (drop-ledger, retention). "
             "For the map as planned: uuid-pipeline export --plan. For one rolled back: --execution ID (see status)."
         )
-    return _subject(connection, ledger.execution(connection, found))
+    return _subject(connection, ledger.execution(connection, found[0]))
 
 
 def of_newest_plan(connection: Connection) -> Subject:

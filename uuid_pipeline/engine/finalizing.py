@@ -34,10 +34,12 @@ def _ending(connection: Connection) -> list[ledger.Execution]:
 def require_closed(connection: Connection) -> None:
     """Raise RefusedError while an execution is open, or a rollback not finished."""
     for execution in [*ledger.rolling_back(connection), *filter(None, [ledger.unfinished(connection)])]:
-        undone = ", or give it up: uuid-pipeline cancel" if execution.status in ("approved", "running") else ""
+        finish = "run, or give it up: uuid-pipeline cancel"
+        if execution.status == "rolling_back":
+            finish = "rollback --all"
         raise RefusedError(
-            f"Refused: execution {execution.execution_id} is {execution.status}. Finish it first: uuid-pipeline run"
-            f"{undone}"
+            f"Refused: execution {execution.execution_id} is {execution.status}. Finish it first: "
+            f"uuid-pipeline {finish}"
         )
 
 

@@ -9,7 +9,7 @@ statements before it, so that nothing which refers to a held row can be missing 
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
@@ -37,6 +37,7 @@ class BatchPlan:
 
     ``wary``: whether rows that hold a target id are looked for. Hardly ever is there one, so a batch is tried without,
     and again when a unique index refused it.
+    ``patient``: whether it waits for each lock as long as for the first, once haste has not helped.
     """
 
     execution_id: str
@@ -45,6 +46,7 @@ class BatchPlan:
     first_ordinal: int
     last_ordinal: int
     wary: bool = False
+    patient: bool = False
 
     @property
     def values(self) -> dict[str, Any]:
@@ -81,6 +83,13 @@ class Held:
         keys = {own.key, own.parent_column} if own else set()
         sources += sum(column not in keys for column, _ in self.moved.columns)
         return sources > 1 or bool(self.moved.embedded)
+
+    def lock(self, column: str) -> sql.Composable:
+        """The lock that an UPDATE of this column takes; one that is in no unique key lets the foreign keys of other
+        tables to the row be checked meanwhile.
+        """
+        in_key = any(column in key for key in self.moved.table.unique_keys)
+        return sql.Text("FOR UPDATE" if in_key else "FOR NO KEY UPDATE")
 
     def mapped(self) -> dict[str, sql.Composable]:
         """For each id column its value after the batch; aliases ``t`` (the row) and ``h`` (what is held of it)."""
@@ -170,6 +179,22 @@ NOT_ASIDE = """NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution
                            AND u.wave = %(wave)s AND u.ordinal = m.ordinal)"""
 
 
+# A writer that waits for a row of the batch, and has one that the batch asks for, is the one whom the server ends, once
+# it has waited for deadlock_timeout: unless the batch has given up by then. So the longer a batch has been at it, the
+# shorter it waits for one lock, and in the end not at all.
+SHORT_WAITS: LiteralString = """
+set_config('lock_timeout', round(greatest(1, least(200,
+    400 * extract(epoch FROM current_setting('deadlock_timeout')::interval)
+    - 500 * extract(epoch FROM clock_timestamp() - now()))))::text, true)
+"""
+
+
+def wait_briefly(connection: Connection, plan: BatchPlan) -> None:
+    """From here on wait for one lock as long as nobody who waits for the batch is ended for it."""
+    if not plan.patient:
+        sql.execute(connection, f"SELECT {SHORT_WAITS}")
+
+
 def hold_roots(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> None:
     """Lock the documents: this waits for inserters of references (their KEY SHARE) and keeps new ones out.
 
@@ -203,7 +228,10 @@ def _roots_statement(store: Store, name: str, assessment_no: int, direction: Dir
 
 
 def hold_children(connection: Connection, store: Store, entity: Entity, plan: BatchPlan, direction: Direction) -> None:
-    """Lock the rows below the held parents, whatever the plan knew of them, with their target ids as far as mapped."""
+    """Lock the rows below the held parents, whatever the plan knew of them, with their target ids as far as mapped.
+
+    In the order in which a writer's alias trigger asks for several.
+    """
     sql.execute(connection, _children_statement(store, entity.name, plan.assessment_no, direction), plan.values)
 
 
@@ -222,7 +250,7 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
            SELECT t.ctid, p.ordinal, t.{key}, {natural_key}, CASE WHEN {known} THEN m.{goal} END,
                   p.{goal_of_parent}
            FROM {parents} p JOIN {table} t ON t.{parent} = p.key LEFT JOIN {map} m ON m.{source} = t.{key} {which}
-           ORDER BY p.ordinal FOR UPDATE OF t""",
+           ORDER BY p.ordinal, t.{key} FOR UPDATE OF t""",
         held=held.relation,
         value=held.value(entity.key),
         parent_value=held.value(entity.parent_column or ""),
@@ -271,14 +299,16 @@ def _departed_statement(store: Store, name: str, assessment_no: int) -> sql.Comp
     )
 
 
-def hold_references(connection: Connection, store: Store) -> None:
+def hold_references(connection: Connection, store: Store, plan: BatchPlan) -> None:
     """Lock every row that refers to an id which the batch changes; all entities' held rows are known by now."""
     for index, held in enumerate(held_tables(store)):
         own = held.moved.entity
         for column, entity in held.moved.columns:
             if own is None or column not in (own.key, own.parent_column):
+                wait_briefly(connection, plan)
                 sql.execute(connection, _references_statement(store, index, column, entity))
         for reference in held.moved.embedded:
+            wait_briefly(connection, plan)
             _hold_embedded(
                 connection, held, reference, held_of(store, reference.entity), store.entity(reference.entity)
             )
@@ -290,7 +320,8 @@ def _references_statement(store: Store, index: int, column: str, name: str) -> s
     return sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
            SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key
-           WHERE b.{goal} <> b.key ORDER BY b.ordinal FOR UPDATE OF t {again}""",
+           WHERE b.{goal} <> b.key ORDER BY b.ordinal {lock} OF t {again}""",
+        lock=held.lock(column),
         held=held.relation,
         value=held.value(column),
         again=sql.compose("ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}", value=held.value(column))
@@ -318,8 +349,9 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tar
            CROSS JOIN LATERAL (
                SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
                FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) x
-           WHERE t.{column} IS NOT NULL AND {holds} FOR UPDATE OF t
+           WHERE t.{column} IS NOT NULL AND {holds} {lock} OF t
            ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
+        lock=held.lock(reference.column),
         held=held.relation,
         value=held.value(reference.column),
         table=held.table,

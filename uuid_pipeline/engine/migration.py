@@ -50,7 +50,8 @@ RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock
 TAKEN = "23505"  # unique violation
 DANGLING = "23503"  # foreign key violation
 MAX_TRIES = 10
-# From this try on, documents that somebody holds are set aside instead of waited for.
+# From this try on, documents that somebody holds are set aside instead of waited for, and the rest is waited for as
+# long as the first lock.
 PATIENT_TRIES = 3
 MAX_PAUSE_SECONDS = 1.0
 # Pauses before what was busy or locked is taken up again, at the end of a wave and of a sweep.
@@ -436,7 +437,8 @@ def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[
         time.sleep(pause)
         for wave, ordinal in left:
             control.obey(writing.connection, wave, writing.lease, tally.say)
-            plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, ordinal, ordinal, wary=True)
+            one = (wave.execution_id, wave.assessment_no, wave.wave, ordinal, ordinal)
+            plan = BatchPlan(*one, wary=True, patient=True)
             try:
                 writing.begin_batch()
                 aside.take_up(writing.connection, plan)
@@ -518,7 +520,8 @@ def run_batch(
     for attempt in itertools.count(1):
         if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
             break
-        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last, wary)
+        patient = attempt > PATIENT_TRIES
+        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last, wary, patient)
         try:
             result = _try_batch(writing, store, wave, plan, direction, attempt)
         except DBAPIError as error:

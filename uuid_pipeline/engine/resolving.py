@@ -12,7 +12,7 @@ from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 
 # Names of what is installed, each followed by the entity's name or the table's.
-HELD, RESOLVE, VIEW, ON_TABLE = "held_", "resolve_", "alias_", "alias_on_"
+HELD, PLACE, RESOLVE, VIEW, ON_TABLE = "held_", "place_", "resolve_", "alias_", "alias_on_"
 IN_FORCE = "in_force"
 USES, LAST_USE = "alias_uses_", "alias_last_"
 
@@ -204,6 +204,18 @@ BEGIN
 END
 """
 
+# Where a batch comes to the row of an id: forward it is the map's old one, back its new one. One subquery each, for
+# which an index is enough. What is no id of the entity has no place.
+_PLACE_BODY = """
+BEGIN
+    IF {may_be} THEN
+        RETURN coalesce((SELECT min(m.ordinal) FROM {part} m WHERE m.old_id = $1::{type}),
+                        (SELECT min(m.ordinal) FROM {part} m WHERE m.new_id = $1::{type}));
+    END IF;
+    RETURN NULL;
+END
+"""
+
 _VIEW = """
 CREATE OR REPLACE VIEW {view} (alias, current) AS
 {reach}
@@ -243,11 +255,24 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     )
     made = [
         function(HELD + entity.name, {"id": type_name}, type_name, _HELD, held),
+        function(PLACE + entity.name, {"id": "text"}, "bigint", _ASKING, _place(type_name, parts)),
         function(RESOLVE + entity.name, {"id": type_name}, type_name, _RESOLVE, resolve),
         _view(entity, parts),
     ]
     return (
         made if type_name == "text" else [*made, function(HELD + entity.name, {"id": "text"}, "text", _HELD, of_text)]
+    )
+
+
+def _place(type_name: str, parts: Sequence[_Part]) -> sql.Composable:
+    """Of the newest map: batches of the others are done, or are undone before any of this one is."""
+    newest = max(parts, key=lambda part: part.assessment)
+    is_uuid = sql.compose("$1 ~ {form}", form=sql.literal(CANONICAL_UUID))
+    return sql.compose(
+        _PLACE_BODY,
+        may_be=sql.Text("true") if type_name == "text" else is_uuid,
+        part=newest.table,
+        type=cast_type(type_name),
     )
 
 
@@ -299,8 +324,10 @@ _KEY = """
 """
 _MANY = """
     IF NEW.{column}{cast} IS DISTINCT FROM OLD.{column}{cast} THEN
+        -- One after the other as a batch locks them: else each could wait for what the other has.
         SELECT array_agg(e.id), array_agg({held}(e.id)) INTO stale_ids, current_ids
-        FROM (SELECT DISTINCT found.id FROM {ids} found (id) WHERE found.id IS NOT NULL) e;
+        FROM (SELECT found.id FROM {ids} found (id) WHERE found.id IS NOT NULL
+              GROUP BY found.id ORDER BY {place}(found.id), found.id OFFSET 0) e;
         {rewrite}
     END IF;
 """
@@ -328,7 +355,7 @@ def on_table(store: Store, moved: MovedTable, entities: Sequence[Entity]) -> Def
         for column, entity in columns
         if entity in held
     ]
-    steps += [_embedded(reference, held[reference.entity]) for reference in moved.embedded if reference.entity in held]
+    steps += [_embedded(reference) for reference in moved.embedded if reference.entity in held]
     if not steps:
         return None
     body = sql.compose(
@@ -346,9 +373,10 @@ def id_columns(moved: MovedTable, entities: Sequence[Entity]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _embedded(reference: Reference, held: sql.Composable) -> sql.Composable:
+def _embedded(reference: Reference) -> sql.Composable:
     """The step for a reference that holds an id in another form than the key's own."""
     column = sql.name(reference.column)
+    held, place = (sql.table(SCHEMA, prefix + reference.entity) for prefix in (HELD, PLACE))
     if reference.form == "text":
         return sql.compose(_KEY, column=column, held=held, cast=sql.Text("::text"))
     kind = reference.table.columns[reference.column].type
@@ -360,11 +388,11 @@ def _embedded(reference: Reference, held: sql.Composable) -> sql.Composable:
         rewrite = sql.compose(_IN_JSON, column=column, path=path)
         # json has no equality.
         cast = "::text" if kind == "json" else ""
-        return sql.compose(_MANY, column=column, held=held, ids=ids, rewrite=rewrite, cast=sql.Text(cast))
+        return sql.compose(_MANY, column=column, held=held, place=place, ids=ids, rewrite=rewrite, cast=sql.Text(cast))
     element = kind.removesuffix("[]").split("(")[0]
     fits = sql.compose("current_ids[place] ~ {form}", form=sql.literal(CANONICAL_UUID))
     rewrite = sql.compose(
         _IN_ARRAY, column=column, type=cast_type(element), fits=fits if element == "uuid" else sql.Text("true")
     )
     ids = sql.compose("unnest(NEW.{column}::text[])", column=column)
-    return sql.compose(_MANY, column=column, held=held, ids=ids, rewrite=rewrite, cast=sql.Text(""))
+    return sql.compose(_MANY, column=column, held=held, place=place, ids=ids, rewrite=rewrite, cast=sql.Text(""))

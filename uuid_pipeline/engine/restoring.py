@@ -8,10 +8,10 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import coming_back, ledger, sql
 from uuid_pipeline.engine.archive import Shelf, shelf, shelves
-from uuid_pipeline.engine.catalog import Table
-from uuid_pipeline.engine.locks import BatchPlan, held_of, map_part
+from uuid_pipeline.engine.catalog import Column, Table
+from uuid_pipeline.engine.locks import BatchPlan, held_of, ids_in, map_part, rewritten
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.store import Reference, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
 
@@ -147,14 +147,14 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     """
     archives = shelves(connection, store, plan.assessment_no)
     ordinals = _restorable(connection, store, plan, archives)
-    if not ordinals:
+    repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan)]
+    if not ordinals and not repointed:
         return {}
-    values = {**plan.values, "ordinals": ordinals}
+    values = {**plan.values, **_paths(store), "ordinals": ordinals}
     kept = _targets_first(store, archives)
     _require_defaults(connection, kept, ordinals)
     coming_back.find(connection, store, kept, values)
-    repointed = [table for table in store.catalog.tables.values() if _was_repointed(connection, table, plan, ordinals)]
-    updates = [_repoint_back(index, table) for index, table in enumerate(repointed)]
+    updates = [_repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
     after = sql.join(
         " + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=_back(i)) for i in range(len(updates))]]
     )
@@ -267,41 +267,81 @@ def _back(index: int) -> sql.Composable:
     return sql.name(f"back_{index}")
 
 
-def _was_repointed(connection: Connection, table: Table, plan: BatchPlan, ordinals: list[int]) -> bool:
+def _was_repointed(connection: Connection, table: Table, plan: BatchPlan) -> bool:
     return bool(
         sql.scalar(
             connection,
-            """SELECT EXISTS (SELECT FROM uuid_pipeline.repointed WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s)
-                              AND table_name = %(table)s AND foreign_key IS NULL)""",
-            {**plan.values, "ordinals": ordinals, "table": f"{table.schema}.{table.name}"},
+            """SELECT EXISTS (SELECT FROM uuid_pipeline.repointed
+                              WHERE wave = %(wave)s AND ordinal BETWEEN %(first)s AND %(last)s
+                                AND table_name = %(table)s AND foreign_key IS NULL)""",
+            {**plan.values, "table": f"{table.schema}.{table.name}"},
         )
     )
 
 
-def _repoint_back(index: int, table: Table) -> sql.Composable:
-    """Only what still holds what the merge put there: a reference that the application changed since is its own."""
-    assignments = [
-        sql.compose(
-            """{c} = CASE WHEN r.before ? {n} AND t.{c}::text IS NOT DISTINCT FROM r.after->>{n}
-                          THEN (r.before->>{n})::{t} ELSE t.{c} END""",
+def _repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) -> sql.Composable:
+    """Only what still holds what the merge put there: a reference that the application changed since is its own.
+
+    A row may have been turned for several clusters of the batch: what it held of one that stays archived stays turned.
+    """
+    columns = [column for column in table.columns.values() if _may_be_repointed(table, column.name)]
+    before = {
+        column.name: sql.compose(
+            """CASE WHEN m.before ? {n} AND t.{c}::text IS NOT DISTINCT FROM m.after->>{n}
+                    THEN {value} ELSE t.{c} END""",
             c=sql.name(column.name),
             n=sql.literal(column.name),
-            t=cast_type(column.type),
+            value=_turned_back(store, table, column, kept),
         )
-        for column in table.columns.values()
-        if _may_be_repointed(table, column.name)
-    ]
+        for column in columns
+    }
+    changes = [sql.compose("({v})::text IS DISTINCT FROM t.{c}::text", v=v, c=sql.name(c)) for c, v in before.items()]
     return sql.compose(
-        """{name} AS (UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed r
-               WHERE r.wave = %(wave)s AND r.ordinal = ANY(%(ordinals)s) AND r.table_name = {label}
-                 AND r.foreign_key IS NULL AND {found}
+        """{name} AS (UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed m
+               WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
+                 AND m.foreign_key IS NULL AND {found} AND ({changes})
                RETURNING 1)""",
         name=_back(index),
         table=sql.table(table.schema, table.name),
-        assignments=sql.join(", ", assignments),
+        assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=v) for c, v in before.items()]),
         label=sql.literal(f"{table.schema}.{table.name}"),
         found=coming_back.remembered(table),
+        changes=sql.join(" OR ", changes),
     )
+
+
+def _turned_back(store: Store, table: Table, column: Column, kept: Sequence[Shelf]) -> sql.Composable:
+    """What a column of ``t`` gets back of what ``m`` remembers: for what stays archived its survivor."""
+    coming = coming_back.is_coming("r")
+    value = sql.compose("(m.before->>{n})::{t}", n=sql.literal(column.name), t=cast_type(column.type))
+    moved = next((m for m in store.tables if m.table.oid == table.oid), None)
+    for name, entity in moved.columns if moved else ():
+        if name == column.name:
+            comes = coming_back.comes_back(name, store.entity(entity), kept, coming)
+            value = sql.compose("CASE WHEN {comes} THEN {was} ELSE t.{c} END", comes=comes, was=value, c=sql.name(name))
+    for reference in moved.embedded if moved else ():
+        if reference.column == column.name:
+            staying = coming_back.staying(store.entity(reference.entity), kept, coming)
+            path = _path(store, reference)
+            value = sql.compose(
+                """(SELECT coalesce((SELECT {rewritten} FROM {ids} i(id) JOIN {staying} b ON b.source = i.id
+                                     WHERE b.goal IS NOT NULL HAVING count(*) > 0), w.was)
+                    FROM (SELECT {value} AS was) w)""",
+                rewritten=rewritten(reference, column.type, path),
+                ids=ids_in(reference, path),
+                staying=staying,
+                value=value,
+            )
+    return value
+
+
+def _path(store: Store, reference: Reference) -> str:
+    """The name under which a reference's path is bound."""
+    return f"path_{store.references.index(reference)}"
+
+
+def _paths(store: Store) -> dict[str, list[str]]:
+    return {_path(store, reference): list(reference.path) for reference in store.references}
 
 
 def _may_be_repointed(table: Table, column: str) -> bool:

@@ -62,32 +62,42 @@ def interrupted(connection: Connection) -> list[ledger.Wave]:
 def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     """The waves to roll back: all moved ones for None, else those of that full name or kind in the newest execution.
 
-    What an interrupted rollback left is always among them.
+    What an interrupted rollback left is always among them. A wave that moved nothing, or is back already, leaves
+    nothing to choose.
 
-    Raises RefusedError when a named wave has nothing to roll back.
+    Raises RefusedError when no wave has that name.
     """
     moved = moved_waves(connection)
     if name is None:
         return moved
     newest = moved[0].execution_id if moved else None
-    chosen = [
-        wave
-        for wave in moved
-        if name in (wave.wave, wave.wave.removeprefix(f"{wave.execution_id}-"))
-        or (name == wave.kind and wave.execution_id == newest)
-    ]
-    if not chosen:
+    chosen = [wave for wave in moved if _is_called(wave, name) or (name == wave.kind and wave.execution_id == newest)]
+    if not chosen and not _has_nothing_to_undo(connection, name):
         known = ", ".join(wave.wave for wave in moved) or "none"
         raise RefusedError(f"No moved wave is called {name}. Waves that can be rolled back: {known}.")
     later = sorted(
         {wave.execution_id for wave in moved if wave.execution_id == newest} - {w.execution_id for w in chosen}
     )
-    if later:
+    if later and chosen:
         raise RefusedError(
             f"Execution {later[0]} moved rows after {chosen[0].wave}; roll that one back first: "
             "uuid-pipeline rollback --all goes newest first."
         )
     return [wave for wave in moved if wave in chosen or wave.status == "rolling_back"]
+
+
+def _is_called(wave: ledger.Wave, name: str) -> bool:
+    return name in (wave.wave, wave.wave.removeprefix(f"{wave.execution_id}-"))
+
+
+def _has_nothing_to_undo(connection: Connection, name: str) -> bool:
+    """Whether a wave of an execution that is not finalized has this name, or one of the newest this kind."""
+    executions = [e.execution_id for e in ledger.executions(connection) if e.status != "finalized"]
+    return any(
+        _is_called(wave, name) or (name == wave.kind and execution == executions[0])
+        for execution in executions
+        for wave in ledger.waves(connection, execution)
+    )
 
 
 def documents_back(connection: Connection, store: Store, waves: Sequence[str]) -> int:

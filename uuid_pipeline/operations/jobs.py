@@ -117,6 +117,9 @@ def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, stor
                 if config.interrupted
                 else rollback.choose(connection, config.wave or None)
             )
+        if config.wave and not waves:
+            context.log.info(f"Nothing to roll back: no row is under a new id of wave {config.wave}.")
+            return
         runs = rollback.roll_back(engine, bound, waves, context.run.run_id, progress_log(context.log))
     for run in runs:
         report_dead_run(context, run.dead_run)

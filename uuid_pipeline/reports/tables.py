@@ -125,10 +125,24 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         found = content.get(part, [])  # a plan of an earlier version has neither
         lines += [(label, f"{i['index']} on {i['table']} ({', '.join(i['waves'])}): {i['reason']}") for i in found]
     lines += [("Not readable here", f"{name}: {why}") for name, why in content["unreadable_signals"].items()]
+    return lines + [("Risk", said) for said in _risks(content)]
+
+
+# Lines of one kind of risk: a schema of hundreds of tables may lack as many indexes.
+_OF_A_KIND = 8
+
+
+def _risks(content: Mapping[str, Any]) -> list[str]:
+    """The plan's risks, the heaviest first; of a kind that has many, those that are left out are counted."""
     register = content.get("risk_register")
     if register is None:
-        return lines + [("Risk", risk) for risk in content["risks"]]
-    return lines + [("Risk", f"{risk['finding']} ({risk['probability']} / {risk['impact']})") for risk in register]
+        return list(content["risks"])
+    said, met = [], Counter[str]()
+    for risk in register:
+        met[risk["rule"]] += 1
+        if met[risk["rule"]] <= _OF_A_KIND:
+            said.append(f"{risk['finding']} ({risk['probability']} / {risk['impact']})")
+    return said + [f"{n - _OF_A_KIND} more like it ({rule}), in --json" for rule, n in met.items() if n > _OF_A_KIND]
 
 
 def _approach(content: Mapping[str, Any]) -> str:

@@ -135,9 +135,13 @@ def test_rollback_of_one_wave_and_of_all_gives_exact_rows_back_and_a_new_run_mov
 
     nothing = command_line("rollback", "--all", "--json")
     assert (nothing.code, nothing.data["rolled_back"]) == (0, [])
-    missing = command_line("rollback", "--wave", "canary", "--json")
+    for wave in ("canary", "sweep"):
+        again = command_line("rollback", "--wave", wave, "--json")
+        assert (again.code, again.data["rolled_back"]) == (0, [])
+        assert again.data["message"] == f"Nothing to roll back: no row is under a new id of wave {wave}."
+    missing = command_line("rollback", "--wave", "canaries", "--json")
     assert missing.code == 1
-    assert "No moved wave is called canary" in missing.data["error"]
+    assert "No moved wave is called canaries" in missing.data["error"]
 
     assert command_line("run", "--approve").code == 0
     assert cycle.rows_of(incident) == cycle.expected_rows(before)

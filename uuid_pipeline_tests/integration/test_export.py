@@ -137,6 +137,29 @@ def test_moved_is_what_the_store_holds_now(incident: Engine, command_line: Comma
     assert not any(row["moved"] for row in from_csv(out / "id_map_document.csv"))
 
 
+@pytest.mark.begins("migrated")
+def test_an_export_is_of_the_newest_execution_and_names_the_others(
+    incident: Engine, command_line: CommandLine, out: Path
+) -> None:
+    first = cycle.newest_execution(incident).execution_id
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.documents SET file_sha256 = reverse(file_sha256)
+           WHERE document_id = (SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)""",
+    )
+    second = cycle.run_all(incident, SPEC).execution_id
+
+    newest = command_line("export", "--format", "csv", "--output", str(out / "newest"), "--json")
+    said = command_line("export", "--format", "csv", "--output", str(out / "newest"))
+    older = command_line("export", "--format", "csv", "--output", str(out / "older"), "--execution", first, "--json")
+
+    assert (newest.data["execution_id"], newest.data["other_executions"]) == (second, [first])
+    assert f"the maps of {first}, which moved rows too" in said.out
+    assert (older.data["execution_id"], older.data["other_executions"]) == (first, [])
+    moved = [sum(row["moved"] for row in from_csv(out / one / "id_map_document.csv")) for one in ("newest", "older")]
+    assert moved == [1, 38]
+
+
 def test_a_plan_is_exported_before_anything_is_approved(incident: Engine, command_line: CommandLine, out: Path) -> None:
     before = cycle.rows_of(incident)
     odd = 'by hand, "twice"\r\nand = so on'

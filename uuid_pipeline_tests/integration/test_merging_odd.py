@@ -1,5 +1,6 @@
 """Merging where keys have several columns, clusters wait, and rows are left without a counterpart."""
 
+import re
 import uuid
 from typing import Any
 
@@ -535,6 +536,57 @@ def test_a_row_whose_unique_value_was_taken_stays_archived_with_what_refers_to_i
     after = cycle.rows_of(empty_store, "app")
     assert after["documents"] == before["documents"]
     assert {str(row["slug"])[:1] for row in after["chunks"] if row["ord"] != "3"} == {min(kept)[:1]}
+
+
+# Rows that refer to the newer twins of two clusters, in every form; one twin's slug is taken by a row of another
+# document. Early: rows that hold the target id of a third document, which no row has yet, as well.
+PAIRS = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false,
+                            slug text UNIQUE);
+CREATE TABLE app.pairs (n int PRIMARY KEY, a uuid REFERENCES app.documents, b uuid REFERENCES app.documents,
+                        early uuid, said text, both_ids uuid[], doc jsonb);
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k' || (n + 1) / 2, false, 's' || n
+FROM generate_series(1, 5) n;
+INSERT INTO app.pairs
+SELECT row_number() OVER (ORDER BY x, y), x.id, y.id, %s, x.id, ARRAY[x.id, y.id, x.id],
+       jsonb_build_object('ids', jsonb_build_array(y.id, x.id))
+FROM app.documents x, app.documents y WHERE x.sha <> y.sha
+"""
+IN_PAIRS = """
+soft_references:
+  - {table: pairs, column: early, entity: document}
+  - {table: pairs, column: said, entity: document}
+  - {table: pairs, column: both_ids, entity: document}
+  - {table: pairs, column: doc, entity: document, path: "ids.*"}
+"""
+
+
+@pytest.mark.parametrize("batch_rows", [1, 5000])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_row_that_refers_to_losers_of_two_clusters_gets_back_the_one_that_comes_back(
+    empty_store: Engine, early: bool, batch_rows: int
+) -> None:
+    third = uuid.uuid5(NAMESPACE, "u:k3") if early else None
+    built(empty_store, PAIRS % (f"'{third}'" if third else "NULL"))
+    before = cycle.rows_of(empty_store, "app")
+    spec = spec_of(IN_PAIRS, batch_rows=batch_rows)
+    cycle.run_all(empty_store, spec)
+    there = {row["slug"] for row in cycle.rows_of(empty_store, "app")["documents"]}
+    survivor, loser = sorted(["s1", "s2"], key=lambda slug: slug not in there)
+    cycle.run_sql(empty_store, "UPDATE app.documents SET slug = %(slug)s WHERE slug = 's5'", slug=loser)
+
+    cycle.roll_back(empty_store, spec)
+
+    id_of = {row["slug"]: str(row["id"]) for row in before["documents"]}
+    stays = {id_of[loser]: id_of[survivor]}
+    after = cycle.rows_of(empty_store, "app")
+    assert {row["id"] for row in after["documents"]} == set(id_of.values()) - {id_of[loser]}
+    assert after["pairs"] == cycle.ordered(
+        [{c: v and re.sub(r"[0-9a-f-]{36}", lambda found: stays.get(found[0], found[0]), v) for c, v in row.items()}
+         for row in before["pairs"]]
+    )  # fmt: skip
 
 
 # Either a cover or another picture: what may be NULL alone may not be for the CHECK.

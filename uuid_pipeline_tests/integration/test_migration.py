@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine import ledger, sync_points
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
@@ -169,6 +169,25 @@ def test_a_chunk_given_to_another_document_after_planning_takes_its_references_a
 
     cycle.assert_green(cycle.validate(incident, ONE_BY_ONE))
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
+
+
+@pytest.mark.begins("approved")
+def test_a_batch_in_the_middle_keeps_nobody_from_referring_to_rows_whose_own_ids_stay(incident: Engine) -> None:
+    written: list[int] = []
+
+    def write() -> None:
+        with cycle.session(incident) as connection:
+            connection.execute("SET lock_timeout = '100ms'")
+            done = connection.execute(
+                """INSERT INTO upload_pipeline.webhook_log (webhook_id, job_id)
+                   SELECT 'meanwhile ' || gen_random_uuid(), job_id FROM upload_pipeline.upload_jobs"""
+            )
+            written.append(done.rowcount)
+
+    sync_points.on("held", write)
+    cycle.migrate(incident, SPEC, cycle.waves_of(incident, cycle.newest_execution(incident))[0])
+
+    assert written == [cycle.run_sql(incident, "SELECT count(*) FROM upload_pipeline.upload_jobs")[0][0]]
 
 
 @pytest.mark.begins("approved")
