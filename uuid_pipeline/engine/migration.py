@@ -67,7 +67,7 @@ BACK_PATIENCE_SECONDS = 120.0
 class Progress:
     """How far a wave is: documents of its total, rows written, batches, seconds since this run began it.
 
-    ``note`` says what it waits for, if it does.
+    ``earlier``: documents that an interrupted run had done before. ``note`` says what it waits for, if it does.
     """
 
     wave: str
@@ -77,6 +77,12 @@ class Progress:
     batches: int
     seconds: float
     note: str = ""
+    earlier: int = 0
+
+    @property
+    def left(self) -> int:
+        """Documents of the wave that no run has done."""
+        return max(self.total - self.earlier - self.documents, 0)
 
 
 Report = Callable[[Progress], None]
@@ -127,6 +133,7 @@ class Tally:
 
     wave: ledger.Wave
     report: Report
+    earlier: int = 0
     documents: int = 0
     batches: int = 0
     rows: dict[str, int] = field(default_factory=dict)
@@ -142,8 +149,8 @@ class Tally:
         done = self.rows.values()
         seconds, total = time.monotonic() - self.started, self.wave.documents
         # A sweep's ordinals have gaps, where it left clusters to the next plan.
-        documents = min(self.documents, total)
-        self.report(Progress(self.wave.wave, documents, total, sum(done), self.batches, seconds, note))
+        documents = max(min(self.documents, total - self.earlier), 0)
+        self.report(Progress(self.wave.wave, documents, total, sum(done), self.batches, seconds, note, self.earlier))
 
     def run(self, dead_run: str | None) -> Run:
         seconds = time.monotonic() - self.started
@@ -312,6 +319,7 @@ def _loop(writing: Writer, store: Store, tally: Tally) -> None:
     wave = tally.wave
     size = batch_size(writing.connection, store, wave)
     left = open_spans(writing.connection, wave)
+    tally.earlier = wave.last_ordinal - wave.first_ordinal + 1 - sum(last - first + 1 for first, last in left)
     last_check: float | None = None
     last_at_work: float | None = None
     waived = _waived_signals(writing.connection, wave)

@@ -26,7 +26,7 @@ def progress_log(log: dg.DagsterLogManager) -> migration.Report:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        early = time.monotonic() - last < LOGGED_EVERY_SECONDS and progress.documents < progress.total
+        early = time.monotonic() - last < LOGGED_EVERY_SECONDS and progress.left > 0
         if early and not progress.note:
             return
         last = time.monotonic()
@@ -45,7 +45,7 @@ def progress_events(context: dg.AssetExecutionContext) -> migration.Report:
     def report(progress: Progress) -> None:
         nonlocal last
         log(progress)
-        early = time.monotonic() - last < OBSERVED_EVERY_SECONDS and progress.documents < progress.total
+        early = time.monotonic() - last < OBSERVED_EVERY_SECONDS and progress.left > 0
         if early and not progress.note:
             return
         last = time.monotonic()
@@ -55,12 +55,12 @@ def progress_events(context: dg.AssetExecutionContext) -> migration.Report:
                 partition=progress.wave,
                 description=describe(progress),
                 metadata={
-                    "documents": progress.documents,
+                    "documents": progress.earlier + progress.documents,
                     "documents_of": progress.total,
                     "rows": progress.rows,
                     "batches": progress.batches,
                     "documents_per_second": number(_rate(progress)),
-                    "seconds_left": number((progress.total - progress.documents) / max(_rate(progress), 0.001)),
+                    "seconds_left": number(progress.left / max(_rate(progress), 0.001)),
                 },
             )
         )
@@ -77,9 +77,9 @@ def describe(progress: Progress) -> str:
     if progress.note:
         return progress.note
     rate = _rate(progress)
-    left = (progress.total - progress.documents) / max(rate, 0.001)
+    done, left = progress.earlier + progress.documents, progress.left / max(rate, 0.001)
     return (
-        f"{progress.wave}: {progress.documents} of {progress.total} documents, {progress.rows} rows in "
+        f"{progress.wave}: {done} of {progress.total} documents, {progress.rows} rows in "
         f"{progress.batches} batches, {rate:.0f} documents/s, about {left:.0f} s left"
     )
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import ledger, sync_points
+from uuid_pipeline.engine import ledger, migration, sync_points
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
@@ -265,6 +265,27 @@ def test_documents_that_are_right_already_stay_and_their_chunks_are_put_right(in
 
     assert plan.moves == {"document": 0, "chunk": 3}
     assert cycle.rows_of(incident) == right
+
+
+def test_a_run_that_goes_on_where_another_ended_says_how_much_is_left(incident: Engine) -> None:
+    execution = cycle.approve(incident, ONE_BY_ONE, cycle.assess_and_plan(incident, ONE_BY_ONE).plan_id)
+    canary, *_ = cycle.waves_of(incident, execution)
+    batches = iter(range(3))
+
+    def die() -> None:
+        if next(batches) == 2:
+            raise KeyboardInterrupt
+
+    sync_points.on("committed", die)
+    with pytest.raises(KeyboardInterrupt):
+        cycle.migrate(incident, ONE_BY_ONE, canary)
+    sync_points.clear()
+    said: list[migration.Progress] = []
+    store = cycle.bound_store(incident, ONE_BY_ONE)
+    done = migration.run_wave(incident, store, canary.wave, "another", said.append)
+
+    assert [(one.earlier, one.documents, one.left, one.total) for one in said] == [(3, 1, 1, 5), (3, 2, 0, 5)]
+    assert done.documents == 2
 
 
 @pytest.mark.begins("approved")
