@@ -508,6 +508,21 @@ def assessments_in_force(connection: Connection) -> list[int]:
     ]
 
 
+def assessments_since(connection: Connection, execution_id: str) -> list[int]:
+    """Whose maps have moved rows since this execution was approved: its own, and those of later ones."""
+    found = sql.rows(
+        connection,
+        """SELECT DISTINCT coalesce(w.assessment_no, e.assessment_no) AS no
+           FROM uuid_pipeline.executions o
+           JOIN uuid_pipeline.executions e ON (e.approved_at, e.execution_id) >= (o.approved_at, o.execution_id)
+           JOIN uuid_pipeline.waves w ON w.execution_id = e.execution_id
+           WHERE o.execution_id = %(id)s AND (e.execution_id = o.execution_id OR e.status <> 'rolled_back')
+           ORDER BY 1""",
+        {"id": execution_id},
+    )
+    return [int(row.no) for row in found]
+
+
 def set_wave_status(connection: Connection, wave_name: str, status: str) -> None:
     sql.execute(
         connection,

@@ -98,18 +98,27 @@ def _merged(connection: Connection, store: Store, moved: Sequence[ledger.Wave], 
     return {row.id for row in sql.rows(connection, statement, values)}
 
 
+# A hop each time that a later batch moved the row on, or merged it into another.
+_LED_ON = """
+WITH RECURSIVE led (target, id, hops) AS (
+    SELECT id, id, 0 FROM unnest(%(ids)s::{type}[]) id
+    UNION ALL
+    SELECT l.target, m.new_id, l.hops + 1 FROM led l JOIN {map} m ON m.old_id = l.id AND m.new_id <> l.id
+    WHERE m.assessment_no = ANY(%(maps)s) AND l.hops < 8)
+SELECT DISTINCT l.target::text AS id FROM led l JOIN {table} t ON t.{key} = l.id WHERE l.hops > 0
+"""
+
+
 def _moved_on(connection: Connection, store: Store, execution_id: str, targets: list[str]) -> set[str]:
-    """Those of these target ids whose row a later batch of the same execution has moved on, as its key had changed."""
-    statement = sql.compose(
-        """SELECT m.old_id::text AS id FROM {map} m JOIN {table} t ON t.{key} = m.new_id
-           WHERE m.assessment_no = ANY(%(maps)s) AND m.role = 'move' AND m.old_id = ANY(%(ids)s::{type}[])""",
+    """Those of these target ids whose row a later batch has moved on, as its natural key had changed."""
+    statement = sql.Text(_LED_ON).format(
         map=ledger.map_table(store.main),
         table=sql.table(store.main.table.schema, store.main.table.name),
         key=sql.name(store.main.key),
         type=sql.Text(store.main.key_type),
     )
-    maps = [wave.assessment_no for wave in ledger.waves(connection, execution_id)]
-    return {row.id for row in sql.rows(connection, statement, {"maps": maps, "ids": targets})}
+    values = {"maps": ledger.assessments_since(connection, execution_id), "ids": targets}
+    return {row.id for row in sql.rows(connection, statement, values)}
 
 
 Judged = list[tuple[Sight, Before | None]]
@@ -306,7 +315,7 @@ def _gone(
     )
     values = {
         "plan": ledger.execution(connection, execution_id).assessment_no,
-        "maps": [wave.assessment_no for wave in ledger.waves(connection, execution_id)],
+        "maps": ledger.assessments_since(connection, execution_id),
         "documents": documents,
     }
     return {row.document: int(row.gone) for row in sql.rows(connection, statement, values)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import control, ledger, sync_points
+from uuid_pipeline.engine import control, ledger, sync_points, validation
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline_tests.integration import cycle
@@ -148,6 +148,36 @@ def test_a_cancelled_execution_is_taken_up_by_a_new_plan_where_it_stopped(incide
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     cycle.roll_back(incident, SPEC)
     assert cycle.rows_of(incident) == before
+
+
+RENAME = "UPDATE upload_pipeline.documents SET file_sha256 = translate(file_sha256, '0123456789', '1234567890')"
+
+
+@pytest.mark.begins("migrated")
+def test_what_cancelled_executions_have_moved_on_is_no_loss_of_the_one_that_is_validated(incident: Engine) -> None:
+    completed = cycle.newest_execution(incident)
+    for _ in range(2):
+        cycle.run_sql(incident, RENAME)
+        execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
+        canary, *_ = cycle.waves_of(incident, execution)
+        cycle.migrate(incident, SPEC, canary)
+        cycle.assert_green(cycle.check_wave(incident, SPEC, canary))
+        ask(incident, control.cancel)
+
+    with incident.begin() as connection:
+        assert validation.subject(connection) == completed
+    cycle.assert_green(cycle.validate(incident, SPEC))
+
+    # A row that nobody moved on is missed all the same.
+    with cycle.session(incident) as connection_of_another:
+        connection_of_another.execute("SET session_replication_role = replica")
+        connection_of_another.execute(
+            """UPDATE upload_pipeline.documents SET document_id = gen_random_uuid() WHERE document_id = (
+                   SELECT d.document_id FROM uuid_pipeline.retrieval_baseline b
+                   JOIN upload_pipeline.documents d ON d.document_id::text = b.target LIMIT 1)"""
+        )
+    found = {result.gate: result for result in cycle.validate(incident, SPEC)}
+    assert not found["whole_documents_retrievable"].passed
 
 
 def test_a_paused_execution_that_nobody_runs_waits_for_resume_and_not_for_a_run(incident: Engine) -> None:
