@@ -29,12 +29,11 @@ def _count_left_behind(connection: Connection, store: Store, reference: Referenc
     return int(sql.scalar(connection, _left_behind(reference, store), values))
 
 
-# Whether we took the row away from its old id: the application may have deleted it, before its batch or since.
+# Whether we took the row away from its old id: the application may have deleted it, before its batch or since. What was
+# set aside, its cluster with it, we did not touch.
 _OURS: LiteralString = """
-(EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id)
- OR h.role = 'merge' AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u
-                                     WHERE u.execution_id = %(execution)s AND u.ordinal = h.ordinal
-                                       AND u.reason = 'gone'))
+(h.role = 'merge' OR EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id))
+AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s AND u.ordinal = h.ordinal)
 """
 
 
@@ -58,7 +57,7 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
                SELECT m.old_id, m.new_id, m.role, m.ordinal FROM {map} m JOIN {holds}
                WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
                OFFSET 0) h
-           WHERE {roles} AND {ours} AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
+           WHERE {roles} AND ({ours}) AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
         holds=holds,
         roles=sql.Text(roles),
         ours=sql.compose(ours, **parts),
@@ -93,7 +92,8 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
             moved = [wave for wave in waves if wave.status == "moved"]
             found[reference.name] = sum(_count_left_behind(connection, store, reference, wave) for wave in moved)
         elif reference.foreign_key is None and found[reference.name]:
-            deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), {"maps": maps}))
+            values = {"maps": maps, "execution": execution.execution_id}
+            deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
     left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
     counted = {name: n for name, n in deleted.items() if n}
     return _judged("whole_no_dangling_reference", left, len(found), counted)
@@ -105,7 +105,9 @@ def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
         """SELECT count(*) FROM {table} t WHERE t.{column} IS NOT NULL
            AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
            AND NOT EXISTS (SELECT FROM {map} m JOIN {target} n ON n.{key} = m.new_id
-                           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column})""",
+                           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column} AND NOT EXISTS (
+                               SELECT FROM uuid_pipeline.unmoved u
+                               WHERE u.execution_id = %(execution)s AND u.ordinal = m.ordinal))""",
         **_parts(reference, store),
     )
 

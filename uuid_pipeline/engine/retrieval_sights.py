@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import batch, ledger, retrieval_asking, retrieval_query, sql
+from uuid_pipeline.engine import batch, ledger, resolving, retrieval_asking, retrieval_query, sql
 from uuid_pipeline.engine.retrieval_asking import Answer, Asker, Subject
 from uuid_pipeline.engine.retrieval_query import Query, Way
 from uuid_pipeline.engine.store import Store
@@ -127,31 +127,35 @@ def look(
     """
     ids = {one for each in sampled for one in (each.document, each.target)}
     rows = _documents(view, store, ids)
+    left = _given_to_another(view, store, since["execution"], [each.document for each in sampled]) if since else set()
     chunks = _chunks(view, store, ids)
     query = retrieval_query.of_store(view, store)
     if isinstance(query, str):
-        return Seen(tuple(_sight(each, rows, chunks, {}, {}) for each in sampled), query, None, {})
+        return Seen(tuple(_sight(each, left, rows, chunks, {}, {}) for each in sampled), query, None, {})
     retrieval = store.spec.retrieval
     allowed = seconds or (retrieval.seconds if retrieval else SECONDS)
     vectors = _bounded(view, query.own_vectors(), {"ids": sorted(ids), "digests": list(digests)}, allowed)
     if vectors is None:
         who = retrieval_asking.asker(view, store)
-        return Seen(tuple(_sight(each, rows, chunks, None, {}) for each in sampled), query, who, {})
+        return Seen(tuple(_sight(each, left, rows, chunks, None, {}) for each in sampled), query, who, {})
     subjects = {v.document: Subject(v.document, rows.get(v.document), v.digest, v.vector) for v in vectors}
     who = retrieval_asking.asker(view, store)
     answers = retrieval_asking.ask_all(view, query, list(subjects.values()), who, allowed)
     owners = _owners(view, query, {rows[document] for document in subjects if document in rows}, since)
-    return Seen(tuple(_sight(each, rows, chunks, subjects, answers) for each in sampled), query, who, owners)
+    return Seen(tuple(_sight(each, left, rows, chunks, subjects, answers) for each in sampled), query, who, owners)
 
 
 def _sight(
     each: Sampled,
+    left: Collection[str],
     rows: Mapping[str, str | None],
     chunks: Mapping[str, int] | None,
     subjects: Mapping[str, Subject] | None,
     answers: Mapping[str, Answer],
 ) -> Sight:
-    now = next((one for one in (each.document, each.target) if one in rows), None)
+    now = next(
+        (one for one in (each.document, each.target) if one in rows and (one == each.target or one not in left)), None
+    )
     if now is None:
         return Sight(each, None, None, None, None, False, None, False, None)
     counted, below = (None if chunks is None else chunks.get(one, 0) for one in (now, each.target))
@@ -161,6 +165,19 @@ def _sight(
     subject = subjects.get(now)
     digest = subject.digest if subject else None
     return Sight(each, now, rows[now], counted, digest, subject is not None, answers.get(now), *target)
+
+
+def _given_to_another(view: Connection, store: Store, execution_id: str, documents: Sequence[str]) -> set[str]:
+    """Those of these old ids which a batch of this execution or a later one has given to another row."""
+    statement = sql.compose(
+        """SELECT m.new_id::text AS id FROM {map} m WHERE m.new_id = ANY(%(ids)s::{type}[]) AND m.new_id <> m.old_id
+           AND m.role = 'move' AND m.assessment_no = ANY(%(maps)s) AND {done}""",
+        map=ledger.map_table(store.main),
+        type=sql.Text(store.main.key_type),
+        done=sql.compose(resolving.DONE, number=sql.Text("m.assessment_no"), ordinal=sql.Text("m.ordinal")),
+    )
+    values = {"ids": list(documents), "maps": ledger.assessments_since(view, execution_id)}
+    return {row.id for row in sql.rows(view, statement, values)}
 
 
 def _documents(view: Connection, store: Store, ids: Collection[str]) -> dict[str, str | None]:

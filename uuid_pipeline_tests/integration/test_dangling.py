@@ -1,9 +1,11 @@
 """References that hold an id without a row: those that a wave left behind, told from what the application deleted."""
 
+import uuid
+
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.spec import SoftReference, Spec
+from uuid_pipeline.spec import SoftReference, Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 # How a column without a foreign key may hold a document's id: its type, the declared path, its value.
@@ -50,6 +52,44 @@ def test_what_still_names_a_document_that_the_application_deleted_makes_no_gate_
             cycle.assert_green(cycle.check_wave(incident, spec, wave))
     cycle.assert_green(cycle.check_wave(incident, spec, canary))
     cycle.assert_green(cycle.validate(incident, spec))
+
+
+TWINS = """
+namespace: a1111111-2222-4333-8444-555555555555
+schema: app
+backup: none
+entities:
+  document: {table: documents, key: id, identity: "{owner}:{sha}", describe: {created_at: at}, survivor: [oldest]}
+soft_references:
+  - {table: notes, column: note, entity: document, orphans: keep}
+"""
+
+
+@pytest.mark.parametrize("deleted", ["the survivor", "the one with the target id", "another duplicate"])
+def test_nor_does_what_names_a_deleted_document_of_a_cluster_that_is_left_for_that(
+    empty_store: Engine, deleted: str
+) -> None:
+    spec = parse_spec(TWINS, "app.yaml")
+    target = uuid.uuid5(spec.namespace, "u:k")
+    for statement in (
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, at timestamptz, name text)",
+        "INSERT INTO app.documents VALUES (gen_random_uuid(), 'u', 'k', '2026-01-01', 'the survivor')",
+        f"INSERT INTO app.documents VALUES ('{target}', 'u', 'k', '2026-02-01', 'the one with the target id')",  # noqa: S608
+        "INSERT INTO app.documents VALUES (gen_random_uuid(), 'u', 'k', '2026-03-01', 'another duplicate')",
+        "INSERT INTO app.documents SELECT gen_random_uuid(), 'u', 'k' || n FROM generate_series(1, 3) n",
+        "CREATE TABLE app.notes (n serial PRIMARY KEY, note uuid)",
+        "INSERT INTO app.notes (note) SELECT id FROM app.documents",
+    ):
+        cycle.run_sql(empty_store, statement)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    cycle.run_sql(empty_store, "DELETE FROM app.documents WHERE name = %(name)s", name=deleted)
+
+    cycle.finish(empty_store, spec, execution)
+
+    # The next plan does not wait for who is gone.
+    cycle.run_all(empty_store, spec)
+    assert [row["id"] for row in cycle.rows_of(empty_store, "app")["documents"] if row["sha"] == "k"] == [str(target)]
 
 
 def delete_with_its_rows(store: Engine, document: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import inventory, mapping
+from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = cycle.spec_with()
@@ -153,3 +154,43 @@ def test_a_document_waits_until_the_one_that_has_its_id_has_moved(incident: Engi
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     cycle.roll_back(incident, spec, "canary")
     assert cycle.rows_of(incident) == cycle.expected_rows(before, left=[late])
+
+
+SHELVES = """
+namespace: a1111111-2222-4333-8444-555555555555
+schema: app
+backup: none
+entities:
+  document: {table: documents, key: id, identity: "{owner}:{sha}", on_collision: wait}
+  chunk: {table: chunks, key: id, parent: document, identity: "{document_id}:{ord}"}
+"""
+
+
+def test_a_document_that_gets_the_id_which_another_had_is_not_taken_for_that_one(empty_store: Engine) -> None:
+    spec = parse_spec(SHELVES, "app.yaml")
+    holder = uuid.uuid5(spec.namespace, "u:a")
+    for statement in (
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text)",
+        """CREATE TABLE app.chunks (id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+                                    document_id uuid NOT NULL REFERENCES app.documents, ord int)""",
+        f"INSERT INTO app.documents VALUES ('{holder}', 'u', 'b'), (gen_random_uuid(), 'u', 'a')",  # noqa: S608
+        "INSERT INTO app.documents SELECT gen_random_uuid(), 'u', 'k' || n FROM generate_series(1, 4) n",
+        # More of them below the holder than below the one that gets its id.
+        "INSERT INTO app.chunks (document_id, ord) SELECT id, n FROM app.documents, generate_series(1, 2) n",
+        f"INSERT INTO app.chunks (document_id, ord) SELECT '{holder}', n FROM generate_series(3, 5) n",  # noqa: S608
+    ):
+        cycle.run_sql(empty_store, statement)
+    before = cycle.rows_of(empty_store, "app")
+
+    while True:
+        plan = cycle.assess_and_plan(empty_store, spec)
+        if plan.nothing_to_do:
+            break
+        cycle.finish(empty_store, spec, cycle.approve(empty_store, spec, plan.plan_id))
+        cycle.assert_green(cycle.validate(empty_store, spec))
+
+    moved = cycle.rows_of(empty_store, "app")["documents"]
+    assert {row["id"] for row in moved} == {str(uuid.uuid5(spec.namespace, f"u:{row['sha']}")) for row in moved}
+    cycle.roll_back(empty_store, spec)
+    assert cycle.rows_of(empty_store, "app") == before
