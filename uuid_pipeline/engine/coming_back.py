@@ -28,16 +28,20 @@ def remembered(table: Table) -> sql.Composable:
 
 
 def staying(entity: Entity, kept: Sequence[Shelf], coming: sql.Composable) -> sql.Composable:
-    """Of the entity's rows that this batch archived those that do not come back: (source, goal), both as text.
+    """Of the entity's archived rows those that do not come back: (source, goal), both as text.
 
-    ``source`` is the row's id, ``goal`` its survivor's, NULL where it has none.
+    Of this batch, as far as judged, and of those that were undone before it. ``source`` is the row's id, ``goal`` its
+    survivor's, NULL where it has none.
     """
     of_entity = next((one for one in kept if one.table.oid == entity.table.oid), None)
     if of_entity is None:
         return sql.Text("(SELECT NULL AS source, NULL AS goal WHERE false)")
     return sql.compose(
         """(SELECT r.{key}::text AS source, r.uuid_pipeline_survivor AS goal FROM {archive} r
-            WHERE r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s AND NOT ({coming}))""",
+            WHERE (r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s AND NOT ({coming}))
+               OR r.uuid_pipeline_ordinal <@ (
+                   SELECT coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]')), '{{}}')
+                   FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s AND b.direction = 'back'))""",
         key=sql.name(entity.key),
         archive=of_entity.relation,
         coming=coming,

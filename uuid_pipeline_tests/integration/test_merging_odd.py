@@ -589,6 +589,51 @@ def test_a_row_that_refers_to_losers_of_two_clusters_gets_back_the_one_that_come
     )  # fmt: skip
 
 
+# Arrays and JSON that hold ids of two clusters and of a document by itself; no foreign key keeps anything.
+TRIPLES = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false, name text);
+CREATE TABLE app.triples (n serial PRIMARY KEY, ids uuid[], doc jsonb);
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k' || (n + 1) / 2, false, 'n' || n
+FROM generate_series(1, 5) n;
+INSERT INTO app.triples (ids, doc)
+SELECT ids, jsonb_build_object('ids', to_jsonb(ids))
+FROM app.documents x, app.documents y, app.documents z, LATERAL (SELECT ARRAY[x.id, y.id, z.id] AS ids) three
+WHERE (x.sha, y.sha, z.sha) = ('k1', 'k2', 'k3')
+"""
+IN_TRIPLES = """
+soft_references:
+  - {table: triples, column: ids, entity: document, orphans: keep}
+  - {table: triples, column: doc, entity: document, path: "ids.*", orphans: keep}
+"""
+
+
+@pytest.mark.parametrize("batch_rows", [1, 5000])
+@pytest.mark.parametrize("gone", ["the survivor of the first", "the survivor of the second", "the third"])
+def test_what_comes_back_is_named_again_beside_ids_of_what_the_application_deleted(
+    empty_store: Engine, gone: str, batch_rows: int
+) -> None:
+    built(empty_store, TRIPLES)
+    before = cycle.rows_of(empty_store, "app")
+    spec = spec_of(IN_TRIPLES, batch_rows=batch_rows)
+    cycle.run_all(empty_store, spec)
+    sha = {"the survivor of the first": "k1", "the survivor of the second": "k2", "the third": "k3"}[gone]
+    cycle.run_sql(empty_store, "DELETE FROM app.documents WHERE sha = %(sha)s", sha=sha)
+
+    cycle.roll_back(empty_store, spec)
+
+    after = cycle.rows_of(empty_store, "app")
+    lost = {str(row["id"]) for row in before["documents"] if row["sha"] == sha}
+    assert after["documents"] == [row for row in before["documents"] if row["id"] not in lost]
+    was, now = ({row["n"]: re.findall(r"[0-9a-f-]{36}", f"{row['ids']} {row['doc']}") for row in rows["triples"]}
+                for rows in (before, after))  # fmt: skip
+    for n, ids in was.items():
+        assert [new for old, new in zip(ids, now[n], strict=True) if old not in lost] == [
+            i for i in ids if i not in lost
+        ]
+
+
 # Either a cover or another picture: what may be NULL alone may not be for the CHECK.
 PINS = """
 CREATE SCHEMA app;
