@@ -11,6 +11,8 @@ from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Reference, Store
 
+_ANYWAY = sql.Text("")
+
 
 def checked_keys(connection: Connection, store: Store, assessment: int) -> list[ForeignKey]:
     """The foreign keys, but plain references, of the tables that have an archive: rows may have been put back there."""
@@ -56,8 +58,8 @@ def _is_of(reference: Reference, table: Table) -> bool:
 def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
     """Note in ``pg_temp.coming`` the archived rows of the ``ordinals`` bound that may come back.
 
-    One whose unique key another row has does not, and one whose foreign key refers to a row that does not come back,
-    and is not there, does not either; so on until none is left. The documents were judged with their ordinals.
+    One whose unique key another row has and keeps does not, nor does one whose foreign key refers to a row that is not
+    there, and does not come back; so on until none is left. The documents were judged with their ordinals.
     """
     make = """CREATE TEMPORARY TABLE IF NOT EXISTS coming (archive regclass, at tid, PRIMARY KEY (archive, at))
               ON COMMIT DELETE ROWS"""
@@ -76,6 +78,9 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
         for unique in plain_unique_keys(store, one.table):
             sql.execute(connection, _whose_place_is_taken(one, unique))
     drops = [_without_target(connection, store, one, kept) for one in below]
+    drops += [
+        _without_place(store, one, unique, kept) for one in below for unique in unique_keys_of_ids(store, one.table)
+    ]
     while sum(sql.execute(connection, drop, values).rowcount for drop in drops):
         continue
 
@@ -86,6 +91,15 @@ def _whose_place_is_taken(one: Shelf, unique: Sequence[str]) -> sql.Composable:
            WHERE c.archive = a.tableoid AND c.at = a.ctid AND {taken}""",
         archive=one.relation,
         taken=is_taken(one, unique),
+    )
+
+
+def _without_place(store: Store, one: Shelf, unique: Sequence[str], kept: Sequence[Shelf]) -> sql.Composable:
+    return sql.compose(
+        """DELETE FROM pg_temp.coming c USING {archive} a
+           WHERE c.archive = a.tableoid AND c.at = a.ctid AND {taken}""",
+        archive=one.relation,
+        taken=is_taken_for_good(store, one, unique, kept, is_coming("r")),
     )
 
 
@@ -254,8 +268,41 @@ def plain_unique_keys(store: Store, table: Table) -> list[tuple[str, ...]]:
     return [key for key in table.unique_keys if not _ids_of(store, table) & set(key)]
 
 
-def is_taken(kept: Shelf, unique: Sequence[str]) -> sql.Composable:
-    """Whether another row has what is unique about the archived row ``a``."""
+def unique_keys_of_ids(store: Store, table: Table) -> list[tuple[str, ...]]:
+    """The unique keys of a table that hold ids."""
+    return [key for key in table.unique_keys if _ids_of(store, table) & set(key)]
+
+
+def is_taken_for_good(
+    store: Store, one: Shelf, unique: Sequence[str], kept: Sequence[Shelf], coming: sql.Composable
+) -> sql.Composable:
+    """As :func:`is_taken` for a key that holds ids, but by a row that is about to be turned back to another."""
+    entity_of = {c: entity for m in store.tables if m.table.oid == one.table.oid for c, entity in m.columns}
+    leaves = [
+        sql.compose(
+            "(m.before ? {n} AND t.{c}::text IS NOT DISTINCT FROM m.after->>{n} AND {comes})",
+            n=sql.literal(column),
+            c=sql.name(column),
+            comes=comes_back(column, store.entity(entity_of[column]), kept, coming),
+        )
+        for column in unique
+        if column in entity_of
+    ]
+    if not one.table.primary_key or not leaves:
+        return is_taken(one, unique)
+    stays = sql.compose(
+        """ AND NOT EXISTS (SELECT FROM uuid_pipeline.repointed m
+                WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
+                  AND m.foreign_key IS NULL AND {remembered} AND ({leaves}))""",
+        label=sql.literal(f"{one.table.schema}.{one.table.name}"),
+        remembered=remembered(one.table),
+        leaves=sql.join(" OR ", leaves),
+    )
+    return is_taken(one, unique, stays)
+
+
+def is_taken(kept: Shelf, unique: Sequence[str], stays: sql.Composable = _ANYWAY) -> sql.Composable:
+    """Whether another row ``t``, which ``stays``, has what is unique about the archived row ``a``."""
     there = {column.name for column in kept.columns}
     if not set(unique) <= there:
         return sql.Text("false")
@@ -267,4 +314,9 @@ def is_taken(kept: Shelf, unique: Sequence[str]) -> sql.Composable:
         for column in kept.columns
         if column.name in unique
     ]
-    return sql.compose("EXISTS (SELECT FROM {table} t WHERE {same})", table=kept.source, same=sql.join(" AND ", same))
+    return sql.compose(
+        "EXISTS (SELECT FROM {table} t WHERE {same}{stays})",
+        table=kept.source,
+        same=sql.join(" AND ", same),
+        stays=stays,
+    )

@@ -76,13 +76,7 @@ def _with_their_roots(
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
                  AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
                GROUP BY 1 HAVING NOT bool_or({taken}) AND bool_and(true{there})""",
-            taken=sql.join(
-                " OR ",
-                [
-                    coming_back.is_taken(kept, unique)
-                    for unique in [(root.key,), *coming_back.plain_unique_keys(store, root.table)]
-                ],
-            ),
+            taken=sql.join(" OR ", _ways_to_be_taken(store, root, kept, archives)),
             there=sql.join("", there),
             archive=kept.relation,
             held=held_of(store, root.name).relation,
@@ -90,6 +84,14 @@ def _with_their_roots(
         values = {**plan.values, "ordinals": list(coming)}
         found += [int(row.ordinal) for row in sql.rows(connection, statement, values)]
     return found
+
+
+def _ways_to_be_taken(store: Store, root: Entity, kept: Shelf, archives: Sequence[Shelf]) -> list[sql.Composable]:
+    plain = [(root.key,), *coming_back.plain_unique_keys(store, root.table)]
+    of_ids = [unique for unique in coming_back.unique_keys_of_ids(store, root.table) if unique != (root.key,)]
+    return [coming_back.is_taken(kept, unique) for unique in plain] + [
+        coming_back.is_taken_for_good(store, kept, unique, archives, coming_back.OF_ORDINALS) for unique in of_ids
+    ]
 
 
 def _only_turned(connection: Connection, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:

@@ -589,6 +589,55 @@ def test_a_row_that_refers_to_losers_of_two_clusters_gets_back_the_one_that_come
     )  # fmt: skip
 
 
+# The survivor's set is the smaller one and goes; a note refers to its chunk 1, which the other set has not.
+SETS = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, busy bool NOT NULL DEFAULT false,
+                            at date NOT NULL);
+CREATE TABLE app.chunks (id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+                         document_id uuid NOT NULL REFERENCES app.documents, ver text, ord int,
+                         UNIQUE (document_id, ver, ord));
+CREATE TABLE app.notes (n int PRIMARY KEY, chunk_id uuid REFERENCES app.chunks);
+INSERT INTO app.documents
+SELECT ('00000000-0000-4000-8000-00000000000' || n)::uuid, 'u', 'k', false, date '2026-01-01' + n
+FROM generate_series(1, 2) n;
+INSERT INTO app.chunks (document_id, ver, ord)
+SELECT ('00000000-0000-4000-8000-00000000000' || d)::uuid, 'v1', o
+FROM (VALUES (1, 0), (1, 1), (2, 0), (2, 2), (2, 3)) c(d, o);
+INSERT INTO app.notes
+SELECT ord, id FROM app.chunks WHERE document_id = '00000000-0000-4000-8000-000000000001'
+"""
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_chunk_whose_place_was_filled_stays_archived_and_nothing_refers_to_it_again(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str, rewritten: bool
+) -> None:
+    built(empty_store, SETS)
+    oldest = ENTITIES.replace("{owner: owner}", "{owner: owner, created_at: at}, survivor: [oldest]")
+    spec = parse_spec(oldest + CHUNKS, "app.yaml")
+    before = cycle.rows_of(empty_store, "app")
+    role = owner_in(tier, empty_store, new_role)
+    with opened(as_role(empty_url, role)) as owner:
+        cycle.run_all(owner, spec)
+        if rewritten:
+            again = "INSERT INTO app.chunks (document_id, ver, ord) SELECT id, 'v1', 1 FROM app.documents"
+            cycle.run_sql(empty_store, again)
+        cycle.roll_back(owner, spec)
+
+    after = cycle.rows_of(empty_store, "app")
+    assert after["documents"] == before["documents"]
+    filled = {str(row["id"]) for row in before["chunks"] if rewritten and row["ord"] == "1"}
+    assert [row for row in before["chunks"] if row not in after["chunks"]] == [
+        row for row in before["chunks"] if row["id"] in filled
+    ]
+    assert len(after["chunks"]) == len(before["chunks"])
+    assert after["notes"] == cycle.ordered(
+        [{**row, "chunk_id": None if row["chunk_id"] in filled else row["chunk_id"]} for row in before["notes"]]
+    )
+
+
 # Arrays and JSON that hold ids of two clusters and of a document by itself; no foreign key keeps anything.
 TRIPLES = """
 CREATE SCHEMA app;
