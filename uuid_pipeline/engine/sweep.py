@@ -96,9 +96,19 @@ def _find_parents(connection: Connection, store: Store) -> None:
 
 
 def _leave_aside(connection: Connection, store: Store, execution_id: str) -> None:
-    """What a wave set aside waits for its own wave or for the next plan, whatever was written below it meanwhile."""
+    """What a wave set aside waits for its own wave or for the next plan, whatever was written below it meanwhile.
+
+    So does what the plan has named as quarantined.
+    """
     for entity in store.entities:
         if entity.parent is None:
+            quarantined = sql.compose(
+                """DELETE FROM {due} d USING {inventory} i WHERE i.assessment_no = ANY(%(seen)s) AND i.key = d.key
+                   AND i.quarantined IS NOT NULL""",
+                due=due(entity),
+                inventory=ledger.inventory_table(entity),
+            )
+            sql.execute(connection, quarantined, {"seen": _seen(connection, execution_id)})
             leave = sql.compose(
                 """DELETE FROM {due} d USING uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s
                    AND u.entity = %(entity)s AND u.reason <> 'gone' AND u.old_id = d.key::text""",
