@@ -61,14 +61,20 @@ def shelf(table: Table, assessment: int) -> Shelf:
 
 
 def make_shelf(connection: Connection, kept: Shelf) -> None:
-    """The archive table, typed as the table is; LIKE takes no lock that an application would wait for."""
+    """The archive table, typed as the table is; LIKE takes no lock that an application would wait for.
+
+    Each batch of a rollback looks for its own rows: without an index it would read what all of them have archived.
+    """
+    if exists(connection, kept):
+        return
     statement = sql.compose(
-        "CREATE TABLE IF NOT EXISTS {archive} ({ours}, LIKE {table} INCLUDING GENERATED)",
+        "CREATE TABLE {archive} ({ours}, LIKE {table} INCLUDING GENERATED)",
         archive=kept.relation,
         ours=sql.Text(_OURS),
         table=kept.source,
     )
     sql.execute(connection, statement)
+    sql.execute(connection, sql.compose("CREATE INDEX ON {archive} (uuid_pipeline_ordinal)", archive=kept.relation))
 
 
 def exists(connection: Connection, kept: Shelf) -> bool:

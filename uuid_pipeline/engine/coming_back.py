@@ -29,25 +29,44 @@ def remembered(table: Table) -> sql.Composable:
     return sql.join(" AND ", same)
 
 
-def staying(entity: Entity, kept: Sequence[Shelf], coming: sql.Composable) -> sql.Composable:
-    """Of the entity's archived rows those that do not come back: (source, goal), both as text.
+def staying(entity: Entity) -> sql.Composable:
+    """Of the entity's archived rows those that do not come back: (source, goal), both as text; :func:`find` notes them.
 
-    Of this batch, as far as judged, and of those that were undone before it. ``source`` is the row's id, ``goal`` its
-    survivor's, NULL where it has none.
+    Of this batch and of those that were undone before it. ``source`` is the row's id, ``goal`` its survivor's, NULL
+    where it has none.
     """
-    of_entity = next((one for one in kept if one.table.oid == entity.table.oid), None)
-    if of_entity is None:
-        return sql.Text("(SELECT NULL AS source, NULL AS goal WHERE false)")
     return sql.compose(
-        """(SELECT r.{key}::text AS source, r.uuid_pipeline_survivor AS goal FROM {archive} r
-            WHERE (r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s AND NOT ({coming}))
-               OR r.uuid_pipeline_ordinal <@ (
-                   SELECT coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]')), '{{}}')
-                   FROM uuid_pipeline.batches b WHERE b.execution_id = %(execution)s AND b.direction = 'back'))""",
-        key=sql.name(entity.key),
-        archive=of_entity.relation,
-        coming=coming,
+        "(SELECT y.source, y.goal FROM pg_temp.staying y WHERE y.entity = {entity})", entity=sql.literal(entity.name)
     )
+
+
+_MAKE_STAYING = """
+CREATE TEMPORARY TABLE IF NOT EXISTS staying (entity text, source text, goal text, PRIMARY KEY (entity, source))
+ON COMMIT DELETE ROWS
+"""
+_UNDONE: LiteralString = """
+SELECT coalesce(range_agg(int8range(b.first_ordinal, b.last_ordinal, '[]')), '{}') FROM uuid_pipeline.batches b
+WHERE b.execution_id = %(execution)s AND b.direction = 'back'
+"""
+
+
+def _note_staying(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
+    """A table with an index: for each value that is turned back it is asked which of its ids are in it."""
+    sql.execute(connection, "DELETE FROM pg_temp.staying")
+    for entity in store.entities:
+        for one in kept:
+            if one.table.oid == entity.table.oid:
+                note = sql.compose(
+                    """INSERT INTO pg_temp.staying
+                       SELECT %(entity)s, r.{key}::text, r.uuid_pipeline_survivor FROM {archive} r
+                       WHERE (r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s AND NOT ({coming}))
+                          OR r.uuid_pipeline_ordinal <@ ({undone}) ON CONFLICT DO NOTHING""",
+                    key=sql.name(entity.key),
+                    archive=one.relation,
+                    coming=is_coming("r"),
+                    undone=sql.Text(_UNDONE),
+                )
+                sql.execute(connection, note, {**values, "entity": entity.name})
 
 
 def _is_of(reference: Reference, table: Table) -> bool:
@@ -64,6 +83,7 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
     make = """CREATE TEMPORARY TABLE IF NOT EXISTS coming (archive regclass, at tid, PRIMARY KEY (archive, at))
               ON COMMIT DELETE ROWS"""
     sql.execute(connection, make)
+    sql.execute(connection, _MAKE_STAYING)
     sql.execute(connection, "DELETE FROM pg_temp.coming")
     for one in kept:
         fill = sql.compose(
@@ -81,8 +101,10 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
     drops += [
         _without_place(store, one, unique, kept) for one in below for unique in unique_keys_of_ids(store, one.table)
     ]
-    while sum(sql.execute(connection, drop, values).rowcount for drop in drops):
-        continue
+    dropped = 1
+    while dropped:
+        _note_staying(connection, store, kept, values)
+        dropped = sum(sql.execute(connection, drop, values).rowcount for drop in drops)
 
 
 def _whose_place_is_taken(one: Shelf, unique: Sequence[str]) -> sql.Composable:
@@ -256,10 +278,20 @@ def _held_then(
 
 def comes_back(column: str, entity: Entity, kept: Sequence[Shelf], coming: sql.Composable) -> sql.Composable:
     """Whether the row whose id ``m`` of ``repointed`` remembers of this column does not stay archived."""
+    stay = staying(entity)
+    archived = next((one for one in kept if one.table.oid == entity.table.oid), None)
+    if archived is None:
+        return sql.Text("true")
+    if coming is OF_ORDINALS:
+        stay = sql.compose(
+            """(SELECT r.{key}::text AS source FROM {archive} r
+                WHERE r.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s AND NOT ({coming}))""",
+            key=sql.name(entity.key),
+            archive=archived.relation,
+            coming=coming,
+        )
     return sql.compose(
-        "NOT EXISTS (SELECT FROM {staying} s WHERE s.source = m.before->>{n})",
-        staying=staying(entity, kept, coming),
-        n=sql.literal(column),
+        "NOT EXISTS (SELECT FROM {stay} s WHERE s.source = m.before->>{n})", stay=stay, n=sql.literal(column)
     )
 
 

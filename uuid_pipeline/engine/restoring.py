@@ -294,7 +294,7 @@ def _repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf])
                     THEN {value} ELSE t.{c} END""",
             c=sql.name(column.name),
             n=sql.literal(column.name),
-            same=_means_the_same(store, table, column, kept),
+            same=_means_the_same(store, table, column),
             value=_turned_back(store, table, column, kept),
         )
         for column in columns
@@ -324,12 +324,11 @@ def _turned_back(store: Store, table: Table, column: Column, kept: Sequence[Shel
             comes = coming_back.comes_back(name, store.entity(entity), kept, coming)
             value = sql.compose("CASE WHEN {comes} THEN {was} ELSE t.{c} END", comes=comes, was=value, c=sql.name(name))
     for reference in _embedded(store, table, column):
-        staying = coming_back.staying(store.entity(reference.entity), kept, coming)
-        value = _rewritten(store, reference, column, value, staying)
+        value = _rewritten(store, reference, column, value, coming_back.staying(store.entity(reference.entity)))
     return value
 
 
-def _means_the_same(store: Store, table: Table, column: Column, kept: Sequence[Shelf]) -> sql.Composable:
+def _means_the_same(store: Store, table: Table, column: Column) -> sql.Composable:
     """Or whether a value of several ids differs from what the merge wrote only by what came of others of them since.
 
     A later merge may have turned one of them that stays turned; another's row may be gone, and leaves its new id there.
@@ -338,12 +337,12 @@ def _means_the_same(store: Store, table: Table, column: Column, kept: Sequence[S
     then: sql.Composable = sql.compose("(m.after->>{n})::{t}", n=sql.literal(column.name), t=cast_type(column.type))
     references = [one for one in _embedded(store, table, column) if one.form != "text"]
     for reference in references:
-        stands = _stands_for(store.entity(reference.entity), kept)
+        stands = _stands_for(store.entity(reference.entity))
         now, then = (_rewritten(store, reference, column, value, stands) for value in (now, then))
     return sql.compose(" OR ({now})::text = ({then})::text", now=now, then=then) if references else sql.Text("")
 
 
-def _stands_for(entity: Entity, kept: Sequence[Shelf]) -> sql.Composable:
+def _stands_for(entity: Entity) -> sql.Composable:
     """For the id ``i`` of a value, where its own row is not to be found: its survivor, or the id that it had before."""
     is_one = sql.compose("i.id ~ {form}", form=sql.literal(CANONICAL_UUID)) if entity.key_type == "uuid" else None
     return sql.compose(
@@ -352,7 +351,7 @@ def _stands_for(entity: Entity, kept: Sequence[Shelf]) -> sql.Composable:
             SELECT i.id, m.old_id::text FROM {map} m WHERE m.assessment_no = %(no)s AND m.role = 'move'
                 AND m.new_id = {id} AND m.old_id <> m.new_id
                 AND NOT EXISTS (SELECT FROM {table} e WHERE e.{key} = m.new_id))""",
-        staying=coming_back.staying(entity, kept, coming_back.is_coming("r")),
+        staying=coming_back.staying(entity),
         map=ledger.map_table(entity),
         id=sql.compose("CASE WHEN {is_one} THEN i.id::uuid END", is_one=is_one) if is_one else sql.Text("i.id"),
         table=sql.table(entity.table.schema, entity.table.name),
@@ -438,20 +437,24 @@ def _has_deferrable_key(connection: Connection, one: Shelf) -> bool:
 
 def _present(link: Link, index: int) -> sql.Composable:
     """Whether what row ``x`` refers to does not stay archived."""
-
     pairs = list(zip(link.columns, link.target_columns, strict=True))
-    referred, put, live = (
-        sql.join(" AND ", [sql.compose(text, c=sql.name(column), t=sql.name(target)) for column, target in pairs])
-        for text in ("r.{t} = x.{c}", "q.{t} = r.{t}", "l.{t} = r.{t}")
+    put, live, missing, known = (
+        [sql.compose(text, c=sql.name(column), t=sql.name(target)) for column, target in pairs]
+        for text in ("q.{t} = r.{t}", "l.{t} = r.{t}", "x.{c} IS NULL", "r.{t} IS NOT NULL")
     )
+    # IN, over what is known to hold no NULL, is answered from one hash; an anti-join may read it all for each row.
     return sql.compose(
-        """ AND NOT EXISTS (SELECT FROM {archive} r WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {referred}
-                            AND NOT EXISTS (SELECT FROM {put} q WHERE {same_put})
-                            AND NOT EXISTS (SELECT FROM {table} l WHERE {same_live}))""",
+        """ AND ({missing} OR ({columns}) NOT IN (
+                SELECT {targets} FROM {archive} r WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {known}
+                    AND NOT EXISTS (SELECT FROM {put} q WHERE {same_put})
+                    AND NOT EXISTS (SELECT FROM {table} l WHERE {same_live})))""",
+        missing=sql.join(" OR ", missing),
+        columns=sql.join(", ", [sql.compose("x.{c}", c=sql.name(column)) for column, _ in pairs]),
+        targets=sql.join(", ", [sql.compose("r.{t}", t=sql.name(target)) for _, target in pairs]),
         archive=link.target.relation,
-        referred=referred,
+        known=sql.join(" AND ", known),
         put=sql.name(f"put_{index}"),
         table=link.target.source,
-        same_put=put,
-        same_live=live,
+        same_put=sql.join(" AND ", put),
+        same_live=sql.join(" AND ", live),
     )

@@ -160,14 +160,15 @@ rows AS (
     SELECT i.natural_key, i.parent_key AS parent, c.owner, c.own, jsonb_build_array({columns}) AS set_of
     FROM clusters c JOIN {inventory} i ON i.assessment_no = %(no)s AND i.parent_key = c.parent
     JOIN {table} t ON t.{key} = i.key WHERE i.natural_key IS NOT NULL AND i.quarantined IS NULL),
-sources AS (
-    SELECT owner, set_of, parent, row_number() OVER (
-               PARTITION BY owner, set_of ORDER BY count(*) DESC, bool_or(own) DESC, parent) AS place
-    FROM rows GROUP BY owner, set_of, parent)
-SELECT count(*) FROM rows r JOIN sources s USING (owner, set_of, parent)
-WHERE s.place > 1 AND NOT EXISTS (
-    SELECT FROM rows k JOIN sources p USING (owner, set_of, parent)
-    WHERE p.place = 1 AND k.owner = r.owner AND k.natural_key = r.natural_key)
+counted AS (
+    SELECT r.*, count(*) OVER source AS size, bool_or(own) OVER source AS owners FROM rows r
+    WINDOW source AS (PARTITION BY owner, set_of, parent)),
+-- Each set is read once: joined with itself, many clusters would be compared row by row.
+placed AS (
+    SELECT owner, natural_key,
+           dense_rank() OVER (PARTITION BY owner, set_of ORDER BY size DESC, owners DESC, parent) AS place FROM counted)
+SELECT coalesce(sum(n), 0) FROM (
+    SELECT count(*) AS n FROM placed GROUP BY owner, natural_key HAVING bool_and(place > 1)) gone
 """
 
 

@@ -183,7 +183,7 @@ def test_a_document_taken_up_again_by_a_later_wave_is_undone_before_that_wave(pa
 def archive_of(engine: Engine, table: str) -> str:
     [(name,)] = cycle.run_sql(
         engine,
-        "SELECT oid::regclass::text FROM pg_class WHERE oid::regclass::text LIKE %(like)s",
+        "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND oid::regclass::text LIKE %(like)s",
         like=f"uuid_pipeline.archive_papers_{table}_%",
     )
     return str(name)
