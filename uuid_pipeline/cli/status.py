@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.cli import watching
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_configured_store
-from uuid_pipeline.engine import aliases, aside, lease, ledger, planning
+from uuid_pipeline.engine import aliases, aside, finalizing, lease, ledger, planning
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import progress, state
 from uuid_pipeline.reports.tables import counts
@@ -184,6 +184,8 @@ def _begin(connection: Connection, executions: list[ledger.Execution], plan: pla
     if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
         return plan.approve_command
     if aliases.installed(connection):
+        if finalizing.is_half_done(connection, executions):
+            return "uuid-pipeline finalize: it was interrupted, and alias triggers stand"
         return "uuid-pipeline plan, for what is new; once no old id is used any more: uuid-pipeline finalize"
     if executions and all(e.status == "finalized" for e in executions):
         return "uuid-pipeline plan, for what is new; to remove the ledger: uuid-pipeline drop-ledger"

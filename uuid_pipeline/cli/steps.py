@@ -414,7 +414,7 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
             chosen.wave for chosen in waves if ledger.wave(connection, chosen.wave).status == "rolled_back"
         ]
         documents = rollback.documents_back(connection, session.store, [chosen.wave for chosen in waves])
-        left = rollback.left_in_archive(connection, answer.data["rolled_back"])
+        left = rollback.left_in_archive(connection, session.store, answer.data["rolled_back"])
     _finish(outcome)
     answer.data["message"] = f"Rolled back {len(waves)} waves, {documents} documents: old ids again."
     answer.data["left_in_archive"] = left

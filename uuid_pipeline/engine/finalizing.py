@@ -1,5 +1,6 @@
 """The end: aliases removed, and with them the way back; then, if wanted, the ledger itself."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
@@ -29,6 +30,12 @@ def consequences(connection: Connection) -> list[str]:
 
 def _ending(connection: Connection) -> list[ledger.Execution]:
     return [e for e in ledger.executions(connection) if "finalized" in ledger.TRANSITIONS.get(e.status, frozenset())]
+
+
+def is_half_done(connection: Connection, executions: Sequence[ledger.Execution]) -> bool:
+    """Whether every execution is finalized, and the aliases stand that no guard needs."""
+    final = bool(executions) and all(e.status == "finalized" for e in executions)
+    return final and GUARD not in ledger.assessments_in_force(connection)
 
 
 def require_closed(connection: Connection) -> None:
@@ -62,8 +69,14 @@ def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
 def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
     """Remove the aliases and close every execution for good; returns the executions that are finalized now.
 
-    Raises RefusedError as :func:`require_quiet` does, or when another run writes.
+    Raises RefusedError as :func:`require_quiet` does, when another run writes, or when this role may roll back only.
     """
+    with engine.begin() as asking:
+        # Before anything is closed: a role that cannot remove the aliases must not take the way back.
+        if not ledger.is_owner(asking):
+            raise RefusedError(
+                "Refused: this role does not own the ledger, and may roll back only. Connect as the migrator."
+            )
     with leases.held(engine, run_id) as (connection, lease):
         # What a run that died had altered, and no run has put back since.
         silencing.put_back(connection, lease)

@@ -19,6 +19,7 @@ from uuid_pipeline.engine import (
     speed,
     sql,
     vector_indexes,
+    written_ids,
 )
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine.catalog import read_catalog
@@ -125,7 +126,7 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "rebuilt_indexes": vectors.rebuilt,
         "kept_indexes": vectors.kept,
         "backup": store.spec.backup,
-        "risks": _risks(store, assessment) + vectors.risks,
+        "risks": _risks(store, assessment) + written_ids.found(connection, store, number) + vectors.risks,
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     # Estimates stand outside the digest: they follow the machine, not what is approved.

@@ -241,8 +241,9 @@ def passed(connection: Connection, store: Store, plan: Plan) -> GateResult:
 
 
 def _fault(found: Rehearsal | None, users: int | None, content: dict[str, Any]) -> str | None:
-    if found is None:
-        return "the spec requires a rehearsal, and there was none"
+    if found is None or not found.documents:
+        was = "there was none" if found is None else f"rehearsal {found.number} was of no document"
+        return f"the spec requires a rehearsal, and {was}"
     if not found.passed:
         return f"{described(found)}: {'; '.join(found.differences[:3])}"
     if found.spec_digest != content["spec_digest"]:

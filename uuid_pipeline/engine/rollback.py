@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
     aliases,
+    archive,
     batch,
     coming_back,
     inventory,
@@ -114,17 +115,18 @@ def documents_back(connection: Connection, store: Store, waves: Sequence[str]) -
     )
 
 
-def left_in_archive(connection: Connection, waves: Sequence[str]) -> dict[str, int]:
-    """Rows by table that merges of these waves archived and no rollback has brought back."""
-    found = sql.rows(
-        connection,
-        """SELECT t.key AS name, sum(t.n)::bigint AS rows FROM uuid_pipeline.batches b CROSS JOIN LATERAL (
-               SELECT key, value::bigint AS n FROM jsonb_each_text(b.moved->'merged'->'archived')
-               UNION ALL SELECT key, -value::bigint FROM jsonb_each_text(b.moved->'restored')) t
-           WHERE b.wave = ANY(%(waves)s) GROUP BY t.key HAVING sum(t.n) > 0 ORDER BY 1""",
-        {"waves": list(waves)},
-    )
-    return {row.name: int(row.rows) for row in found}
+def left_in_archive(connection: Connection, store: Store, waves: Sequence[str]) -> dict[str, int]:
+    """Rows by table that merges of these waves archived and that are in the archive still: not back, and not erased."""
+    found: dict[str, int] = {}
+    for number in sorted({ledger.wave(connection, wave).assessment_no for wave in waves}):
+        for one in archive.shelves(connection, store, number):
+            counted = sql.compose(
+                "SELECT count(*) FROM {archive} WHERE uuid_pipeline_wave = ANY(%(waves)s)", archive=one.relation
+            )
+            rows = int(sql.scalar(connection, counted, {"waves": list(waves)}))
+            if rows:
+                found[f"{one.table.schema}.{one.table.name}"] = rows
+    return found
 
 
 def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id: str, report: Report) -> list[Run]:

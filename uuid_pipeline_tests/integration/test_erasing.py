@@ -53,7 +53,8 @@ def ids_of(rows: cycle.Rows, user: str) -> set[str]:
 
 def merged_user(engine: Engine) -> str:
     """A user with something in the archives."""
-    [(name,)] = cycle.run_sql(engine, "SELECT relname FROM pg_class WHERE relname LIKE 'archive_%%_documents_%%'")
+    archives = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'archive_%%_documents_%%'"
+    [(name,)] = cycle.run_sql(engine, archives)
     archived = f"SELECT user_id FROM uuid_pipeline.{name} ORDER BY 1 LIMIT 1"  # noqa: S608
     return str(cycle.run_sql(engine, archived)[0][0])
 

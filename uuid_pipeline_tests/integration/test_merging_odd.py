@@ -266,7 +266,8 @@ def test_a_loser_that_has_no_place_any_more_stays_archived_and_the_others_come_b
 
         waves = [run.wave for run in cycle.roll_back(owner, spec_of())]
         with owner.begin() as connection:
-            assert rollback.left_in_archive(connection, waves) == {"app.documents": 1}
+            store = cycle.bound(connection, spec_of())
+            assert rollback.left_in_archive(connection, store, waves) == {"app.documents": 1}
 
     as_it_was_but_for(before, cycle.rows_of(empty_store, "app"), folder)
 

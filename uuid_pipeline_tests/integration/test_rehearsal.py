@@ -211,6 +211,10 @@ def test_where_it_is_required_the_gate_wants_one_that_passed_for_this_spec_and_s
     assert "2 users' documents; the spec asks for all" in gate_of(incident, plan, required).finding
     rehearse(incident, workshop, required)
     assert gate_of(incident, plan, required).passed
+    # One that was made before there was anything to move proves nothing.
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.rehearsals SET documents = 0")
+    assert "was of no document" in gate_of(incident, plan, required).finding
+    rehearse(incident, workshop, required)
     cycle.approve(incident, required, cycle.assess_and_plan(incident, required).plan_id)
 
 

@@ -13,12 +13,12 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import ProgrammingError
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import control, export, guard, ledger, triggers
+from uuid_pipeline.engine import control, export, finalizing, guard, ledger, triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.health import tick
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports import state
-from uuid_pipeline.spec import load_spec
+from uuid_pipeline.spec import Aliases, load_spec
 from uuid_pipeline_tests.conftest import NewDatabase, Templates
 from uuid_pipeline_tests.integration import cycle, shop
 
@@ -94,6 +94,10 @@ def test_the_migrator_plans_approves_migrates_and_validates_and_the_rollback_rol
     assert execution.status == "completed"
     # The same again: a second plan's maps and archives are the rollback role's to use, too.
     cycle.run_all(roles["migrator"], SPEC)
+    # It cannot remove the aliases, and must not close what it could then not take back.
+    at_once = cycle.bound_store(roles["rollback"], SPEC.model_copy(update={"aliases": Aliases(quiet_hours=0)}))
+    with pytest.raises(RefusedError, match="may roll back only"):
+        finalizing.finalize(roles["rollback"], at_once, "test run")
     cycle.roll_back(roles["rollback"], SPEC)
     assert cycle.rows_of(store) == before
 

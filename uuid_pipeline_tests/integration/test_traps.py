@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import profile, traps, triggers
+from uuid_pipeline.engine import profile, traps, triggers, written_ids
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import SoftReference, Spec, parse_spec
@@ -377,3 +377,31 @@ def test_the_profile_tells_of_tier_triggers_and_traps(zoo_to_look_at: Engine) ->
         ("note", "r_no_action", "AFTER UPDATE for each row"),
     ]
     assert (found["unsupported"], len(found["warnings"])) == ([], 2)
+
+
+NAMED_IN = {
+    "policy p on documents": "CREATE POLICY p ON upload_pipeline.documents USING (document_id <> '{id}')",
+    "CHECK c on upload_jobs":
+        "ALTER TABLE upload_pipeline.upload_jobs ADD CONSTRAINT c CHECK (document_id <> '{id}') NOT VALID",
+    "the default of events.document_id": "ALTER TABLE upload_pipeline.events ALTER document_id SET DEFAULT '{id}'",
+    "index i on events":
+        "CREATE INDEX i ON upload_pipeline.events (event_id) WHERE document_id = '{id}'",
+    "trigger t on events": """CREATE TRIGGER t BEFORE INSERT ON upload_pipeline.events FOR EACH ROW
+        WHEN (NEW.document_id = '{id}') EXECUTE FUNCTION suppress_redundant_updates_trigger()""",
+    "view v": "CREATE VIEW upload_pipeline.v AS SELECT * FROM upload_pipeline.documents WHERE document_id = '{id}'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", NAMED_IN)
+def test_where_the_catalog_names_an_id_that_changes_the_plan_says_so(incident: Engine, place: str) -> None:
+    documents = "SELECT document_id::text FROM upload_pipeline.documents ORDER BY 1"
+    [(moves,), *_] = cycle.run_sql(incident, documents)
+    cycle.run_sql(incident, NAMED_IN[place].format(id=moves))
+    # One that nobody has.
+    cycle.run_sql(incident, f"CREATE VIEW upload_pipeline.w AS SELECT '{uuid.uuid4()}'::uuid AS id")
+
+    assessed = cycle.assess(incident, cycle.spec_with())
+    with incident.begin() as connection:
+        said = written_ids.found(connection, assessed.store, assessed.number)
+
+    assert [one.split(",")[0] for one in said] == [f"{place} names the document {moves}"]
