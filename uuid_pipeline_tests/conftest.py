@@ -34,11 +34,11 @@ NewDatabase = Callable[[str | None], str]
 NewRole = Callable[..., str]
 
 # A database a test is hundreds of files made and removed: half the time of the tests, where they are on a disk.
-MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")
 _MEMORY_WANTED = 8 * 2**30
-if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= _MEMORY_WANTED:
+if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _MEMORY_WANTED:
     # Of this process and of those that it starts; nothing has asked for the directory yet.
-    os.environ["TMPDIR"] = str(MEMORY)
+    os.environ["TMPDIR"] = str(_MEMORY)
     tempfile.tempdir = None
 
 

@@ -96,10 +96,12 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
     below = [one for one in kept if one.table.oid not in roots]
     for one in below:
         for unique in plain_unique_keys(store, one.table):
-            sql.execute(connection, _whose_place_is_taken(one, unique))
+            sql.execute(connection, _whose_place_is_taken(one, is_taken(one, unique)))
     drops = [_without_target(connection, store, one, kept) for one in below]
     drops += [
-        _without_place(store, one, unique, kept) for one in below for unique in unique_keys_of_ids(store, one.table)
+        _whose_place_is_taken(one, is_taken_for_good(store, one, unique, kept, is_coming("r")))
+        for one in below
+        for unique in unique_keys_of_ids(store, one.table)
     ]
     dropped = 1
     while dropped:
@@ -107,21 +109,12 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
         dropped = sum(sql.execute(connection, drop, values).rowcount for drop in drops)
 
 
-def _whose_place_is_taken(one: Shelf, unique: Sequence[str]) -> sql.Composable:
+def _whose_place_is_taken(one: Shelf, taken: sql.Composable) -> sql.Composable:
     return sql.compose(
         """DELETE FROM pg_temp.coming c USING {archive} a
            WHERE c.archive = a.tableoid AND c.at = a.ctid AND {taken}""",
         archive=one.relation,
-        taken=is_taken(one, unique),
-    )
-
-
-def _without_place(store: Store, one: Shelf, unique: Sequence[str], kept: Sequence[Shelf]) -> sql.Composable:
-    return sql.compose(
-        """DELETE FROM pg_temp.coming c USING {archive} a
-           WHERE c.archive = a.tableoid AND c.at = a.ctid AND {taken}""",
-        archive=one.relation,
-        taken=is_taken_for_good(store, one, unique, kept, is_coming("r")),
+        taken=taken,
     )
 
 

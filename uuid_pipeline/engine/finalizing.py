@@ -73,10 +73,7 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
     """
     with engine.begin() as asking:
         # Before anything is closed: a role that cannot remove the aliases must not take the way back.
-        if not ledger.is_owner(asking):
-            raise RefusedError(
-                "Refused: this role does not own the ledger, and may roll back only. Connect as the migrator."
-            )
+        ledger.require_owner(asking)
     with leases.held(engine, run_id) as (connection, lease):
         # What a run that died had altered, and no run has put back since.
         silencing.put_back(connection, lease)

@@ -120,6 +120,14 @@ def is_owner(connection: Connection) -> bool:
     return bool(sql.scalar(connection, owns))
 
 
+def require_owner(connection: Connection) -> None:
+    """Raise RefusedError for a role that may roll back only."""
+    if not is_owner(connection):
+        raise RefusedError(
+            "Refused: this role does not own the ledger, and may roll back only. Connect as the migrator."
+        )
+
+
 def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:
     """The id map and inventory of one entity, partitioned by assessment so that an old one is dropped at once."""
     id_map, inventory = map_table(entity), inventory_table(entity)

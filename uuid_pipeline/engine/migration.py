@@ -263,10 +263,7 @@ def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> 
     """Ask the ledger whether this wave may write now; the first one records the store as it was before."""
     wave = ledger.wave(connection, wave_name)
     execution = ledger.execution(connection, wave.execution_id)
-    if not ledger.is_owner(connection):
-        raise RefusedError(
-            "Refused: this role does not own the ledger, and may roll back only. Connect as the migrator."
-        )
+    ledger.require_owner(connection)
     if execution.status == "completed" and wave.status in ("moved", "unneeded"):
         return wave
     if execution.status not in ("approved", "running"):

@@ -60,7 +60,7 @@ UNION ALL SELECT m.old_id, m.role, false, {number} FROM {part} m WHERE m.new_id 
 
 
 # Whether what the map says of an ordinal was done, and not undone since. The batches tell while its wave is at work.
-DONE: LiteralString = """
+IS_IN_FORCE: LiteralString = """
 EXISTS (SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
         WHERE coalesce(w.assessment_no, e.assessment_no) = {number}
           AND {ordinal} BETWEEN w.first_ordinal AND w.last_ordinal AND w.status <> 'rolled_back'
@@ -230,7 +230,7 @@ WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = k.id)
 
 def in_force() -> Definition:
     """A function from a map's number and an ordinal to whether what the map says of it was done."""
-    body = sql.compose(DONE, number=sql.Text("$1"), ordinal=sql.Text("$2"))
+    body = sql.compose(IS_IN_FORCE, number=sql.Text("$1"), ordinal=sql.Text("$2"))
     returned = sql.compose("BEGIN RETURN {found}; END", found=body)
     return function(IN_FORCE, {"number": "integer", "place": "bigint"}, "boolean", _ASKING, returned)
 
@@ -302,8 +302,8 @@ def _view(entity: Entity, parts: Sequence[_Part]) -> Definition:
         _VIEW,
         **named,
         view=sql.table(SCHEMA, VIEW + entity.name),
-        reach=_reach(start, parts, DONE),
-        reached_moved_on=_moved_on(parts, "r.id", "r.number", DONE),
+        reach=_reach(start, parts, IS_IN_FORCE),
+        reached_moved_on=_moved_on(parts, "r.id", "r.number", IS_IN_FORCE),
         type=cast_type(entity.key_type),
     )
     return Definition(VIEW + entity.name, None, statement)

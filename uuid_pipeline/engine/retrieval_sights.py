@@ -174,7 +174,7 @@ def _given_to_another(view: Connection, store: Store, execution_id: str, documen
            AND m.role = 'move' AND m.assessment_no = ANY(%(maps)s) AND {done}""",
         map=ledger.map_table(store.main),
         type=sql.Text(store.main.key_type),
-        done=sql.compose(resolving.DONE, number=sql.Text("m.assessment_no"), ordinal=sql.Text("m.ordinal")),
+        done=sql.compose(resolving.IS_IN_FORCE, number=sql.Text("m.assessment_no"), ordinal=sql.Text("m.ordinal")),
     )
     values = {"ids": list(documents), "maps": ledger.assessments_since(view, execution_id)}
     return {row.id for row in sql.rows(view, statement, values)}

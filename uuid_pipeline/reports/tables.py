@@ -125,14 +125,14 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         found = content.get(part, [])  # a plan of an earlier version has neither
         lines += [(label, f"{i['index']} on {i['table']} ({', '.join(i['waves'])}): {i['reason']}") for i in found]
     lines += [("Not readable here", f"{name}: {why}") for name, why in content["unreadable_signals"].items()]
-    return lines + [("Risk", said) for said in _risks(content)]
+    return lines + [("Risk", said) for said in risk_lines(content)]
 
 
 # Lines of one kind of risk: a schema of hundreds of tables may lack as many indexes.
 _OF_A_KIND = 8
 
 
-def _risks(content: Mapping[str, Any]) -> list[str]:
+def risk_lines(content: Mapping[str, Any]) -> list[str]:
     """The plan's risks, the heaviest first; of a kind that has many, those that are left out are counted."""
     register = content.get("risk_register")
     if register is None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.cli.status import next_step
 from uuid_pipeline.engine import aliases, control, finalizing, ledger, rollback, sync_points
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.errors import RefusedError
@@ -196,6 +197,25 @@ def test_what_a_run_that_died_had_altered_is_put_back_first(
         finalize(owner, AT_ONCE)
 
     assert cycle.catalog_of(store) == objects
+
+
+def test_aliases_that_an_interrupted_finalize_left_are_told_and_removed_by_the_next(store: Engine) -> None:
+    cycle.run_all(store, AT_ONCE)
+    sync_points.on("finalized", die)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finalize(store, AT_ONCE)
+    finally:
+        sync_points.clear()
+
+    with store.begin() as connection:
+        executions = ledger.executions(connection)
+        assert finalizing.is_half_done(connection, executions)
+        told = next_step(connection, executions, {}, None, live=False)
+    assert told == "uuid-pipeline finalize: it was interrupted, and alias triggers stand"
+
+    assert finalize(store, AT_ONCE) == []
+    assert cycle.alias_triggers(store) == []
 
 
 def die() -> None:

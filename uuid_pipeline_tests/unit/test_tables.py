@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from uuid_pipeline.reports.tables import markdown
+from uuid_pipeline.reports.tables import markdown, risk_lines
 
 
 def test_numbers_stand_to_the_right_and_what_is_not_there_is_left_empty() -> None:
@@ -27,3 +27,16 @@ def test_figures_that_are_whole_stay_whole_and_texts_of_digits_stay_texts() -> N
 
 def test_no_records_are_a_sentence() -> None:
     assert markdown([]) == "_nothing to show_"
+
+
+def test_of_many_risks_of_a_kind_the_first_are_shown_and_the_others_counted() -> None:
+    kinds = ["unwitnessed"] + ["unindexed_reference"] * 11
+    register = [
+        {"rule": kind, "finding": f"finding {n}", "probability": "high", "impact": "low"}
+        for n, kind in enumerate(kinds)
+    ]
+
+    assert risk_lines({"risk_register": register}) == [
+        *[f"finding {n} (high / low)" for n in range(9)],
+        "3 more like it (unindexed_reference), in --json",
+    ]
