@@ -237,6 +237,8 @@ def approve(
     answer.data["plan_id"] = plan_id
     answer.data["execution_id"] = execution.execution_id
     answer.say("", f"Approved: plan {plan_id}, execution {execution.execution_id}, waves {', '.join(names)}")
+    if held is not None and held.mode == "attested":
+        answer.say(f"  Backup: the attested snapshot {held.name} of {held.taken_at:%Y-%m-%d %H:%M} UTC")
     answer.say(*[f"  Approved with the risk: {risk}" for risk in risks[:RISKS_SAID]])
     if len(risks) > RISKS_SAID:
         answer.say(f"  and with {len(risks) - RISKS_SAID} more, which --json and the plan name")

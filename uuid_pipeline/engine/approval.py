@@ -26,13 +26,16 @@ def approve(
 
     Of several plans with one id the newest is meant, or that of the ``assessment`` named: another run may have made the
     same plan since, and its gates are another run's matter.
-    Approving the plan of the open execution again returns that one. Raises RefusedError when the plan is unknown,
-    stale, empty or has a gate that did not pass, when the backup is not as the spec asks, or when another execution has
-    begun to move rows.
+    Approving the plan of the open execution again returns that one, with the snapshot ``attested`` now if nothing has
+    moved yet. Raises RefusedError when the plan is unknown, stale, empty or has a gate that did not pass, when the
+    backup is not as the spec asks, or when another execution has begun to move rows.
     """
     plan = _approvable(connection, store, plan_id, assessment)
     if plan is None:
-        return _open_of(connection, plan_id)
+        open_one = _open_of(connection, plan_id)
+        if open_one.status == "approved" and attested is not None:
+            backup_gate.attest_anew(connection, store, attested, open_one.execution_id)
+        return open_one
     _supersede_open(connection, store, plan_id)
     gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
     note_backup = backup_gate.at_approval(connection, store, plan.content["catalog_digest"], attested)

@@ -182,8 +182,8 @@ def at_approval(
     Raises UsageError for an attestation that the spec has no use for.
     """
     mode = store.spec.backup
-    if given is not None and mode != "attested":
-        raise UsageError(f"The spec says `backup: {mode}`; it takes no --attest. Leave it out, or change the spec.")
+    if given is not None:
+        _require_use_of_attestation(store)
     if mode == "attested":
         attested = _require_attested(connection, store, given)
         return lambda execution: _record_attested(connection, attested, execution)
@@ -191,6 +191,24 @@ def at_approval(
         number = _require_dump(connection, store, catalog_digest, "approval").number
         return lambda execution: _use(connection, number, execution)
     return lambda _execution: None
+
+
+def attest_anew(connection: Connection, store: Store, given: Attestation, execution: str) -> None:
+    """Note another snapshot for an execution that was approved with one; it counts from here on.
+
+    Raises as :func:`at_approval` does.
+    """
+    _require_use_of_attestation(store)
+    used = of_execution(connection, execution)
+    if used is None or (used.name, used.taken_at) != (given.name, given.at):
+        _record_attested(connection, _require_attested(connection, store, given), execution)
+
+
+def _require_use_of_attestation(store: Store) -> None:
+    if store.spec.backup != "attested":
+        raise UsageError(
+            f"The spec says `backup: {store.spec.backup}`; it takes no --attest. Leave it out, or change the spec."
+        )
 
 
 def _require_dump(connection: Connection, store: Store, catalog_digest: str, before: str) -> Backup:
@@ -269,6 +287,6 @@ def require_before_first_wave(
         )
         if wrong is not None:
             raise RefusedError(
-                f"Refused: {before} needs a backup, and {wrong}. Take a new snapshot, plan again, and approve the new "
-                f"plan with it: {ATTEST}"
+                f"Refused: {before} needs a backup, and {wrong}. Take a new snapshot, and approve the plan with it: "
+                f"{approve_command(execution.plan_id, mode)}"
             )

@@ -89,10 +89,14 @@ def test_an_attested_snapshot_is_given_at_approval_and_its_risk_repeated(
     assert old.code == 1
     assert "30.0 hours old" in old.data["error"]
     assert backups(incident_url) == []
-    done = attested("run", "--approve", "--attest", "snap-7", "--attested-at", ago(2), "--json")
-    assert done.code == 0, done.err
+    plan_id = attested("plan", "--json").data["plan_id"]
+    said = attested("approve", plan_id, "--attest", "snap-6", "--attested-at", ago(3))
+    assert "the attested snapshot snap-6 of" in said.out, said.err
+    done = attested("approve", plan_id, "--attest", "snap-7", "--attested-at", ago(2), "--json")
+    assert done.data["backup"]["name"] == "snap-7", done.err
     assert any("neither restored nor compared" in risk for risk in done.data["risks"])
-    assert backups(incident_url)[0][:2] == ("attested", None)
+    assert attested("run", "--json").code == 0
+    assert [row[:2] for row in backups(incident_url)] == [("attested", None)] * 2
 
 
 @pytest.mark.system

@@ -535,8 +535,27 @@ def test_an_attested_snapshot_must_be_named_young_enough_and_past(
     assert any("neither restored nor compared" in risk for risk in plan.content["risks"])
     wave = cycle.waves_of(incident, execution)[0].wave
     cycle.run_sql(incident, "UPDATE uuid_pipeline.backups SET taken_at = taken_at - interval '2 hours'")
-    with pytest.raises(RefusedError, match=r"attested snapshot snap-2 .* 25\.\d hours old"):
+    with pytest.raises(RefusedError, match=r"attested snapshot snap-2 .* 25\.\d hours old.*approve \w+ --attest"):
         migration.run_wave(incident, store, wave, cycle.RUN, lambda _: None)
+
+
+def test_a_plan_is_approved_once_more_with_a_newer_snapshot_until_rows_move(
+    incident: Engine, workshop: Workshop
+) -> None:
+    store, plan, _ = planned(incident, cycle.spec_with(backup="attested"), workshop)
+    execution = approve(incident, store, plan, Attestation("snap-1", ago(hours=23)))
+    newer = Attestation("snap-2", ago(hours=2))
+    with pytest.raises(RefusedError, match="in the future"):
+        approve(incident, store, plan, Attestation("snap-2", ago(hours=-1)))
+    assert approve(incident, store, plan, newer) == approve(incident, store, plan, newer) == execution
+    held = "SELECT name, executions FROM uuid_pipeline.backups ORDER BY backup_no"
+    assert cycle.run_sql(incident, held) == [(name, [execution.execution_id]) for name in ("snap-1", "snap-2")]
+    # The one before is too old by now, and no longer asked for.
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.backups SET taken_at = taken_at - interval '2 hours'")
+    wave = cycle.waves_of(incident, execution)[0].wave
+    assert migration.run_wave(incident, store, wave, cycle.RUN, lambda _: None).documents == 5
+    approve(incident, store, plan, Attestation("snap-3", ago(hours=1)))
+    assert len(cycle.run_sql(incident, held)) == 2
 
 
 def test_none_is_a_risk_of_the_plan_and_takes_no_attestation(incident: Engine, workshop: Workshop) -> None:
