@@ -308,6 +308,6 @@ def _who_holds(engine: Engine, relations: Sequence[str], mode: patience.Mode) ->
     return (
         f"Our triggers need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
         f"Held by: {', '.join(holders) or 'transactions that have just ended'}. "
-        "End these transactions (SELECT pg_terminate_backend(PID); COMMIT PREPARED or ROLLBACK PREPARED), or wait "
+        f"{patience.END_THEM}, or wait "
         "until they end, and run again."
     )

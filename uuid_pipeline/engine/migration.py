@@ -25,6 +25,7 @@ from uuid_pipeline.engine import (
     lanes,
     ledger,
     new_references,
+    patience,
     planning,
     rebuilding,
     retrieval,
@@ -549,10 +550,13 @@ def run_batch(
             return (last if direction is batch.FORWARD else first), result
     if direction is batch.FORWARD:
         return last, _set_locked_aside(writing, store, wave, (first, last))
+    with writing.connection.begin():
+        tables = [moved.table.oid for moved in store.tables]
+        who = patience.who_holds(writing.connection, tables, patience.READING)
     raise RefusedError(
         f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
-        f"{time.monotonic() - began:.0f} s. What was committed stands; end the long transactions "
-        "(see pg_stat_activity) and run again."
+        f"{time.monotonic() - began:.0f} s; at work on these tables now: {who}. What was committed stands. "
+        f"{patience.END_THEM}, and run again."
     )
 
 

@@ -109,6 +109,25 @@ def holders(connection: Connection, oids: Sequence[int], mode: Mode) -> frozense
     return frozenset(row.who for row in found)
 
 
+_WHO = """
+SELECT DISTINCT coalesce('pid ' || l.pid, 'prepared transaction ' || quote_literal(p.gid)) AS who
+FROM pg_locks l {prepared}
+WHERE l.granted AND l.relation = ANY(%(oids)s::oid[]) AND l.mode <> ALL(%(harmless)s)
+  AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1
+"""
+END_THEM = "End them (SELECT pg_terminate_backend(PID); COMMIT PREPARED or ROLLBACK PREPARED)"
+READING = ("AccessShareLock",)
+LOCKING_ROWS = (*READING, "RowShareLock")
+
+
+def who_holds(connection: Connection, oids: Sequence[int], harmless: Sequence[str]) -> str:
+    """The sessions and prepared transactions with locks on these relations but the ``harmless`` ones, for a person."""
+    statement = sql.compose(_WHO, prepared=sql.Text(PREPARED))
+    found = sql.rows(connection, statement, {"oids": list(oids), "harmless": list(harmless)})
+    return ", ".join(row.who for row in found) or "nobody any more"
+
+
 def with_table(
     connection: Connection, lease: Lease, place: tuple[str, str], mode: Mode, work: Callable[[], Done],
     seconds: float,

@@ -198,20 +198,9 @@ def _locked(connection: Connection, lease: Lease, schema: str, table: str, work:
 
 def _held(connection: Connection, schema: str, table: str) -> str:
     with connection.begin():
-        holders = sql.rows(
-            connection,
-            sql.compose(
-                """SELECT DISTINCT coalesce('pid ' || l.pid, 'prepared transaction ' || p.gid) AS who
-                   FROM pg_locks l {prepared}
-                   WHERE l.relation = %(oid)s AND l.database = (SELECT oid FROM pg_database
-                                                                WHERE datname = current_database())
-                     AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') ORDER BY 1""",
-                prepared=sql.Text(patience.PREPARED),
-            ),
-            {"oid": catalogs.table_oid(connection, schema, table)},
-        )
-    who = ", ".join(row.who for row in holders) or "nobody any more"
+        oid = catalogs.table_oid(connection, schema, table)
+        who = patience.who_holds(connection, [] if oid is None else [oid], patience.LOCKING_ROWS)
     return (
         f"The triggers of {schema}.{table} could not be changed: other transactions held its lock for "
-        f"{LOCK_SECONDS:.0f} s; now {who}. End them (see pg_stat_activity), or wait for a quieter moment; run again."
+        f"{LOCK_SECONDS:.0f} s; now {who}. {patience.END_THEM}, or wait for a quieter moment; run again."
     )

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import signals
+from uuid_pipeline.engine import patience, signals
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.patience import LOCKING_ROWS, READING
 from uuid_pipeline.engine.signals import long_transactions, replication_lag
 from uuid_pipeline.engine.signals.signal import HealthSignal
 from uuid_pipeline.spec import Throttle
@@ -46,6 +47,22 @@ def test_a_prepared_transaction_counts_though_its_session_is_gone(main_store: En
     assert tripped.state == "stop"
     assert "(prepared transaction forgotten)" in tripped.reason
     assert reading(main_store, long_transactions.read, limits).state == "normal"
+
+
+@pytest.mark.system
+def test_a_prepared_transaction_that_holds_rows_is_named(main_store: Engine) -> None:
+    cycle.run_sql(main_store, "CREATE TABLE held ()")
+    [(oid,)] = cycle.run_sql(main_store, "SELECT 'held'::regclass::oid::bigint")
+    with cycle.session(main_store) as session:
+        session.execute("SELECT FROM held FOR UPDATE")
+        session.execute("PREPARE TRANSACTION 'it''s kept'")
+    with main_store.begin() as connection:
+        said = {which: patience.who_holds(connection, [oid], which) for which in (READING, LOCKING_ROWS)}
+    with cycle.session(main_store) as session:
+        session.autocommit = True
+        session.execute("ROLLBACK PREPARED 'it''s kept'")
+
+    assert said == {READING: "prepared transaction 'it''s kept'", LOCKING_ROWS: "nobody any more"}
 
 
 @pytest.fixture(scope="module")

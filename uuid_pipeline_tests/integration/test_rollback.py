@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
+from uuid_pipeline.engine import migration
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -77,6 +78,23 @@ def test_rolling_back_again_changes_nothing(incident: Engine, before: cycle.Rows
 
     assert cycle.roll_back(incident, SPEC) == []
 
+    assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.begins("migrated")
+def test_a_rollback_that_gets_no_locks_says_who_has_them_and_goes_on_when_they_are_gone(
+    incident: Engine, before: cycle.Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "MAX_TRIES", 1)
+    monkeypatch.setattr(migration, "BACK_PATIENCE_SECONDS", 0.2)
+    with cycle.session(incident) as writer:
+        writer.execute("SELECT FROM upload_pipeline.documents FOR UPDATE")
+
+        with pytest.raises(RefusedError, match=f"at work on these tables now: pid {writer.info.backend_pid}\\. What"):
+            cycle.roll_back(incident, SPEC)
+
+        writer.rollback()
+    cycle.roll_back(incident, SPEC)
     assert cycle.rows_of(incident) == before
 
 
