@@ -146,6 +146,13 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
 
 # What the bytes that SQL_ASCII takes, or a character that LATIN1 lacks, come to.
 _NO_TEXT = frozenset({"22021", "22P05"})
+# What to do about the refusals that a user meets; others say it themselves.
+_REMEDIES = {
+    "42501": "This role lacks a right that the verb needs: docs/roles.md says which role may do what. Connect as that "
+    "one (UUID_PIPELINE_DATABASE_URL), or have the right granted.",
+    "25006": "Connect to the primary server, with a session that may write.",
+    "53100": "Make room on the server's disk, and run again: what was committed stands.",
+}
 # The server ended the session (an administrator, a shutdown, a crash, a restart); what begins with 08 is the network's.
 _ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 
@@ -169,7 +176,8 @@ def explained(error: Exception) -> PipelineError:
             f"The store holds text that is none in the encoding it is to be read in ({said}). Mend these rows first: "
             "server_encoding is the database's own, and SQL_ASCII takes any bytes."
         )
-    return RefusedError(f"The store refused a statement: {said}")
+    remedy = _REMEDIES.get(str(state))
+    return RefusedError(f"The store refused a statement: {said}" + (f". {remedy}" if remedy else ""))
 
 
 def _unreachable(url: URL, text: str, error: Exception) -> str:

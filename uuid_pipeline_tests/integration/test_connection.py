@@ -124,6 +124,17 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
     assert explained(refused.value).exit_code == 1
 
 
+def test_a_right_that_is_missing_is_named_with_where_to_look(incident_url: str, new_role: NewRole) -> None:
+    store = open_store(as_role(incident_url, new_role("")))
+    with pytest.raises(DBAPIError) as refused, store.begin() as connection:
+        connection.exec_driver_sql("SELECT FROM upload_pipeline.documents")
+    store.dispose()
+
+    told = explained(refused.value).message
+    assert told.startswith("The store refused a statement: permission denied for schema upload_pipeline")
+    assert "docs/roles.md" in told
+
+
 def test_a_connection_lost_inside_a_savepoint_is_a_lost_connection_too(incident_url: str) -> None:
     store = open_store(incident_url)
     with store.connect() as connection:
