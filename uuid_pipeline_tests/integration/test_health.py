@@ -28,6 +28,8 @@ JOB = """
 INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state) VALUES (gen_random_uuid(), %(id)s, 'queued')
 """
 
+BASELINE = "SELECT value FROM uuid_pipeline.health_baselines WHERE figure = 'lookup_milliseconds'"
+
 
 @pytest.fixture
 def store(incident: Engine) -> Engine:
@@ -277,20 +279,40 @@ def test_latency_is_compared_with_the_median_of_the_first_ticks(store: Engine, m
     for _ in range(latency.BASELINE_TICKS - 1):
         assert values(look(store, spec))["lookup_degradation"] is None
     assert values(look(store, spec))["lookup_degradation"] is not None
-    [(baseline,)] = cycle.run_sql(store, "SELECT value FROM uuid_pipeline.health_baselines")
+    [(baseline,)] = cycle.run_sql(store, BASELINE)
     measured = cycle.run_sql(
         store, "SELECT value FROM uuid_pipeline.health_figures WHERE figure = 'lookup_milliseconds' ORDER BY value"
     )
     assert baseline == measured[2][0]
 
-    cycle.run_sql(store, "UPDATE uuid_pipeline.health_baselines SET value = value / 100")
+    cycle.run_sql(
+        store, "UPDATE uuid_pipeline.health_baselines SET value = value / 100 WHERE figure = 'lookup_milliseconds'"
+    )
     slow = look(store, spec)
     assert failed(slow)["lookup_latency"] == "warning"
     # A floor keeps fractions of a millisecond from alarming.
     assert "lookup_latency" not in failed(look(store, cycle.spec_with(health=Health(latency_floor_milliseconds=9e9))))
     look(store, spec, new_baseline=True)
-    [(again,)] = cycle.run_sql(store, "SELECT value FROM uuid_pipeline.health_baselines")
+    [(again,)] = cycle.run_sql(store, BASELINE)
     assert again > 10 * baseline / 100
+
+
+def test_a_child_whose_index_was_dropped_since_the_baseline_is_looked_up_all_the_same(store: Engine) -> None:
+    for _ in range(latency.BASELINE_TICKS):
+        before = finding(look(store), "lookup_milliseconds")
+    cycle.run_sql(
+        store,
+        """ALTER TABLE upload_pipeline.document_chunks
+           DROP CONSTRAINT document_chunks_document_id_chunker_name_chunker_version_ch_key""",
+    )
+    after = finding(look(store), "lookup_milliseconds")
+
+    assert "for 2 statements" in before
+    assert "for 2 statements" in after
+    assert "document_chunks.document_id had an index when the baseline was taken" in after
+    # A baseline of now knows of none.
+    look(store, new_baseline=True)
+    assert "for 1 statements" in finding(look(store), "lookup_milliseconds")
 
 
 def test_values_that_only_the_driver_cannot_read_keep_no_figure_from_being_had(store: Engine) -> None:
