@@ -51,7 +51,7 @@ def _children(look: Look) -> tuple[list[Entity], list[str]]:
 
     Those that never had one are left out: each look-up would read their table.
     """
-    found = look.store.children(look.store.main)
+    found = list(look.store.children(look.store.main))
     indexed = [child for child in found if child.parent_column in child.table.indexed_first]
     then = _stored(look, CHILDREN)
     if then is None or len(indexed) >= then:
