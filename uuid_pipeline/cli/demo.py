@@ -15,8 +15,10 @@ from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.demo import incident, server, sized, twins
-from uuid_pipeline.engine import backup, backup_gate, inventory, ledger, unretrievable
+from uuid_pipeline.engine import inventory, ledger
+from uuid_pipeline.engine.backups import backup, backup_gate
 from uuid_pipeline.engine.connection import open_store, store_identity
+from uuid_pipeline.engine.retrievals import unretrievable
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import bundle_file
 from uuid_pipeline.reports.bundle_file import Checked

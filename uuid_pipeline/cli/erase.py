@@ -9,8 +9,8 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.engine import erasing
-from uuid_pipeline.engine.erasing import Erasure
+from uuid_pipeline.engine.privacy import erasing
+from uuid_pipeline.engine.privacy.erasing import Erasure
 from uuid_pipeline.operations import keeping
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import open_configured_store
 from uuid_pipeline.engine import export as exports
-from uuid_pipeline.engine import redaction
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import read_settings
 from uuid_pipeline.spec import load_spec

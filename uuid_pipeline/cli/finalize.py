@@ -6,7 +6,8 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, confirm
 from uuid_pipeline.cli.session import open_session
-from uuid_pipeline.engine import aliases, finalizing
+from uuid_pipeline.engine import finalizing
+from uuid_pipeline.engine.installed import aliases
 
 
 def finalize(

@@ -8,7 +8,7 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, confirm, show_table
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.engine import guard as guards
+from uuid_pipeline.engine.installed import guard as guards
 from uuid_pipeline.reports.health import guard_records
 
 app = typer.Typer(

@@ -10,8 +10,8 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, answer_with
 from uuid_pipeline.cli.session import open_configured_store
-from uuid_pipeline.engine import drafting, spec_text, table_choices
-from uuid_pipeline.engine.drafting import Draft
+from uuid_pipeline.engine.drafts import drafting, spec_text, table_choices
+from uuid_pipeline.engine.drafts.drafting import Draft
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.settings import read_settings
 

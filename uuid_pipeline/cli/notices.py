@@ -8,7 +8,7 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.engine import notice_facts
+from uuid_pipeline.engine.plans import notice_facts
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.operations.notices import channels_of
 from uuid_pipeline.reports import notices as rendered

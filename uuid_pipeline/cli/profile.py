@@ -7,7 +7,8 @@ import typer
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_session
-from uuid_pipeline.engine import ledger, redaction
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.reports.constraints import entry_records
 
 TryOnStoreOption = Annotated[

@@ -7,8 +7,10 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.engine import redaction, sql, unretrievable
-from uuid_pipeline.engine.unretrievable import Listed
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.engine.retrievals import unretrievable
+from uuid_pipeline.engine.retrievals.unretrievable import Listed
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import unretrievable as shown
 

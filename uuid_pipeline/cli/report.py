@@ -8,7 +8,7 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
-from uuid_pipeline.engine import readiness
+from uuid_pipeline.engine.evidence import readiness
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.html import report as reports
 

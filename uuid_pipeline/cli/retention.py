@@ -6,7 +6,7 @@ import typer
 
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_session
-from uuid_pipeline.engine import retention as keeping
+from uuid_pipeline.engine.privacy import retention as keeping
 from uuid_pipeline.reports.tables import megabytes
 
 

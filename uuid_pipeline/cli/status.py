@@ -10,7 +10,9 @@ from sqlalchemy import Connection
 from uuid_pipeline.cli import watching
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_configured_store
-from uuid_pipeline.engine import aliases, aside, finalizing, lease, ledger, planning
+from uuid_pipeline.engine import finalizing, lease, ledger, planning
+from uuid_pipeline.engine.batches import aside
+from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import progress, state
 from uuid_pipeline.reports.tables import counts

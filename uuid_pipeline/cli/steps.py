@@ -8,24 +8,13 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import (
-    backup,
-    backup_gate,
-    control,
-    duplicates,
-    inventory,
-    lease,
-    ledger,
-    look_alikes,
-    mapping,
-    migration,
-    planning,
-    redaction,
-    rehearsal,
-    retrieval,
-    rollback,
-)
-from uuid_pipeline.engine.look_alikes import LookAlikes
+from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
+from uuid_pipeline.engine.backups import backup, backup_gate
+from uuid_pipeline.engine.evidence import look_alikes
+from uuid_pipeline.engine.evidence.look_alikes import LookAlikes
+from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.engine.rehearsals import rehearsal
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports import strategy

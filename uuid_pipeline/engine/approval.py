@@ -2,8 +2,9 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import backup_gate, gates, lease, ledger, sql
-from uuid_pipeline.engine.backup_gate import Attestation
+from uuid_pipeline.engine import gates, lease, ledger, sql
+from uuid_pipeline.engine.backups import backup_gate
+from uuid_pipeline.engine.backups.backup_gate import Attestation
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.planning import (
     POSITIONS,

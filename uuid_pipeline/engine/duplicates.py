@@ -4,11 +4,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import foreseen, inventory, ledger, redaction, sql
+from uuid_pipeline.engine import inventory, ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
+from uuid_pipeline.engine.merges import foreseen
 from uuid_pipeline.engine.natural_keys import as_stored
 from uuid_pipeline.engine.priorities import complete_statuses
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.profile import missing_merge_rights
 from uuid_pipeline.engine.store import Entity, Store
 

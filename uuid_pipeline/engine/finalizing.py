@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import aliases, guard, ledger, rebuilding, silencing, sql
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine.aliases import AliasUse
-from uuid_pipeline.engine.resolving import GUARD
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.altered import rebuilding, silencing
+from uuid_pipeline.engine.installed import aliases, guard
+from uuid_pipeline.engine.installed.aliases import AliasUse
+from uuid_pipeline.engine.installed.resolving import GUARD
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError

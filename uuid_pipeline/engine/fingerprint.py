@@ -10,7 +10,8 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, locks, sql
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.batches import locks
 from uuid_pipeline.engine.catalog import Column
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import MovedTable, Reference, Store

@@ -7,13 +7,15 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import early, functions, inventory, ledger, redaction, sql
+from uuid_pipeline.engine import early, inventory, ledger, sql
 from uuid_pipeline.engine.ahead import fetched_ahead
-from uuid_pipeline.engine.approach import WAVE_KINDS
-from uuid_pipeline.engine.batch import written_since
+from uuid_pipeline.engine.batches.batch import written_since
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.installed import functions
 from uuid_pipeline.engine.natural_keys import as_read, cast_type
+from uuid_pipeline.engine.plans.approach import WAVE_KINDS
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize
 
@@ -447,7 +449,7 @@ def _written_since_the_inventory(
 
 def _second_opinion(store: Store, entity: Entity, rows: Sequence[Any]) -> list[str | None]:
     # Here, since few commands recompute a map and all would wait for numpy.
-    from uuid_pipeline.engine import second_opinion
+    from uuid_pipeline.engine.proofs import second_opinion
 
     pieces = second_opinion.read_template(entity.spec.identity)
     raw = [row[2:] for row in rows]

@@ -13,38 +13,21 @@ from queue import SimpleQueue
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import (
-    aliases,
-    aside,
-    backup_gate,
-    batch,
-    control,
-    diagnosis,
-    fingerprint,
-    gates,
-    lanes,
-    ledger,
-    new_references,
-    patience,
-    planning,
-    rebuilding,
-    retrieval,
-    silencing,
-    sql,
-    sweep,
-    throttle,
-    triggers,
-    vector_indexes,
-)
 from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import control, fingerprint, gates, ledger, patience, planning, sql, sweep
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine.batch import BatchPlan, BatchResult, Direction
+from uuid_pipeline.engine.altered import rebuilding, silencing, triggers, vector_indexes
+from uuid_pipeline.engine.altered.triggers import Tier
+from uuid_pipeline.engine.altered.vector_indexes import Span, VectorIndex
+from uuid_pipeline.engine.backups import backup_gate
+from uuid_pipeline.engine.batches import aside, batch, diagnosis, lanes, new_references, throttle
+from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult, Direction
 from uuid_pipeline.engine.gates import Scope
+from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.lease import Lease
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.engine.triggers import Tier
-from uuid_pipeline.engine.vector_indexes import Span, VectorIndex
 from uuid_pipeline.errors import BatchError, RefusedError
 
 RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure

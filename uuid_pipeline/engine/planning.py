@@ -7,26 +7,17 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import (
-    approach,
-    backup_gate,
-    ledger,
-    mapping,
-    references,
-    risk_findings,
-    risks,
-    signals,
-    speed,
-    sql,
-    vector_indexes,
-    written_ids,
-)
 from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import ledger, mapping, signals, sql
+from uuid_pipeline.engine.altered import vector_indexes
+from uuid_pipeline.engine.altered.vector_indexes import Span
+from uuid_pipeline.engine.backups import backup_gate
 from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
+from uuid_pipeline.engine.plans import approach, risk_findings, risks, speed, written_ids
+from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.engine.vector_indexes import Span
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec
 

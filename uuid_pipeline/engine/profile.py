@@ -5,11 +5,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import emptying, sql, traps, triggers
+from uuid_pipeline.engine import sql, traps
+from uuid_pipeline.engine.altered import triggers
+from uuid_pipeline.engine.altered.triggers import MissingRight, UserTrigger
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.merges import emptying
 from uuid_pipeline.engine.store import MovedTable, Store
-from uuid_pipeline.engine.triggers import MissingRight, UserTrigger
 from uuid_pipeline.errors import RefusedError
 
 

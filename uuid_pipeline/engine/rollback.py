@@ -10,21 +10,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import (
-    aliases,
-    archive,
-    batch,
-    coming_back,
-    inventory,
-    ledger,
-    planning,
-    rebuilding,
-    sql,
-    ties,
-    vector_indexes,
-)
+from uuid_pipeline.engine import inventory, ledger, planning, sql
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine.lanes import Ordinals
+from uuid_pipeline.engine.altered import rebuilding, vector_indexes
+from uuid_pipeline.engine.altered.vector_indexes import Span
+from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches.lanes import Ordinals
+from uuid_pipeline.engine.installed import aliases
+from uuid_pipeline.engine.merges import archive, coming_back, ties
 from uuid_pipeline.engine.migration import (
     Report,
     Run,
@@ -38,7 +31,6 @@ from uuid_pipeline.engine.migration import (
 )
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.engine.vector_indexes import Span
 from uuid_pipeline.errors import RefusedError
 
 

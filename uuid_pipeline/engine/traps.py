@@ -12,10 +12,10 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.aside import in_reach, predicate
-from uuid_pipeline.engine.silencing import DEPARSED
+from uuid_pipeline.engine.altered.silencing import DEPARSED
+from uuid_pipeline.engine.altered.triggers import ROW_DEED, Tier, choose, deeds
+from uuid_pipeline.engine.batches.aside import in_reach, predicate
 from uuid_pipeline.engine.store import MovedTable, Store
-from uuid_pipeline.engine.triggers import ROW_DEED, Tier, choose, deeds
 
 SAMPLED_ROWS = 10_000
 OLD_TRANSACTION_SECONDS = 60

@@ -2,9 +2,11 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import aside, comparison, gates, ledger, sql, sweep
 from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import gates, ledger, sql, sweep
+from uuid_pipeline.engine.batches import aside
 from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.proofs import comparison
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 

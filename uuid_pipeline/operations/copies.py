@@ -4,7 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from uuid_pipeline.engine import backup, rehearsal
+from uuid_pipeline.engine.backups import backup
+from uuid_pipeline.engine.rehearsals import rehearsal
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.stages.checks import EVALUATORS
 from uuid_pipeline.stages.migrated_documents import progress_log

@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from uuid_pipeline.engine import guard
+from uuid_pipeline.engine.installed import guard
 from uuid_pipeline.stages.session import StoreResource
 
 

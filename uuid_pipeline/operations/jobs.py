@@ -3,7 +3,8 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from uuid_pipeline.engine import approval, backup_gate, lease, ledger, planning, rollback
+from uuid_pipeline.engine import approval, lease, ledger, planning, rollback
+from uuid_pipeline.engine.backups import backup_gate
 from uuid_pipeline.operations.control import CONTROL_JOBS
 from uuid_pipeline.operations.copies import COPY_JOBS
 from uuid_pipeline.operations.executor import stage_executor

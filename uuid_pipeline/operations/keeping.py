@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from uuid_pipeline.engine import erasing, retention
+from uuid_pipeline.engine.privacy import erasing, retention
 from uuid_pipeline.reports.tables import markdown, megabytes
 from uuid_pipeline.settings import read_settings
 from uuid_pipeline.stages.session import StoreResource

@@ -11,9 +11,10 @@ from prometheus_client import make_wsgi_app, write_to_textfile
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import guard, ledger
+from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.health import history
 from uuid_pipeline.engine.health.history import Tick
+from uuid_pipeline.engine.installed import guard
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports.metrics import GuardCounts, registry
 

@@ -7,8 +7,9 @@ import dagster as dg
 from pydantic import Field
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, notice_facts
-from uuid_pipeline.engine.notice_facts import Kind
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.plans import notice_facts
+from uuid_pipeline.engine.plans.notice_facts import Kind
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.operations import sending

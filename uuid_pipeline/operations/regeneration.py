@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from uuid_pipeline.engine import regeneration
+from uuid_pipeline.engine.retrievals import regeneration
 from uuid_pipeline.stages.session import StoreResource
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uuid_pipeline.engine.look_alikes import LookAlikes
+from uuid_pipeline.engine.evidence.look_alikes import LookAlikes
 from uuid_pipeline.reports.tables import counts
 
 

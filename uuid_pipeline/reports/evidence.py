@@ -11,8 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import certificate, ledger, retrieval, sql
+from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.connection import store_identity
+from uuid_pipeline.engine.evidence import certificate
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports.bundle_file import MANIFEST, Checked, bundle, canonical, check

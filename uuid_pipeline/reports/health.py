@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from uuid_pipeline.engine.guard import Guarded
 from uuid_pipeline.engine.health.figure import Figure
 from uuid_pipeline.engine.health.history import Tick
+from uuid_pipeline.engine.installed.guard import Guarded
 from uuid_pipeline.reports.tables import UNKNOWN, percent
 
 Records = list[dict[str, Any]]

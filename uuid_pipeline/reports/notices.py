@@ -14,9 +14,9 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import notice_facts
-from uuid_pipeline.engine.affected_users import NOBODY, Impact, User, added
-from uuid_pipeline.engine.notice_facts import Facts, Kind
+from uuid_pipeline.engine.plans import notice_facts
+from uuid_pipeline.engine.plans.notice_facts import Facts, Kind
+from uuid_pipeline.engine.privacy.affected_users import NOBODY, Impact, User, added
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import files, templating

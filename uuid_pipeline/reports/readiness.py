@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from uuid_pipeline.engine.lookups import Lookups, Timing
-from uuid_pipeline.engine.readiness import Readiness
+from uuid_pipeline.engine.evidence.lookups import Lookups, Timing
+from uuid_pipeline.engine.evidence.readiness import Readiness
 from uuid_pipeline.reports.tables import UNKNOWN
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, resolving, sql
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.installed import resolving
 
 Records = list[dict[str, Any]]
 

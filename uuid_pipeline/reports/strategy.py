@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uuid_pipeline.engine.strategy import Strategy
+from uuid_pipeline.engine.plans.strategy import Strategy
 from uuid_pipeline.reports import files, templating
 from uuid_pipeline.reports.tables import inventory_lines, megabytes
 

@@ -22,7 +22,7 @@ from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
-from uuid_pipeline.engine.rollback_triggers import shown as limit_shown
+from uuid_pipeline.engine.plans.rollback_triggers import shown as limit_shown
 from uuid_pipeline.errors import UsageError
 
 Format = Literal["md", "html", "txt"]

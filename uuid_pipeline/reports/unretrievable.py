@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from uuid_pipeline.engine.unretrievable import WORDS, Listed
+from uuid_pipeline.engine.retrievals.unretrievable import WORDS, Listed
 from uuid_pipeline.reports.tables import UNKNOWN
 
 

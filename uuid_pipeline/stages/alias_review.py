@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import aliases, finalizing, guard
+from uuid_pipeline.engine import finalizing
+from uuid_pipeline.engine.installed import aliases, guard
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.health import guard_records
 from uuid_pipeline.stages.session import StoreResource

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import certificate, export, validation
+from uuid_pipeline.engine import export, validation
+from uuid_pipeline.engine.evidence import certificate
 from uuid_pipeline.stages.session import StoreResource
 from uuid_pipeline.stages.shown import table
 from uuid_pipeline.stages.validation_report import validation_report

@@ -2,7 +2,9 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import figures, gates, inventory, inventory_figures, lookups, redaction
+from uuid_pipeline.engine import gates, inventory
+from uuid_pipeline.engine.evidence import figures, inventory_figures, lookups
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.reports import inventory_tables as tables
 from uuid_pipeline.reports.html.charts import markdown_image
 from uuid_pipeline.reports.html.inventory_plots import plots

@@ -4,7 +4,9 @@ from collections import Counter
 
 import dagster as dg
 
-from uuid_pipeline.engine import duplicates, gates, look_alikes, redaction
+from uuid_pipeline.engine import duplicates, gates
+from uuid_pipeline.engine.evidence import look_alikes
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.reports.clusters import cluster_records, look_alike_records
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.document_inventory import document_inventory

@@ -2,7 +2,9 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import approach, gates, lease, mapping, redaction
+from uuid_pipeline.engine import gates, lease, mapping
+from uuid_pipeline.engine.plans import approach
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
 from uuid_pipeline.stages.session import StoreResource

@@ -5,8 +5,10 @@ import time
 
 import dagster as dg
 
-from uuid_pipeline.engine import dangling, exactness, lease, ledger, migration, retrieval, validation
+from uuid_pipeline.engine import lease, ledger, migration, validation
 from uuid_pipeline.engine.migration import Progress
+from uuid_pipeline.engine.proofs import dangling, exactness
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.reports.progress import waited
 from uuid_pipeline.stages.checks import wave_check
 from uuid_pipeline.stages.migration_plan import migration_plan

@@ -4,8 +4,9 @@ from typing import Any
 
 import dagster as dg
 
-from uuid_pipeline.engine import gates, inventory, planning, rehearsal
-from uuid_pipeline.engine import strategy as strategies
+from uuid_pipeline.engine import gates, inventory, planning
+from uuid_pipeline.engine.plans import strategy as strategies
+from uuid_pipeline.engine.rehearsals import rehearsal
 from uuid_pipeline.reports import strategy
 from uuid_pipeline.reports.tables import plan_lines
 from uuid_pipeline.settings import read_settings

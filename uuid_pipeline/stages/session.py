@@ -10,9 +10,9 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
 from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained, open_store
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.settings import Settings, read_settings, without_secrets
 from uuid_pipeline.spec import load_spec

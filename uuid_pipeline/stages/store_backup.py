@@ -4,8 +4,9 @@ from typing import Any
 
 import dagster as dg
 
-from uuid_pipeline.engine import backup_gate, gates
-from uuid_pipeline.engine.backup import Backup
+from uuid_pipeline.engine import gates
+from uuid_pipeline.engine.backups import backup_gate
+from uuid_pipeline.engine.backups.backup import Backup
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.id_mapping import id_mapping
 from uuid_pipeline.stages.session import StoreResource, open_workshop

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import catalog, ledger, profile, references
+from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.engine.trials import analysis
 from uuid_pipeline.reports.constraints import approach_records, entry_records
 from uuid_pipeline.stages.checks import planning_check

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import redaction, unretrievable
+from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.engine.retrievals import unretrievable
 from uuid_pipeline.reports import unretrievable as shown
 from uuid_pipeline.stages.session import StoreResource
 from uuid_pipeline.stages.shown import bullets, launchpad, table

@@ -2,7 +2,10 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import comparison, dangling, exactness, figures, ledger, lookups, retrieval, validation
+from uuid_pipeline.engine import ledger, validation
+from uuid_pipeline.engine.evidence import figures, lookups
+from uuid_pipeline.engine.proofs import comparison, dangling, exactness
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.reports.readiness import performance
 from uuid_pipeline.stages.checks import whole_check
 from uuid_pipeline.stages.migrated_documents import migrated_documents

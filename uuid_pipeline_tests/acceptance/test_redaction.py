@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 from uuid_pipeline.demo.twins import build_twins
-from uuid_pipeline.engine import redaction
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.acceptance.conftest import ROOT, CommandLine, CommandLineFor
 from uuid_pipeline_tests.acceptance.test_command_line import ask

@@ -14,10 +14,10 @@ from sqlalchemy import event
 
 from uuid_pipeline.engine import ledger, migration, rollback
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.dangling import no_dangling_reference
-from uuid_pipeline.engine.exactness import ids_exact
 from uuid_pipeline.engine.gates import Scope, record
-from uuid_pipeline.engine.retrieval import documents_retrievable
+from uuid_pipeline.engine.proofs.dangling import no_dangling_reference
+from uuid_pipeline.engine.proofs.exactness import ids_exact
+from uuid_pipeline.engine.retrievals.retrieval import documents_retrievable
 from uuid_pipeline.engine.validation import conservation, schema_unchanged
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle

@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import lanes, sync_points
+from uuid_pipeline.engine import sync_points
+from uuid_pipeline.engine.batches import lanes
 from uuid_pipeline.spec import Spec
 from uuid_pipeline_tests.conftest import opened, server_of_our_own
 from uuid_pipeline_tests.integration import cycle

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import triggers
+from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline_tests.conftest import NewRole, as_role
 from uuid_pipeline_tests.faults import writers as application

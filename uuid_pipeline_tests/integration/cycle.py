@@ -11,14 +11,9 @@ from psycopg import sql
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import (
-    approach,
     approval,
-    backup_gate,
     catalog,
-    comparison,
-    dangling,
     duplicates,
-    exactness,
     gates,
     inventory,
     ledger,
@@ -26,14 +21,17 @@ from uuid_pipeline.engine import (
     migration,
     planning,
     profile,
-    references,
-    rehearsal,
-    retrieval,
     rollback,
     validation,
 )
+from uuid_pipeline.engine.backups import backup_gate
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.planning import Plan
+from uuid_pipeline.engine.plans import approach
+from uuid_pipeline.engine.proofs import comparison, dangling, exactness
+from uuid_pipeline.engine.rehearsals import rehearsal
+from uuid_pipeline.engine.retrievals import retrieval
+from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.spec import Spec, load_spec
 

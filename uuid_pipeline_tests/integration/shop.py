@@ -7,8 +7,9 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, silencing, triggers
-from uuid_pipeline.engine.triggers import Tier
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.altered import silencing, triggers
+from uuid_pipeline.engine.altered.triggers import Tier
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
 

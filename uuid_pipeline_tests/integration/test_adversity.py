@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import comparison, gates, inventory, ledger, mapping, validation
+from uuid_pipeline.engine import gates, inventory, ledger, mapping, validation
 from uuid_pipeline.engine.gates import Scope
+from uuid_pipeline.engine.proofs import comparison
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle

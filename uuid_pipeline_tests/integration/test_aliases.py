@@ -17,9 +17,12 @@ from sqlalchemy.exc import OperationalError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import aliases, batch, ledger, profile, triggers
 from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine import ledger, profile
+from uuid_pipeline.engine.altered import triggers
+from uuid_pipeline.engine.batches import batch
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import SoftReference, parse_spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role

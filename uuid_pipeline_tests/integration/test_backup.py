@@ -17,26 +17,15 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import (
-    approval,
-    backup,
-    backup_gate,
-    catalog,
-    gates,
-    inventory,
-    ledger,
-    migration,
-    pg_tools,
-    planning,
-    rehearsal,
-    sync_points,
-)
-from uuid_pipeline.engine.backup import Backup
-from uuid_pipeline.engine.backup_gate import Attestation
+from uuid_pipeline.engine import approval, catalog, gates, inventory, ledger, migration, planning, sync_points
+from uuid_pipeline.engine.backups import backup, backup_gate, pg_tools
+from uuid_pipeline.engine.backups.backup import Backup
+from uuid_pipeline.engine.backups.backup_gate import Attestation
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import Scope
+from uuid_pipeline.engine.rehearsals import rehearsal
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
 from uuid_pipeline.spec import EntitySpec, Spec, load_spec, parse_spec
 from uuid_pipeline_tests.conftest import DEBIAN_15, NewDatabase, NewRole, Pooled, as_role, opened
@@ -610,7 +599,7 @@ def test_behind_a_pooler_it_is_refused_without_a_direct_url_and_taken_past_it_wi
 def test_a_failed_dump_leaves_no_file_and_says_what_pg_dump_said(
     incident: Engine, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uuid_pipeline.engine.dumping.LOCK_WAIT_MILLISECONDS", 100)
+    monkeypatch.setattr("uuid_pipeline.engine.backups.dumping.LOCK_WAIT_MILLISECONDS", 100)
     store = bound(incident)
     locked: list[Any] = []
 

@@ -5,7 +5,9 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import certificate, export, ledger, second_opinion
+from uuid_pipeline.engine import export, ledger
+from uuid_pipeline.engine.evidence import certificate
+from uuid_pipeline.engine.proofs import second_opinion
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_second_schema import LIBRARY, LIBRARY_SPEC

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import functions, ledger, traps
+from uuid_pipeline.engine import ledger, traps
 from uuid_pipeline.engine.connection import explained, open_store
+from uuid_pipeline.engine.installed import functions
 from uuid_pipeline.spec import load_spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle

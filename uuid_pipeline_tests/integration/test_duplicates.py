@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import duplicates, look_alikes, mapping
+from uuid_pipeline.engine import duplicates, mapping
+from uuid_pipeline.engine.evidence import look_alikes
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec

@@ -8,8 +8,8 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import erasing
-from uuid_pipeline.engine.erasing import Erasure
+from uuid_pipeline.engine.privacy import erasing
+from uuid_pipeline.engine.privacy.erasing import Erasure
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle, shop

@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.cli.status import next_step
-from uuid_pipeline.engine import aliases, control, finalizing, ledger, rollback, sync_points
+from uuid_pipeline.engine import control, finalizing, ledger, rollback, sync_points
 from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Aliases, Spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened

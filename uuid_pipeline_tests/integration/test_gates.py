@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import comparison, dangling, deletions, exactness, gates, ledger, migration
+from uuid_pipeline.engine import gates, ledger, migration
+from uuid_pipeline.engine.batches import deletions
 from uuid_pipeline.engine.gates import GateResult, Scope
+from uuid_pipeline.engine.proofs import comparison, dangling, exactness
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle

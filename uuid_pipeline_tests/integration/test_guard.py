@@ -15,10 +15,11 @@ from psycopg import errors
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation
-from uuid_pipeline.engine import catalog, finalizing, functions, guard, guard_functions, ledger
+from uuid_pipeline.engine import catalog, finalizing, ledger
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.guard import Guarded
-from uuid_pipeline.engine.guard_functions import Mode
+from uuid_pipeline.engine.installed import functions, guard, guard_functions
+from uuid_pipeline.engine.installed.guard import Guarded
+from uuid_pipeline.engine.installed.guard_functions import Mode
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import Aliases, Spec
 from uuid_pipeline_tests.conftest import NewRole, as_role

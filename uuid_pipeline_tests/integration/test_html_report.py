@@ -15,10 +15,11 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import figures, inventory_figures, ledger, lookups
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.evidence import figures, inventory_figures, lookups
 from uuid_pipeline.engine.trials import analysis
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.reports.html.report import Report

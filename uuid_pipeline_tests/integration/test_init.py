@@ -6,8 +6,9 @@ import pytest
 import yaml
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import catalog, drafting, spec_text, table_choices
-from uuid_pipeline.engine.drafting import Draft
+from uuid_pipeline.engine import catalog
+from uuid_pipeline.engine.drafts import drafting, spec_text, table_choices
+from uuid_pipeline.engine.drafts.drafting import Draft
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import parse_spec

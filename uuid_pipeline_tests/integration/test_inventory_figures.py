@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import figures, inventory_figures, ledger, priorities
+from uuid_pipeline.engine import ledger, priorities
+from uuid_pipeline.engine.evidence import figures, inventory_figures
 from uuid_pipeline.reports.html.inventory_plots import plots
 from uuid_pipeline.spec import Describe, Spec, Statuses, load_spec
 from uuid_pipeline_tests.integration import cycle

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import kept_evidence, planning
+from uuid_pipeline.engine import planning
 from uuid_pipeline.engine.catalog import read_catalog
-from uuid_pipeline.engine.readiness import Criterion
+from uuid_pipeline.engine.evidence import kept_evidence
+from uuid_pipeline.engine.evidence.readiness import Criterion
 from uuid_pipeline.engine.store import bind
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.spec import load_spec

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import control, lanes, lease, ledger, migration, sync_points
+from uuid_pipeline.engine import control, lease, ledger, migration, sync_points
+from uuid_pipeline.engine.batches import lanes
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline.spec import SoftReference, Spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened

@@ -5,8 +5,9 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import inventory, ledger, mapping, second_opinion
+from uuid_pipeline.engine import inventory, ledger, mapping
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.proofs import second_opinion
 from uuid_pipeline.spec import load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import archive, sync_points
+from uuid_pipeline.engine import sync_points
+from uuid_pipeline.engine.merges import archive
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle, shop

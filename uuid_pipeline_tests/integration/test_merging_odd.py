@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import erasing, migration, profile, rollback
+from uuid_pipeline.engine import migration, profile, rollback
+from uuid_pipeline.engine.privacy import erasing
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle

@@ -9,8 +9,9 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, notice_facts
-from uuid_pipeline.engine.notice_facts import Kind
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.plans import notice_facts
+from uuid_pipeline.engine.plans.notice_facts import Kind
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.operations import notices as operation
 from uuid_pipeline.reports import notices

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, profile, references, sql, sync_points
+from uuid_pipeline.engine import ledger, profile, sql, sync_points
+from uuid_pipeline.engine.altered.triggers import MissingRight
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.triggers import MissingRight
+from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline.spec import IgnoredReference, SoftReference, Waves, load_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role

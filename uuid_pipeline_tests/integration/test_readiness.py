@@ -8,20 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import (
-    figures,
-    finalizing,
-    ledger,
-    lookups,
-    notice_facts,
-    planning,
-    present,
-    readiness,
-    readiness_criteria,
-)
+from uuid_pipeline.engine import finalizing, ledger, planning
 from uuid_pipeline.engine.catalog import read_catalog
-from uuid_pipeline.engine.lookups import Timing
-from uuid_pipeline.engine.readiness import Criterion, Readiness
+from uuid_pipeline.engine.evidence import figures, lookups, present, readiness, readiness_criteria
+from uuid_pipeline.engine.evidence.lookups import Timing
+from uuid_pipeline.engine.evidence.readiness import Criterion, Readiness
+from uuid_pipeline.engine.plans import notice_facts
 from uuid_pipeline.engine.store import bind
 from uuid_pipeline.spec import Describe, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle

@@ -7,10 +7,11 @@ import pytest
 import yaml
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import catalog, references
+from uuid_pipeline.engine import catalog
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.references import Search
-from uuid_pipeline.engine.sampling import Budget
+from uuid_pipeline.engine.soft_references import references
+from uuid_pipeline.engine.soft_references.references import Search
+from uuid_pipeline.engine.soft_references.sampling import Budget
 from uuid_pipeline.engine.store import Store, bind
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role

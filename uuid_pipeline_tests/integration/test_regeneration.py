@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, regeneration, unretrievable
-from uuid_pipeline.engine.regeneration import Queued, Undone
-from uuid_pipeline.engine.unretrievable import Listed
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.retrievals import regeneration, unretrievable
+from uuid_pipeline.engine.retrievals.regeneration import Queued, Undone
+from uuid_pipeline.engine.retrievals.unretrievable import Listed
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import Regeneration, Spec, Statuses, parse_spec
 from uuid_pipeline_tests.integration import cycle, shop

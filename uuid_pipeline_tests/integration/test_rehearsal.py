@@ -9,11 +9,12 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation, twins
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import catalog, gates, ledger, planning, rehearsal, sync_points
+from uuid_pipeline.engine import catalog, gates, ledger, planning, sync_points
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.rehearsal import Rehearsal
+from uuid_pipeline.engine.rehearsals import rehearsal
+from uuid_pipeline.engine.rehearsals.rehearsal import Rehearsal
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Rehearsal as Asked
 from uuid_pipeline.spec import Spec, load_spec

@@ -8,8 +8,9 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import finalizing, retention
-from uuid_pipeline.engine.retention import Due
+from uuid_pipeline.engine import finalizing
+from uuid_pipeline.engine.privacy import retention
+from uuid_pipeline.engine.privacy.retention import Due
 from uuid_pipeline.spec import Aliases, Retention, load_spec
 from uuid_pipeline_tests.integration import cycle
 

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import ledger, retrieval
+from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.retrieval_sights import Sampled
+from uuid_pipeline.engine.retrievals import retrieval
+from uuid_pipeline.engine.retrievals.sights import Sampled
 from uuid_pipeline.spec import Retrieval, Spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, Templates, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -151,7 +152,7 @@ def uncounted(engine: Engine, statement: str, **values: object) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uuid_pipeline.engine.deletions.STATISTICS_SECONDS", 1.0)
+    monkeypatch.setattr("uuid_pipeline.engine.batches.deletions.STATISTICS_SECONDS", 1.0)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -13,9 +13,11 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import ProgrammingError
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import control, export, finalizing, guard, ledger, triggers
+from uuid_pipeline.engine import control, export, finalizing, ledger
+from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.health import tick
+from uuid_pipeline.engine.installed import guard
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports import state
 from uuid_pipeline.spec import Aliases, load_spec

@@ -10,9 +10,9 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import extensions, pg_tools, scratch
+from uuid_pipeline.engine.backups import extensions, pg_tools, scratch
+from uuid_pipeline.engine.backups.extensions import Extension
 from uuid_pipeline.engine.connection import open_store, store_url
-from uuid_pipeline.engine.extensions import Extension
 from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline_tests.conftest import DEBIAN_15, NewDatabase, NewRole, as_role
 

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import ledger, signals, throttle
+from uuid_pipeline.engine import ledger, signals
+from uuid_pipeline.engine.batches import throttle
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.signals import lock_waits, long_transactions, query_latency
 from uuid_pipeline.engine.signals.signal import HealthSignal

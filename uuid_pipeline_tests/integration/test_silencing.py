@@ -3,8 +3,9 @@
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import catalog, ledger, silencing, triggers
+from uuid_pipeline.engine import catalog, ledger
 from uuid_pipeline.engine import lease as leases
+from uuid_pipeline.engine.altered import silencing, triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline_tests.conftest import NewRole, as_role

@@ -6,7 +6,8 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import inventory, references
+from uuid_pipeline.engine import inventory
+from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle

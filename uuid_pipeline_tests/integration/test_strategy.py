@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import planning, rollback_triggers, strategy
+from uuid_pipeline.engine import planning
 from uuid_pipeline.engine.planning import Plan
-from uuid_pipeline.engine.strategy import Strategy
+from uuid_pipeline.engine.plans import rollback_triggers, strategy
+from uuid_pipeline.engine.plans.strategy import Strategy
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.strategy import render_html, render_markdown
 from uuid_pipeline.spec import RollbackTriggers, StrategySettings

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import deletions, ledger, migration, sweep, sync_points
+from uuid_pipeline.engine import ledger, migration, sweep, sync_points
+from uuid_pipeline.engine.batches import deletions
 from uuid_pipeline.spec import Sweep
 from uuid_pipeline_tests.integration import cycle
 

@@ -9,8 +9,10 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import profile, traps, triggers, written_ids
+from uuid_pipeline.engine import profile, traps
+from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.plans import written_ids
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import SoftReference, Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle

@@ -16,9 +16,9 @@ from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.trials import analysis, entries, moving
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, Pooled, as_role, opened
@@ -338,7 +338,7 @@ def test_where_nothing_would_move_nothing_is_tried(incident: Engine) -> None:
 
 def test_programs_are_looked_for_only_where_they_may_be(incident: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("uuid_pipeline.engine.pg_tools._INSTALLED", ())
+    monkeypatch.setattr("uuid_pipeline.engine.backups.pg_tools._INSTALLED", ())
     store = cycle.bound_store(incident, SPEC)
     found = analysis.analyse(incident, store, Workshop(Path("/nonexistent"), (Path("/nonexistent"),)))
     assert not found["tried"]

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import triggers
+from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.shop import (

@@ -14,9 +14,10 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, planning, rebuilding, sql, sync_points, vector_indexes
+from uuid_pipeline.engine import ledger, planning, sql, sync_points
+from uuid_pipeline.engine.altered import rebuilding, vector_indexes
+from uuid_pipeline.engine.altered.vector_indexes import Span, reason_to_keep
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.vector_indexes import Span, reason_to_keep
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.tables import plan_lines
 from uuid_pipeline.spec import Spec, parse_spec

@@ -18,8 +18,8 @@ What is simpler than the truth:
   the application that wait for each other do so for ever, where the server would end one of them. No savepoints, no
   REPEATABLE READ, no wraparound, no lost disk.
 - Tier R; no merging; a batch that gets no locks tries for ever, where the engine sets it aside and takes it up later.
-- The alias trigger looks for a row under the id's other names as the one in engine/resolving.py does; whether the SQL
-  says so is for the tests of aliases and of live writers.
+- The alias trigger looks for a row under the id's other names as the one in engine/installed/resolving.py does; whether
+  the SQL says so is for the tests of aliases and of live writers.
 """
 
 from typing import Literal, NamedTuple

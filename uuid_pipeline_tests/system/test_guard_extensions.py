@@ -8,8 +8,9 @@ import pytest
 from psycopg import errors
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import guard, ledger
+from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine.installed import guard
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
 

@@ -7,7 +7,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import figures, inventory_figures, ledger, lookups
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.evidence import figures, inventory_figures, lookups
 from uuid_pipeline.reports.html import report as reports
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.integration import cycle

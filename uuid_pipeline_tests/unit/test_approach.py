@@ -2,8 +2,8 @@
 
 import pytest
 
-from uuid_pipeline.engine import approach
 from uuid_pipeline.engine.inventory import Summary
+from uuid_pipeline.engine.plans import approach
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import StrategySettings, parse_spec
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uuid_pipeline.engine import batch
+from uuid_pipeline.engine.batches import batch
 from uuid_pipeline.engine.derivation import id_class
 from uuid_pipeline.engine.ledger import TRANSITIONS
 from uuid_pipeline.engine.migration import halve

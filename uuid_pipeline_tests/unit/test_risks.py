@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from uuid_pipeline.engine import risks
-from uuid_pipeline.engine.risk_findings import Findings, Rebuilt, Trigger, Unindexed
+from uuid_pipeline.engine.plans import risks
+from uuid_pipeline.engine.plans.risk_findings import Findings, Rebuilt, Trigger, Unindexed
 
 # A migration of which nothing is to be said.
 CALM = Findings(

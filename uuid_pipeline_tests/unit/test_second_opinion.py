@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uuid_pipeline.engine import second_opinion
+from uuid_pipeline.engine.proofs import second_opinion
 from uuid_pipeline.identity import normalize, parse_template
 
 NAMESPACE = uuid.UUID("6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42")

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from uuid_pipeline.engine import signals, throttle
+from uuid_pipeline.engine import signals
+from uuid_pipeline.engine.batches import throttle
+from uuid_pipeline.engine.batches.throttle import GO, Clock, Decision
 from uuid_pipeline.engine.signals.signal import HealthSignal, compared, unknown
-from uuid_pipeline.engine.throttle import GO, Clock, Decision
 from uuid_pipeline.spec import Throttle
 
 WAIT = Decision("wait", ("lock_waits",), "lock_waits: 3 sessions wait for a lock; the limit is 0")

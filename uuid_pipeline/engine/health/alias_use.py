@@ -1,8 +1,9 @@
 """Alias use: how often the application wrote or asked for an id from before, since the tick before."""
 
-from uuid_pipeline.engine import aliases, sql
+from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.health.figure import Figure, unknown
 from uuid_pipeline.engine.health.look import Look
+from uuid_pipeline.engine.installed import aliases
 
 NAME = "alias_uses"
 

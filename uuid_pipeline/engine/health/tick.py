@@ -9,7 +9,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import guard, sql
+from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.health import (
     alias_use,
     checks,
@@ -26,6 +26,7 @@ from uuid_pipeline.engine.health import (
 from uuid_pipeline.engine.health.figure import Figure, unknown
 from uuid_pipeline.engine.health.history import Tick
 from uuid_pipeline.engine.health.look import Look, is_small, limit_statements
+from uuid_pipeline.engine.installed import guard
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import patience, sql
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials import copying, counting, entries, moving, obstacles, trying
 from uuid_pipeline.engine.trials.entries import Entry
@@ -21,7 +22,6 @@ from uuid_pipeline.engine.trials.moving import Looked, Sampled
 from uuid_pipeline.engine.trials.obstacles import Obstacle
 from uuid_pipeline.engine.trials.trying import Tried
 from uuid_pipeline.engine.trials.verdict import summary, verdict
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.settings import without_secrets
 

@@ -11,13 +11,14 @@ from psycopg import Connection as Driver
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
-from uuid_pipeline.engine import extensions, name_paths, pg_tools, sql
-from uuid_pipeline.engine.backup import direct
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.backups import extensions, name_paths, pg_tools
+from uuid_pipeline.engine.backups.backup import direct
+from uuid_pipeline.engine.backups.scratch import ensure_roles, scratch_database
+from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.scratch import ensure_roles, scratch_database
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.trials.moving import Sampled
-from uuid_pipeline.engine.workshop import Workshop
 from uuid_pipeline.errors import RefusedError
 
 ROWS_A_TABLE = 200  # of one table, that refer to the sampled rows

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import sql, triggers
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.store import Entity, Reference, Store
 
 Kind = Literal["primary key", "unique constraint", "unique index", "exclusion", "check", "foreign key", "trigger"]

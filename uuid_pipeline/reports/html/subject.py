@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, readiness, readiness_criteria
+from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine.evidence import readiness, readiness_criteria
+from uuid_pipeline.engine.evidence.readiness import Evidence, Readiness
 from uuid_pipeline.engine.planning import Plan
-from uuid_pipeline.engine.readiness import Evidence, Readiness
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 

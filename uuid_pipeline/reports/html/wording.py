@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from uuid_pipeline.engine.readiness import Verdict
+from uuid_pipeline.engine.evidence.readiness import Verdict
 from uuid_pipeline.reports.html.blocks import Badge, Code, Comparison, Unit
 from uuid_pipeline.reports.tables import UNKNOWN
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine.kept_evidence import Record
+from uuid_pipeline.engine.evidence.kept_evidence import Record
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Section, Table
 from uuid_pipeline.reports.html.subject import Subject

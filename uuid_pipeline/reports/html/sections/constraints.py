@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import kept_evidence
+from uuid_pipeline.engine.evidence import kept_evidence
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.constraints import collision
 from uuid_pipeline.reports.html.blocks import Badge, Banner, Cell, Section, Table

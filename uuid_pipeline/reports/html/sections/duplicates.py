@@ -4,8 +4,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, look_alikes, redaction, sql
-from uuid_pipeline.engine.look_alikes import LookAlikes
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.evidence import look_alikes
+from uuid_pipeline.engine.evidence.look_alikes import LookAlikes
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports import state
 from uuid_pipeline.reports.html.blocks import Block, Cell, Section, Table

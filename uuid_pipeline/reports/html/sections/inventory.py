@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import redaction
+from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Block, Comparison, Grid, Section, Table, Text, Tiles
 from uuid_pipeline.reports.html.inventory_plots import plots

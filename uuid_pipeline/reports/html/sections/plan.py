@@ -4,10 +4,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import rollback_triggers
-from uuid_pipeline.engine import strategy as strategies
+from uuid_pipeline.engine.plans import rollback_triggers
+from uuid_pipeline.engine.plans import strategy as strategies
+from uuid_pipeline.engine.plans.strategy import Decision, Strategy
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.engine.strategy import Decision, Strategy
 from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Code, Section, Table, Text
 from uuid_pipeline.reports.html.subject import Subject
 from uuid_pipeline.reports.tables import UNKNOWN, plan_lines

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine.lookups import Lookups, Timing
+from uuid_pipeline.engine.evidence.lookups import Lookups, Timing
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.reports.html.blocks import Cell, Section, Table
 from uuid_pipeline.reports.html.subject import Subject

@@ -2,9 +2,10 @@
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import redaction, unretrievable
+from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.engine.retrievals import unretrievable
+from uuid_pipeline.engine.retrievals.unretrievable import WORDS, Listed
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.engine.unretrievable import WORDS, Listed
 from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Code, Section, Table, Text
 from uuid_pipeline.reports.html.subject import Subject
 from uuid_pipeline.reports.html.wording import moment, plural

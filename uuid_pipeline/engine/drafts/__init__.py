@@ -1,0 +1,1 @@
+"""Drafts: a first specification, made from the catalogs."""

@@ -1,0 +1,141 @@
+"""What could be the natural key of a table: its unique keys, and failing those a content hash with an owner."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.catalog import Catalog, Table
+from uuid_pipeline.engine.soft_references.sampling import bounded
+
+LOOKED_AT = 50_000
+SECONDS = 10
+_HASH = re.compile(r"(^|_)(sha\d*|md5|hash|checksum|digest|fingerprint|etag)(_|$)|sha256")
+_OWNER = re.compile(r"(user|owner|account|tenant|customer|author|org|organi[sz]ation)(_id)?|created_by|uploaded_by")
+_TEXT = ("text", "character varying", "character")
+# Their text is not one text for one value, in every version and setting.
+_UNFIT = re.compile(r"(.+\.)?(json|jsonb|xml|real|double precision|bytea|vector|halfvec|tsvector|money)([(\[]|$)")
+
+
+@dataclass(frozen=True)
+class KeyChoice:
+    """Columns that could make a row what it is; of the rows ``looked_at`` some have a NULL, ``distinct`` differ."""
+
+    columns: tuple[str, ...]
+    unique: bool
+    obstacle: str | None
+    looked_at: int | None = None
+    with_null: int = 0
+    distinct: int = 0
+    hex_length: Mapping[str, int] | None = None
+
+    def __str__(self) -> str:
+        kind = "unique" if self.unique else "not unique by any index"
+        return f"({', '.join(self.columns)}): {kind}{self._counted()}" + (f"; {self.obstacle}" if self.obstacle else "")
+
+    def _counted(self) -> str:
+        if not self.looked_at:
+            return ""
+        nulls = f", {self.with_null} with a NULL in it" if self.with_null else ""
+        return f", {self.distinct} distinct in {self.looked_at} rows looked at{nulls}"
+
+
+# A default that makes a new value each time: what it makes says nothing about the row.
+_SURROGATES = """
+SELECT a.attrelid AS oid, array_agg(a.attname::text) AS columns FROM pg_attribute a
+LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = ANY(%(oids)s) AND a.attnum > 0 AND NOT a.attisdropped AND (a.attidentity <> ''
+    OR (a.attgenerated = '' AND pg_get_expr(d.adbin, d.adrelid) ~ '(nextval|gen_random_uuid|uuid_generate|uuidv[47])'))
+GROUP BY a.attrelid
+"""
+
+
+def surrogates(connection: Connection, catalog: Catalog) -> dict[int, frozenset[str]]:
+    """By table: columns that the database numbers or randomises by itself."""
+    oids = [table.oid for table in catalog.tables.values()]
+    return {row.oid: frozenset(row.columns) for row in sql.rows(connection, _SURROGATES, {"oids": oids})}
+
+
+def of(
+    connection: Connection, catalog: Catalog, table: Table, numbered: Mapping[int, frozenset[str]]
+) -> list[KeyChoice]:
+    """The choices for a table, the likeliest first, each tried on some of its rows."""
+    unique = [columns for columns in table.unique_keys if not set(columns) & set(table.primary_key)]
+    own = numbered.get(table.oid, frozenset())
+    choices = [KeyChoice(columns, True, _obstacle(catalog, table, columns, own)) for columns in dict.fromkeys(unique)]
+    if not any(choice.obstacle is None for choice in choices):
+        choices += [KeyChoice(columns, False, None) for columns in _hash_with_owner(table)]
+    ranked = sorted(choices, key=lambda choice: _rank(table, choice))
+    return [_tried(connection, table, choice) for choice in ranked]
+
+
+def _obstacle(catalog: Catalog, table: Table, columns: Sequence[str], numbered: frozenset[str]) -> str | None:
+    made = [column for column in columns if column in numbered]
+    if made:
+        return f"{', '.join(made)} is made by the database, so it says nothing about the row"
+    unfit = [column for column in columns if _UNFIT.match(table.columns[column].type)]
+    if unfit:
+        return f"{', '.join(unfit)} has no text that is always the same"
+    itself = [c for c in columns if _refers_to_itself(catalog, table, c)]
+    return f"{', '.join(itself)} refers to this table itself" if itself else None
+
+
+def _refers_to_itself(catalog: Catalog, table: Table, column: str) -> bool:
+    own = (table.schema, table.name)
+    return any(
+        (key.table_schema, key.table) == own and (key.target_schema, key.target) == own and column in key.columns
+        for key in catalog.foreign_keys
+    )
+
+
+def _hash_with_owner(table: Table) -> list[tuple[str, ...]]:
+    hashes = [c.name for c in table.columns.values() if looks_like_hash(c.name) and c.type.startswith(_TEXT)]
+    owners = [c.name for c in table.columns.values() if _OWNER.fullmatch(c.name.lower())]
+    return [(*owners[:1], name) for name in hashes]
+
+
+def looks_like_hash(column: str) -> bool:
+    """Whether a column is named as content hashes are."""
+    return _HASH.search(column.lower()) is not None
+
+
+def _rank(table: Table, choice: KeyChoice) -> tuple[bool, bool, bool, bool, int]:
+    nullable = any(not table.columns[column].not_null for column in choice.columns)
+    hashed = any(looks_like_hash(column) for column in choice.columns)
+    owned = any(_OWNER.fullmatch(column.lower()) for column in choice.columns)
+    return choice.obstacle is not None, nullable, not hashed, not owned, len(choice.columns)
+
+
+def _tried(connection: Connection, table: Table, choice: KeyChoice) -> KeyChoice:
+    """The choice with what some rows say of it; as it was when they cannot be read."""
+    hashes = [c for c in choice.columns if looks_like_hash(c) and table.columns[c].type.startswith(_TEXT)]
+    lengths = [
+        sql.compose(
+            "CASE WHEN bool_and({c} ~ '^[0-9a-f]+$') AND min(length({c})) = max(length({c})) THEN max(length({c})) END",
+            c=sql.name(column),
+        )
+        for column in hashes
+    ]
+    names = [sql.name(column) for column in choice.columns]
+    filled = sql.join(" AND ", [sql.compose("{c} IS NOT NULL", c=part) for part in names])
+    statement = sql.compose(
+        "SELECT count(*) AS rows, count(*) FILTER (WHERE NOT ({filled})) AS nulls, "
+        "count(DISTINCT ({texts})) FILTER (WHERE {filled}) AS distinct, ARRAY[{lengths}]::int[] AS lengths "
+        "FROM (SELECT {columns} FROM {table} LIMIT {limit}) t",
+        filled=filled,
+        texts=sql.join(", ", [sql.compose("{c}::text", c=part) for part in [*names, sql.Text("''")]]),
+        lengths=sql.join(", ", lengths),
+        columns=sql.join(", ", names),
+        table=sql.table(table.schema, table.name),
+        limit=sql.literal(LOOKED_AT),
+    )
+    try:
+        with bounded(connection, SECONDS, by_index=False):
+            row = sql.rows(connection, statement)[0]
+    except DBAPIError:
+        return choice  # no right, a lock, too slow: the estimate is then left out
+    found = {column: length for column, length in zip(hashes, row.lengths, strict=True) if length}
+    return replace(choice, looked_at=row.rows, with_null=row.nulls, distinct=row.distinct, hex_length=found)

@@ -1,0 +1,1 @@
+"""Evidence: figures of the store and of what was done to it, for the reports and the readiness criteria."""

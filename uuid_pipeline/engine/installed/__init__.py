@@ -1,0 +1,1 @@
+"""Installed in the store for as long as old ids are known: alias triggers, resolvers, and the guard."""

@@ -1,0 +1,314 @@
+"""Aliases: stale ids that the application writes or asks for are taken for the ids that their rows have now."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+from sqlalchemy import Connection, Engine
+
+from uuid_pipeline.engine import patience, sql
+from uuid_pipeline.engine.installed import functions, resolving
+from uuid_pipeline.engine.ledger import SCHEMA
+from uuid_pipeline.engine.store import Entity, MovedTable, Store
+from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.errors import RefusedError
+
+# Sorts before the application's own triggers, which then see the id that will be stored.
+TRIGGER = "00_uuid_pipeline_alias_ids"
+
+PATIENCE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class AliasUse:
+    """How often a stale id of an entity was translated, and when last (None: never)."""
+
+    entity: str
+    uses: int
+    last_used: datetime | None
+
+
+def create_functions(connection: Connection) -> None:
+    """Make the functions that read and rewrite embedded ids in the ledger schema, where they do not stand yet."""
+    functions.put_embedded(connection)
+
+
+def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
+    """Let stale ids of these assessments' id maps resolve, in every table of the store that holds ids.
+
+    What stands as wanted is not touched; later assessments replace functions only. Raises RefusedError when a table
+    is not to be had for PATIENCE_SECONDS, naming who holds it; what was installed before stays, and a repetition
+    goes on from there.
+    """
+    with engine.begin() as connection:
+        parts = {entity.name: _parts(connection, entity, assessments) for entity in store.entities}
+    entities = [entity for entity in store.entities if parts[entity.name]]
+    wanted = [resolving.in_force()]
+    wanted += [found for entity in entities for found in resolving.of_entity(entity, parts[entity.name])]
+    views = [sql.shown(sql.table(SCHEMA, found.name)) for found in wanted if found.arguments is None]
+
+    def in_ledger(connection: Connection) -> None:
+        create_functions(connection)
+        for entity in entities:
+            _create_sequences(connection, entity)
+        for found in wanted:
+            functions.put(connection, found)
+        for entity in entities:
+            _open_to_readers(connection, entity)
+
+    patiently(engine, views, in_ledger, "ACCESS EXCLUSIVE")
+    for moved in store.tables:
+        _install_on(engine, store, moved, entities)
+        reach("aliasing")
+
+
+def _parts(connection: Connection, entity: Entity, assessments: Sequence[int]) -> list[int]:
+    """Those of the assessments that have an id map of this entity; an older plan may not have known it."""
+    return [
+        number
+        for number in sorted(set(assessments))
+        if sql.scalar(
+            connection,
+            "SELECT to_regclass(%(name)s)",
+            {"name": sql.shown(sql.table(SCHEMA, resolving.map_part(entity, number)))},
+        )
+    ]
+
+
+def _create_sequences(connection: Connection, entity: Entity) -> None:
+    for prefix in (resolving.USES, resolving.LAST_USE):
+        sequence = sql.table(SCHEMA, prefix + entity.name)
+        # Asked first: who only rolls back may not create, and need not.
+        if sql.scalar(connection, "SELECT to_regclass(%(name)s)", {"name": sql.shown(sequence)}):
+            continue
+        sql.execute(connection, sql.compose("CREATE SEQUENCE IF NOT EXISTS {sequence}", sequence=sequence))
+
+
+# Who may read the entity's keys may ask what a stale one stands for. PUBLIC (0) and owners of ours are left out.
+_READERS = """
+SELECT DISTINCT pg_get_userbyid(acl.grantee) AS role
+FROM pg_class c CROSS JOIN aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) acl
+WHERE c.oid = %(oid)s AND acl.privilege_type = 'SELECT' AND acl.grantee <> 0
+  AND pg_get_userbyid(acl.grantee) <> current_user
+  -- Who was granted what a rollback writes in the ledger is to keep it (deploy/roles.sql).
+  AND NOT has_table_privilege(acl.grantee, 'uuid_pipeline.repointed', 'DELETE')
+ORDER BY 1
+"""
+
+# What a default privilege gave these roles on the ledger's tables: USAGE of the schema would open it to them.
+_OPENED = """
+SELECT DISTINCT c.relname FROM pg_class c CROSS JOIN aclexplode(c.relacl) acl
+WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
+  AND (c.relkind <> 'v' OR NOT has_schema_privilege(%(role)s::regrole, c.relnamespace, 'USAGE'))
+  AND acl.grantee IN (0, %(role)s::regrole)
+"""
+
+
+def _open_to_readers(connection: Connection, entity: Entity) -> None:
+    resolve = sql.compose(
+        "{name}({type})",
+        name=sql.table(SCHEMA, resolving.RESOLVE + entity.name),
+        type=sql.Text(entity.key_type),
+    )
+    for row in sql.rows(connection, _READERS, {"oid": entity.table.oid}):
+        role = sql.name(row.role)
+        for found in sql.rows(connection, _OPENED, {"role": sql.shown(role)}):
+            revoke = "REVOKE ALL ON {relation} FROM PUBLIC, {role}"
+            sql.execute(connection, sql.compose(revoke, relation=sql.table(SCHEMA, found.relname), role=role))
+        granted = sql.scalar(
+            connection,
+            "SELECT has_function_privilege(%(role)s, %(name)s, 'EXECUTE') "
+            "AND has_schema_privilege(%(role)s, 'uuid_pipeline', 'USAGE')",
+            {"role": row.role, "name": sql.shown(resolve)},
+        )
+        if not granted:
+            sql.execute(connection, sql.compose("GRANT USAGE ON SCHEMA uuid_pipeline TO {role}", role=role))
+            grant = sql.compose("GRANT EXECUTE ON FUNCTION {resolve} TO {role}", resolve=resolve, role=role)
+            sql.execute(connection, grant)
+
+
+def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Sequence[Entity]) -> None:
+    wanted = resolving.on_table(store, moved, entities)
+    if wanted is None:
+        return
+    columns = resolving.id_columns(moved, entities)
+
+    def in_table(connection: Connection) -> None:
+        functions.put(connection, wanted)
+        if _fires_on(connection, moved, wanted) != sorted(columns):
+            sql.execute(connection, _trigger(moved, wanted, columns))
+
+    where = sql.shown(sql.table(moved.table.schema, moved.table.name))
+    patiently(engine, [where], in_table, "SHARE ROW EXCLUSIVE")
+
+
+def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[str]) -> sql.Composable:
+    # A batch writes the ids that it means; in replica role the trigger does not fire, elsewhere the setting says so.
+    return sql.compose(
+        """CREATE OR REPLACE TRIGGER {name} BEFORE INSERT OR UPDATE OF {columns} ON {table} FOR EACH ROW
+           WHEN (current_setting('uuid_pipeline.batch', true) IS DISTINCT FROM 'on') EXECUTE FUNCTION {function}""",
+        name=sql.name(TRIGGER),
+        columns=sql.join(", ", [sql.name(column) for column in columns]),
+        table=sql.table(moved.table.schema, moved.table.name),
+        function=wanted.signature,
+    )
+
+
+# The columns that a trigger of ours stands for. 23: BEFORE, FOR EACH ROW, on INSERT and UPDATE.
+FIRES_ON = """
+SELECT array(SELECT a.attname::text FROM unnest(g.tgattr::int2[]) k (n)
+             JOIN pg_attribute a ON a.attrelid = g.tgrelid AND a.attnum = k.n) AS columns
+FROM pg_trigger g WHERE g.tgrelid = %(oid)s AND g.tgname = %(trigger)s AND g.tgfoid = to_regprocedure(%(function)s)
+  AND g.tgtype = 23 AND g.tgqual IS NOT NULL AND g.tgenabled = 'O'
+"""
+
+
+def _fires_on(connection: Connection, moved: MovedTable, wanted: functions.Definition) -> list[str]:
+    """The columns that the table's trigger stands for; none when it is missing or another one."""
+    asked = {"oid": moved.table.oid, "trigger": TRIGGER, "function": sql.shown(wanted.signature)}
+    return sorted(sql.scalar(connection, FIRES_ON, asked) or [])
+
+
+_INSTALLED = r"""
+SELECT DISTINCT f.proname, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
+FROM pg_proc f LEFT JOIN pg_trigger g ON g.tgfoid = f.oid LEFT JOIN pg_class c ON c.oid = g.tgrelid
+LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname LIKE 'alias\_on\_%%'
+  AND f.prorettype = 'trigger'::regtype
+ORDER BY 1, 2
+"""
+
+
+def installed(connection: Connection) -> list[str]:
+    """The tables with our alias trigger, as ``schema.table``."""
+    return sorted(row.name for row in sql.rows(connection, _INSTALLED) if row.name is not None)
+
+
+def uses(connection: Connection, store: Store) -> list[AliasUse]:
+    """Translations counted by entity, since the first installation; a query may translate an id more than once."""
+    found = []
+    for entity in store.entities:
+        count, last = (sql.table(SCHEMA, prefix + entity.name) for prefix in (resolving.USES, resolving.LAST_USE))
+        if not sql.scalar(connection, "SELECT to_regclass(%(name)s)", {"name": sql.shown(count)}):
+            continue
+        statement = sql.compose(
+            """SELECT CASE WHEN c.is_called THEN c.last_value ELSE 0 END AS uses,
+                      CASE WHEN l.is_called THEN to_timestamp(l.last_value) END AS last_used
+               FROM {count} c, {last} l""",
+            count=count,
+            last=last,
+        )
+        row = sql.rows(connection, statement)[0]
+        found.append(AliasUse(entity.name, int(row.uses), row.last_used))
+    return found
+
+
+def remove(engine: Engine) -> None:
+    """Take every alias away: triggers, functions, views, counts, and what was granted to readers.
+
+    Raises RefusedError as :func:`install` does. Ids inside JSON can still be rewritten by a batch.
+    """
+    with engine.begin() as connection:
+        on_tables = sql.rows(connection, _INSTALLED)
+    for row in on_tables:
+        # Dropping our own function drops its trigger, which asks for no right on the table.
+        drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
+        patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
+        reach("removing")
+    with engine.begin() as connection:
+        rest = [row.name for row in sql.rows(connection, _REST) if row.kind != "FUNCTION"]
+    patiently(engine, rest, _drop_rest, "ACCESS EXCLUSIVE")
+
+
+_REST = r"""
+SELECT 'VIEW' AS kind, c.oid::regclass::text AS name FROM pg_class c
+WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'v' AND c.relname LIKE 'alias\_%%'
+UNION ALL
+SELECT 'FUNCTION', f.oid::regprocedure::text FROM pg_proc f
+WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|place|resolve)_|in_force$)'
+UNION ALL
+SELECT 'SEQUENCE', c.oid::regclass::text FROM pg_class c
+WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'S' AND c.relname ~ '^alias_(uses|last)_'
+"""
+
+_GRANTED = """
+SELECT DISTINCT pg_get_userbyid(acl.grantee) AS role FROM pg_proc f CROSS JOIN aclexplode(f.proacl) acl
+WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname LIKE 'resolve\\_%%'
+  AND acl.grantee NOT IN (0, f.proowner)
+"""
+
+
+def _drop_rest(connection: Connection) -> None:
+    for row in sql.rows(connection, _GRANTED):
+        revoke = sql.compose("REVOKE USAGE ON SCHEMA uuid_pipeline FROM {role}", role=sql.name(row.role))
+        sql.execute(connection, revoke)
+    for row in sql.rows(connection, _REST):
+        # The server wrote these names, quoted where they must be.
+        name = sql.Text(row.name.replace("%", "%%"))
+        sql.execute(connection, sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=name))
+
+
+def patiently(
+    engine: Engine, relations: Sequence[str], work: Callable[[Connection], object], mode: patience.Mode
+) -> None:
+    """One short transaction that makes or drops triggers of ours, tried again while locks are not to be had.
+
+    ``mode``: what the work asks of the relations. Raises RefusedError when patience runs out, naming who holds them.
+    """
+
+    def once(wait: float) -> None:
+        with engine.begin() as connection:
+            patience.set_up(connection, wait)
+            # Two installations at once would replace the same functions, which the server takes for an error.
+            sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.aliases', 0))")
+            work(connection)
+
+    def in_the_way() -> frozenset[str]:
+        with engine.begin() as connection:
+            named = "SELECT to_regclass(name)::oid AS oid FROM unnest(%(names)s::text[]) name"
+            found = sql.rows(connection, named, {"names": list(relations)})
+            return patience.holders(connection, [row.oid for row in found if row.oid is not None], mode)
+
+    try:
+        patience.patiently(once, PATIENCE_SECONDS, in_the_way)
+    except patience.OutOfPatienceError as error:
+        raise RefusedError(_who_holds(engine, relations, mode)) from error
+
+
+# Whoever holds a lock there for long; other sessions' times are shown to those only who may see their statistics.
+_HOLDERS = """
+SELECT l.pid, quote_literal(p.gid) AS gid, string_agg(DISTINCT l.mode, ', ') AS mode, a.usename,
+       coalesce(a.state, 'state not shown') AS state,
+       round(extract(epoch FROM clock_timestamp() - a.xact_start))::bigint AS seconds
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid {prepared}
+WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.database = (SELECT oid FROM pg_database
+          WHERE datname = current_database())
+  AND ((l.relation = ANY(%(relations)s::regclass[])
+        AND (%(mode)s = 'ACCESS EXCLUSIVE' OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')))
+       OR (l.locktype = 'advisory' AND (l.classid::bigint << 32 | l.objid::bigint)
+           = hashtextextended('uuid_pipeline.aliases', 0)))
+GROUP BY l.pid, p.gid, a.usename, a.state, a.xact_start ORDER BY 1, 2
+"""
+
+
+def _who_holds(engine: Engine, relations: Sequence[str], mode: patience.Mode) -> str:
+    with engine.begin() as connection:
+        sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+        holding = sql.compose(_HOLDERS, prepared=sql.Text(patience.PREPARED))
+        found = sql.rows(connection, holding, {"relations": list(relations), "mode": mode})
+        named = sql.rows(connection, "SELECT unnest(%(names)s::regclass[])::text AS name", {"names": list(relations)})
+    holders = [
+        f"prepared transaction {row.gid} ({row.mode})"
+        if row.pid is None
+        else f"pid {row.pid} ({row.usename or 'unknown'}, {row.mode}, {row.state}, "
+        + (f"for {row.seconds} s)" if row.seconds is not None else "for how long is not shown)")
+        for row in found
+    ]
+    where = ", ".join(row.name for row in named) or "the ledger"
+    return (
+        f"Our triggers need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
+        f"Held by: {', '.join(holders) or 'transactions that have just ended'}. "
+        f"{patience.END_THEM}, or wait "
+        "until they end, and run again."
+    )

@@ -1,0 +1,282 @@
+"""Emptying: what a foreign key without an id refers to may go to the archive; where it may be NULL, it becomes so.
+
+Such a key leads from a row to one that hangs on a document (from a job's events to the job, by its number, say). The
+row itself may be of any other document: archived along with what it refers to it would be missed. What it held is
+remembered, and put back once a rollback has brought back the row that it means.
+"""
+
+from collections.abc import Iterable
+from typing import LiteralString
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import fingerprint, sql
+from uuid_pipeline.engine.batches.locks import BatchPlan
+from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
+from uuid_pipeline.engine.merges import coming_back
+from uuid_pipeline.engine.merges.folding import Fold, folds
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import BatchError
+
+CASCADE = "c"
+
+
+def make_room(connection: Connection) -> None:
+    """The temporary table of the rows to empty, by the foreign key's name."""
+    sql.execute(
+        connection,
+        """CREATE TEMPORARY TABLE IF NOT EXISTS emptied
+               (relation oid, foreign_key text, at tid, ordinal bigint, PRIMARY KEY (relation, foreign_key, at))
+           ON COMMIT DELETE ROWS""",
+    )
+
+
+def holds_id(store: Store, key: ForeignKey) -> bool:
+    """Whether the foreign key holds an entity's key, so that merging turns it to the survivor."""
+    place = (key.table_schema, key.table)
+    return any(
+        (m.table.schema, m.table.name) == place and dict(m.columns).keys() & set(key.columns) for m in store.tables
+    )
+
+
+def may_empty(store: Store, key: ForeignKey) -> bool:
+    """Whether rows may lose what this foreign key refers to.
+
+    Not where the application's own delete would take the row along, where the key is part of what makes the row what it
+    is, and where the row could not be found again.
+    """
+    table = store.catalog.tables[key.table_schema, key.table]
+    part_of_identity = any(
+        set(key.columns) & set(entity.spec.template.fields)
+        for entity in store.entities
+        if entity.table.oid == table.oid
+    )
+    return (
+        bool(table.primary_key)
+        and key.on_delete != CASCADE
+        and not part_of_identity
+        and all(_may_be_null(table.columns[column]) for column in key.columns)
+        and not any(set(key.columns) & set(unique) for unique in table.null_equal_keys)
+    )
+
+
+def _may_be_null(column: Column) -> bool:
+    """What a CHECK would say of it is not known."""
+    return not column.not_null and not column.generated and not column.checked
+
+
+def touched_by_merging(store: Store) -> tuple[list[Table], list[tuple[Table, tuple[str, ...]]]]:
+    """Tables of which merging may archive rows, and those of which it may empty a foreign key to one of these."""
+    displaced = {
+        moved.table.oid: moved.table
+        for moved in store.tables
+        if moved.entity or any({column for column, _ in moved.columns} & set(key) for key in moved.table.unique_keys)
+    }
+    emptied: dict[tuple[int, str], tuple[Table, tuple[str, ...]]] = {}
+    count = -1
+    while count != len(displaced):
+        count = len(displaced)
+        for key in store.catalog.foreign_keys:
+            target = store.catalog.tables.get((key.target_schema, key.target))
+            if target is None or target.oid not in displaced or holds_id(store, key):
+                continue
+            source = store.catalog.tables[key.table_schema, key.table]
+            if may_empty(store, key):
+                emptied[source.oid, key.name] = (source, key.columns)
+            else:
+                displaced[source.oid] = source
+    return list(displaced.values()), list(emptied.values())
+
+
+def hang_together(store: Store) -> bool:
+    """Whether rows that merging may archive are referred to by a foreign key that holds no id.
+
+    Such rows lead from one document to another without any id.
+    """
+    displaced, _ = touched_by_merging(store)
+    places = {(table.schema, table.name) for table in displaced}
+    return any(
+        (key.target_schema, key.target) in places and not holds_id(store, key) for key in store.catalog.foreign_keys
+    )
+
+
+def refers(key: ForeignKey) -> sql.Composable:
+    """Whether the row ``s`` refers by this foreign key to the row ``t``."""
+    pairs = zip(key.columns, key.target_columns, strict=True)
+    return sql.join(" AND ", [sql.compose("s.{a} = t.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs])
+
+
+def note(connection: Connection, key: ForeignKey, source: Table, target: Table) -> None:
+    """Note, and lock, the rows that refer by this foreign key to a displaced row."""
+    statement = sql.compose(
+        """INSERT INTO pg_temp.emptied (relation, foreign_key, at, ordinal)
+           SELECT %(source)s, %(name)s, s.ctid, d.ordinal FROM pg_temp.displaced d
+           JOIN {target} t ON t.ctid = d.at JOIN {table} s ON {on}
+           WHERE d.relation = %(target)s FOR UPDATE OF s ON CONFLICT DO NOTHING""",
+        target=sql.table(target.schema, target.name),
+        table=sql.table(source.schema, source.name),
+        on=refers(key),
+    )
+    sql.execute(connection, statement, {"source": source.oid, "target": target.oid, "name": key.name})
+
+
+def empty(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, int]:
+    """Empty what was noted, remembering it; returns by moved table what that takes from the table's digest.
+
+    That is before less after, with ids that an earlier batch had moved read back. First of what a merge writes:
+    afterwards no row refers to one that goes. Raises BatchError when other rows were written than were remembered.
+    """
+    noted = {
+        (row.relation, row.foreign_key)
+        for row in sql.rows(connection, "SELECT DISTINCT relation, foreign_key FROM pg_temp.emptied")
+    }
+    fold_of = {fold.held.moved.table.oid: fold for fold in folds(store)}
+    taken: dict[str, int] = {}
+    for key in store.catalog.foreign_keys:
+        table = store.catalog.tables[key.table_schema, key.table]
+        if (table.oid, key.name) not in noted:
+            continue
+        fold = fold_of.get(table.oid)
+        if fold is not None:
+            name = fingerprint.qualified(fold.held.moved)
+            taken[name] = taken.get(name, 0) + _taken(connection, store, fold, key, plan)
+        remembered, written = _remember(connection, table, fold, key, plan), _write(connection, table, fold, key)
+        if remembered != written:
+            raise BatchError(
+                f"A batch was rolled back: of {remembered} rows of {table.name} whose {key.name} was to be emptied, "
+                f"{written} were. Look at the triggers and policies of this table."
+            )
+    return taken
+
+
+# A row that goes to the archive goes as it is.
+_NOTED = """
+e.relation = %(oid)s AND e.foreign_key = %(foreign_key)s
+AND NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation = e.relation AND x.at = e.at)
+"""
+
+
+def _of(table: Table, key: ForeignKey) -> dict[str, object]:
+    return {"oid": table.oid, "foreign_key": key.name}
+
+
+def _taken(connection: Connection, store: Store, fold: Fold, key: ForeignKey, plan: BatchPlan) -> int:
+    moved = fold.held.moved
+    columns = list(moved.table.columns.values())
+    back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was", fingerprint.MOVED_BEFORE)
+    nulls = {
+        column: sql.compose("NULL::{type}", type=cast_type(moved.table.columns[column].type)) for column in key.columns
+    }
+    statement = sql.compose(
+        """SELECT coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0)
+           FROM pg_temp.emptied e JOIN {table} t ON t.ctid = e.at {joins} WHERE {noted}""",
+        was=fingerprint.row_digest(columns, back.mapped, "t"),
+        becomes=fingerprint.row_digest(columns, back.mapped | nulls, "t"),
+        table=fold.held.table,
+        joins=back.joins,
+        noted=sql.Text(_NOTED),
+    )
+    values = {**plan.values, "maps": [plan.assessment_no], **_of(moved.table, key), **back.values}
+    return int(sql.scalar(connection, statement, values))
+
+
+def _remember(connection: Connection, table: Table, fold: Fold | None, key: ForeignKey, plan: BatchPlan) -> int:
+    """Under the primary key that the row will have after the merge, as what is turned is remembered."""
+    row_key = [
+        sql.compose(
+            "{n}, {value}",
+            n=sql.literal(column),
+            value=fold.after(column) if fold else sql.compose("t.{c}", c=sql.name(column)),
+        )
+        for column in table.primary_key
+    ]
+    before = [sql.compose("{n}, t.{c}::text", n=sql.literal(c), c=sql.name(c)) for c in key.columns]
+    statement = sql.compose(
+        """INSERT INTO uuid_pipeline.repointed
+               (execution_id, wave, ordinal, table_name, row_key, before, after, foreign_key)
+           SELECT %(execution)s, %(wave)s, e.ordinal, %(table)s, jsonb_build_object({row_key}),
+                  jsonb_build_object({before}), '{{}}', e.foreign_key
+           FROM pg_temp.emptied e JOIN {source} t ON t.ctid = e.at {turned} WHERE {noted}""",
+        row_key=sql.join(", ", row_key),
+        before=sql.join(", ", before),
+        source=sql.table(table.schema, table.name),
+        turned=sql.compose("LEFT JOIN {fold} f ON f.at = t.ctid", fold=fold.relation) if fold else sql.Text(""),
+        noted=sql.Text(_NOTED),
+    )
+    label = f"{table.schema}.{table.name}"
+    return sql.execute(connection, statement, {**plan.values, **_of(table, key), "table": label}).rowcount
+
+
+def _write(connection: Connection, table: Table, fold: Fold | None, key: ForeignKey) -> int:
+    """Empty the key; what else was noted of these rows is told their new places."""
+    notes: list[tuple[sql.Composable, LiteralString]] = [
+        (sql.Text("pg_temp.emptied"), "AND n.relation = %(oid)s AND n.foreign_key <> %(foreign_key)s")
+    ]
+    notes += [(fold.relation, "")] if fold else []
+    follow = [
+        sql.compose(
+            "{name} AS (UPDATE {note} n SET at = done.now FROM done WHERE n.at = done.was {which})",
+            name=sql.name(f"followed_{index}"),
+            note=note_of,
+            which=sql.Text(which),
+        )
+        for index, (note_of, which) in enumerate(notes)
+    ]
+    statement = sql.compose(
+        """WITH done AS (UPDATE {table} t SET {nulls} FROM pg_temp.emptied e WHERE t.ctid = e.at AND {noted}
+                         RETURNING e.at AS was, t.ctid AS now),
+           {follow} SELECT count(*) FROM done""",
+        table=sql.table(table.schema, table.name),
+        nulls=sql.join(", ", [sql.compose("{c} = NULL", c=sql.name(column)) for column in key.columns]),
+        noted=sql.Text(_NOTED),
+        follow=sql.join(", ", follow),
+    )
+    return int(sql.scalar(connection, statement, _of(table, key)))
+
+
+def fill(connection: Connection, store: Store, plan: BatchPlan) -> None:
+    """Put back what rows referred to, where it is there again and the application has not filled it since."""
+    remembered = {(row.table_name, row.foreign_key) for row in sql.rows(connection, _REMEMBERED, plan.values)}
+    for key in _keys(store, remembered):
+        sql.execute(connection, _filled(store.catalog.tables[key.table_schema, key.table], key), plan.values)
+    sql.execute(connection, _FORGET, plan.values)
+
+
+_REMEMBERED = """
+SELECT DISTINCT table_name, foreign_key FROM uuid_pipeline.repointed
+WHERE wave = %(wave)s AND ordinal BETWEEN %(first)s AND %(last)s AND foreign_key IS NOT NULL
+"""
+_FORGET = """
+DELETE FROM uuid_pipeline.repointed
+WHERE wave = %(wave)s AND ordinal BETWEEN %(first)s AND %(last)s AND foreign_key IS NOT NULL
+"""
+
+
+def _keys(store: Store, remembered: Iterable[tuple[str, str]]) -> list[ForeignKey]:
+    wanted = set(remembered)
+    return [k for k in store.catalog.foreign_keys if (f"{k.table_schema}.{k.table}", k.name) in wanted]
+
+
+def _filled(table: Table, key: ForeignKey) -> sql.Composable:
+    held = {
+        c: sql.compose("(m.before->>{n})::{t}", n=sql.literal(c), t=cast_type(table.columns[c].type))
+        for c in key.columns
+    }
+    there = [
+        sql.compose("p.{b} = {held}", b=sql.name(b), held=held[a])
+        for a, b in zip(key.columns, key.target_columns, strict=True)
+    ]
+    return sql.compose(
+        """UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed m
+           WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.foreign_key = {name}
+             AND m.table_name = {label} AND {found} AND {empty} AND EXISTS (SELECT FROM {target} p WHERE {there})""",
+        table=sql.table(table.schema, table.name),
+        assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=value) for c, value in held.items()]),
+        name=sql.literal(key.name),
+        label=sql.literal(f"{table.schema}.{table.name}"),
+        found=coming_back.remembered(table),
+        empty=sql.join(" AND ", [sql.compose("t.{c} IS NULL", c=sql.name(c)) for c in key.columns]),
+        target=sql.table(key.target_schema, key.target),
+        there=sql.join(" AND ", there),
+    )

@@ -1,0 +1,336 @@
+"""Restoring: re-pointed rows get their former references, archived rows come back, in one statement that is proven."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.batches.locks import BatchPlan, held_of, map_part
+from uuid_pipeline.engine.merges import coming_back, turning_back
+from uuid_pipeline.engine.merges.archive import Shelf, shelf, shelves
+from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.errors import BatchError, RefusedError
+
+
+def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
+    """Raise RefusedError when a table has got a column since that no archived row can have a value for."""
+    for one in kept:
+        statement = sql.compose(
+            """SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
+               WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attnotnull AND NOT atthasdef
+                 AND attidentity = '' AND attname <> ALL(%(known)s)
+                 AND EXISTS (SELECT FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s))""",
+            archive=one.relation,
+        )
+        known = [column.name for column in one.columns]
+        missing = sql.scalar(connection, statement, {"oid": one.table.oid, "known": known, "ordinals": list(ordinals)})
+        if missing:
+            raise RefusedError(
+                f"{one.table.name} has columns that are NOT NULL, without a default, and newer than its archived rows, "
+                f"which therefore cannot come back: {missing}. Give them a default until the rollback is over (ALTER "
+                "TABLE ... ALTER COLUMN ... SET DEFAULT ...), then give the same command again."
+            )
+
+
+def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:
+    """Ordinals of the batch with something to restore whose survivor is held and whose losers' keys are free.
+
+    Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted. So do
+    they where it deleted what one of them refers to, or gave another row what is unique about one; and what refers to
+    such a loser in its turn.
+    """
+    coming = [row.ordinal for kept in archives for row in sql.rows(connection, _archived_of_batch(kept), plan.values)]
+    while True:
+        with_roots = _with_their_roots(connection, store, plan, archives, coming)
+        found = with_roots + _without_losing_roots(connection, store, plan, archives)
+        if set(coming) <= set(found):
+            return found + _only_turned(connection, plan, archives)
+        coming = found
+
+
+def _archived_of_batch(kept: Shelf) -> sql.Composable:
+    return sql.compose(
+        """SELECT DISTINCT uuid_pipeline_ordinal AS ordinal FROM {archive}
+           WHERE uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s""",
+        archive=kept.relation,
+    )
+
+
+def _with_their_roots(
+    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf], coming: Sequence[int]
+) -> list[int]:
+    """Ordinals whose archived documents may come back, while those of ``coming`` do."""
+    found: list[int] = []
+    for root in store.roots:
+        kept = next((one for one in archives if one.table.oid == root.table.oid), None)
+        if kept is None:
+            continue
+        there = coming_back.all_there(connection, store, kept, archives, "a", coming_back.OF_ORDINALS)
+        statement = sql.compose(
+            """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
+               WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
+                 AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
+               GROUP BY 1 HAVING NOT bool_or({taken}) AND bool_and(true{there})""",
+            taken=sql.join(" OR ", _ways_to_be_taken(store, root, kept, archives)),
+            there=sql.join("", there),
+            archive=kept.relation,
+            held=held_of(store, root.name).relation,
+        )
+        values = {**plan.values, "ordinals": list(coming)}
+        found += [int(row.ordinal) for row in sql.rows(connection, statement, values)]
+    return found
+
+
+def _ways_to_be_taken(store: Store, root: Entity, kept: Shelf, archives: Sequence[Shelf]) -> list[sql.Composable]:
+    plain = [(root.key,), *coming_back.plain_unique_keys(store, root.table)]
+    of_ids = [unique for unique in coming_back.unique_keys_of_ids(store, root.table) if unique != (root.key,)]
+    return [coming_back.is_taken(kept, unique) for unique in plain] + [
+        coming_back.is_taken_for_good(store, kept, unique, archives, coming_back.OF_ORDINALS) for unique in of_ids
+    ]
+
+
+def _only_turned(connection: Connection, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:
+    """Ordinals of the batch where nothing was archived, and references were turned that held target ids early."""
+    archived = [
+        sql.compose(
+            " AND NOT EXISTS (SELECT FROM {archive} a WHERE a.uuid_pipeline_ordinal = r.ordinal)", archive=kept.relation
+        )
+        for kept in archives
+    ]
+    statement = sql.compose(
+        """SELECT DISTINCT r.ordinal FROM uuid_pipeline.repointed r
+           WHERE r.wave = %(wave)s AND r.ordinal BETWEEN %(first)s AND %(last)s
+             AND r.foreign_key IS NULL{archived}""",
+        archived=sql.join("", archived),
+    )
+    return [int(row.ordinal) for row in sql.rows(connection, statement, plan.values)]
+
+
+def _without_losing_roots(
+    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf]
+) -> list[int]:
+    """Ordinals where only rows below a document were merged, so that the root's archive does not name them."""
+    roots = [shelf(root.table, plan.assessment_no).relation.as_string(None) for root in store.roots]
+    found: set[int] = set()
+    for kept in archives:
+        if kept.relation.as_string(None) in roots:
+            continue
+        for root in store.roots:
+            map_table = map_part(root.name, plan.assessment_no)
+            statement = sql.compose(
+                """SELECT DISTINCT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
+                   WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
+                     AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
+                     AND NOT EXISTS (SELECT FROM {map} m WHERE m.ordinal = a.uuid_pipeline_ordinal
+                                     AND m.role = 'merge')""",
+                archive=kept.relation,
+                held=held_of(store, root.name).relation,
+                map=map_table,
+            )
+            found |= {int(row.ordinal) for row in sql.rows(connection, statement, plan.values)}
+    return sorted(found)
+
+
+def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, int]:
+    """Give re-pointed rows their former references and put archived rows back; rows restored by table.
+
+    The survivors are back under their old ids already. One statement: foreign keys are checked at its end, when
+    both are there; re-pointing comes first, since a restored row may want a unique key that a re-pointed one holds.
+    A row whose place the application has filled since stays archived: what the application wrote counts.
+
+    A column that the table has got since has its default.
+
+    Raises BatchError when a restored row is not the row that was archived, or is missed by one that refers to it,
+    RefusedError when a new column has no default.
+    """
+    archives = shelves(connection, store, plan.assessment_no)
+    ordinals = _restorable(connection, store, plan, archives)
+    repointed = [
+        table for table in store.catalog.tables.values() if turning_back.was_repointed(connection, table, plan)
+    ]
+    if not ordinals and not repointed:
+        return {}
+    values = {**plan.values, **turning_back.paths(store), "ordinals": ordinals}
+    kept = _targets_first(store, archives)
+    _require_defaults(connection, kept, ordinals)
+    coming_back.find(connection, store, kept, values)
+    updates = [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
+    after = sql.join(
+        " + ",
+        [
+            sql.Text("0"),
+            *[sql.compose("(SELECT count(*) FROM {b})", b=turning_back.name_of(i)) for i in range(len(updates))],
+        ],
+    )
+    inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
+    if not updates and not inserts:
+        return {}  # the tables are gone
+    results = [
+        sql.compose(
+            """UNION ALL SELECT {name},
+                      (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)),
+                      (SELECT count(*) FROM {taken}), count(*),
+                      (SELECT coalesce(sum({d}), 0) FROM {taken}), coalesce(sum({d}), 0)
+               FROM {put}""",
+            name=sql.literal(f"{one.table.schema}.{one.table.name}"),
+            archive=one.relation,
+            taken=sql.name(f"taken_{index}"),
+            put=sql.name(f"put_{index}"),
+            d=sql.name(_DIGEST),
+        )
+        for index, one in enumerate(kept)
+    ]
+    # Where nothing was archived, only the references are turned back.
+    statement = sql.compose(
+        """WITH {parts}
+           SELECT NULL AS "table", 0 AS due, 0 AS taken, 0 AS rows, 0 AS archived, 0 AS digest WHERE false {results}""",
+        parts=sql.join(", ", [*updates, *inserts]),
+        results=sql.join(" ", results),
+    )
+    rows = sql.rows(connection, statement, values)
+    wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]
+    if wrong:
+        raise BatchError(
+            f"A batch was rolled back: rows of {', '.join(wrong)} did not come back from the archive as they went in. "
+            "Look at triggers and defaults of these tables."
+        )
+    left = {row.table: int(row.due - row.rows) for row in rows if row.due > row.rows}
+    if left:
+        _require_unmissed(connection, store, kept, values)
+        ledger.audit(connection, "left in the archive, the application has filled their place", left)
+    forget = """DELETE FROM uuid_pipeline.repointed
+                WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s) AND foreign_key IS NULL"""
+    sql.execute(connection, forget, values)
+    reach("restored")
+    return {row.table: int(row.rows) for row in rows if row.rows}
+
+
+def _require_unmissed(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
+    """A row that stays archived must not be one that a re-pointed row refers to again."""
+    shelf_of = {one.table.oid: one for one in kept}
+    for reference in store.references:
+        entity = store.entity(reference.entity)
+        one = shelf_of.get(entity.table.oid)
+        if one is None or reference.form != "key":
+            continue
+        statement = sql.compose(
+            """SELECT count(*) FROM {archive} a JOIN {table} t ON t.{column} = a.{key}
+               WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
+                 AND NOT EXISTS (SELECT FROM {entity} e WHERE e.{key} = a.{key})""",
+            archive=one.relation,
+            table=sql.table(reference.table.schema, reference.table.name),
+            column=sql.name(reference.column),
+            key=sql.name(entity.key),
+            entity=one.source,
+        )
+        if missed := int(sql.scalar(connection, statement, values)):
+            raise BatchError(
+                f"A batch was rolled back: {missed} rows of {reference.name} refer to archived rows that cannot come "
+                "back, since the application has written others in their place or deleted what they refer to. Look at "
+                f"the rows of {one.table.name} written since the merge, and delete them or change what is unique about "
+                "them."
+            )
+
+
+def _targets_first(store: Store, kept: Sequence[Shelf]) -> list[Shelf]:
+    """Shelves in an order in which a row's references are put back before it, as far as there is one."""
+    left, ordered = list(kept), list[Shelf]()
+    while left:
+        free = [one for one in left if not any(link.target in left for link in _links(store, one, left))]
+        ordered += free or left[:1]
+        left = [one for one in left if one not in ordered]
+    return ordered
+
+
+@dataclass(frozen=True)
+class Link:
+    """Columns of a shelf's table that refer to another shelf's, by foreign key or softly."""
+
+    columns: tuple[str, ...]
+    target: Shelf
+    target_columns: tuple[str, ...]
+
+
+def _links(store: Store, one: Shelf, others: Sequence[Shelf]) -> list[Link]:
+    shelf_of = {(other.table.schema, other.table.name): other for other in others if other != one}
+    own = (one.table.schema, one.table.name)
+    found = [
+        Link(key.columns, shelf_of[key.target_schema, key.target], key.target_columns)
+        for key in store.catalog.foreign_keys
+        if (key.table_schema, key.table) == own and (key.target_schema, key.target) in shelf_of
+    ]
+    for reference in store.references:
+        entity = store.entity(reference.entity)
+        place = (entity.table.schema, entity.table.name)
+        if (reference.table.schema, reference.table.name) == own and reference.form == "key" and place in shelf_of:
+            found.append(Link((reference.column,), shelf_of[place], (entity.key,)))
+    return found
+
+
+_DIGEST = "uuid_pipeline_digest"
+
+
+def _put_back(
+    connection: Connection, store: Store, kept: Sequence[Shelf], index: int, after: sql.Composable
+) -> sql.Composable:
+    one = kept[index]
+    # A document that finds its place taken ends the batch, since re-pointed rows are to be its children again.
+    links = [_present(link, kept.index(link.target)) for link in _links(store, one, kept[:index])]
+    is_root = any(root.table.oid == one.table.oid for root in store.roots)
+    referred = {column for other in kept for link in _links(store, other, [one]) for column in link.target_columns}
+    asked = [sql.compose("p.{c}", c=sql.name(column)) for column in sorted(referred)]
+    return sql.compose(
+        """{put} AS (INSERT INTO {table} AS p ({names}) OVERRIDING SYSTEM VALUE
+               SELECT {columns} FROM {archive} x
+               WHERE x.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {coming} AND ({after}) >= 0{links}
+               {on_conflict} RETURNING {returned}),
+           {taken} AS (DELETE FROM {archive} a WHERE a.uuid_pipeline_ordinal = ANY(%(ordinals)s)
+               AND {archived} IN (SELECT {d} FROM {put}) RETURNING {archived} AS {d})""",
+        taken=sql.name(f"taken_{index}"),
+        put=sql.name(f"put_{index}"),
+        archive=one.relation,
+        archived=one.digest("a"),
+        table=one.source,
+        names=one.names,
+        columns=one.listed("x"),
+        coming=coming_back.is_coming("x"),
+        after=after,
+        links=sql.join("", links),
+        # The server looks for a conflict only where a key is checked at once; else the row must find its place free.
+        on_conflict=sql.Text("" if is_root or _has_deferrable_key(connection, one) else "ON CONFLICT DO NOTHING"),
+        returned=sql.join(", ", [sql.compose("{digest} AS {d}", digest=one.digest("p"), d=sql.name(_DIGEST)), *asked]),
+        d=sql.name(_DIGEST),
+    )
+
+
+def _has_deferrable_key(connection: Connection, one: Shelf) -> bool:
+    found = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = %(oid)s AND indisunique AND NOT indimmediate)"
+    return bool(sql.scalar(connection, found, {"oid": one.table.oid}))
+
+
+def _present(link: Link, index: int) -> sql.Composable:
+    """Whether what row ``x`` refers to does not stay archived."""
+    pairs = list(zip(link.columns, link.target_columns, strict=True))
+    put, live, missing, known = (
+        [sql.compose(text, c=sql.name(column), t=sql.name(target)) for column, target in pairs]
+        for text in ("q.{t} = r.{t}", "l.{t} = r.{t}", "x.{c} IS NULL", "r.{t} IS NOT NULL")
+    )
+    # IN, over what is known to hold no NULL, is answered from one hash; an anti-join may read it all for each row.
+    return sql.compose(
+        """ AND ({missing} OR ({columns}) NOT IN (
+                SELECT {targets} FROM {archive} r WHERE r.uuid_pipeline_ordinal = ANY(%(ordinals)s) AND {known}
+                    AND NOT EXISTS (SELECT FROM {put} q WHERE {same_put})
+                    AND NOT EXISTS (SELECT FROM {table} l WHERE {same_live})))""",
+        missing=sql.join(" OR ", missing),
+        columns=sql.join(", ", [sql.compose("x.{c}", c=sql.name(column)) for column, _ in pairs]),
+        targets=sql.join(", ", [sql.compose("r.{t}", t=sql.name(target)) for _, target in pairs]),
+        archive=link.target.relation,
+        known=sql.join(" AND ", known),
+        put=sql.name(f"put_{index}"),
+        table=link.target.source,
+        same_put=sql.join(" AND ", put),
+        same_live=sql.join(" AND ", live),
+    )

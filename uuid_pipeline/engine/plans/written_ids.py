@@ -1,0 +1,70 @@
+"""Ids written into the catalog: a policy, a CHECK, a default or the like that names a row by its id, which changes.
+
+No batch rewrites such a text, which is the application's to change. The plan says where one stands.
+"""
+
+import re
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID
+from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.store import Entity, Store
+
+# What the server has of each as text, with every constant quoted. Where it stands, then the text.
+_TEXTS = """
+WITH rel AS (SELECT c.oid, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = %(schema)s)
+SELECT format('the default of %%I.%%I', rel.relname, a.attname) AS place, pg_get_expr(d.adbin, d.adrelid) AS text
+FROM rel JOIN pg_attrdef d ON d.adrelid = rel.oid JOIN pg_attribute a ON a.attrelid = rel.oid AND a.attnum = d.adnum
+UNION ALL
+SELECT format('policy %%I on %%I', p.polname, rel.relname),
+       concat_ws(' ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
+UNION ALL
+SELECT format('CHECK %%I on %%I', k.conname, rel.relname), pg_get_constraintdef(k.oid)
+FROM rel JOIN pg_constraint k ON k.conrelid = rel.oid WHERE k.contype = 'c'
+UNION ALL
+SELECT format('index %%I on %%I', x.relname, rel.relname), pg_get_indexdef(i.indexrelid)
+FROM rel JOIN pg_index i ON i.indrelid = rel.oid JOIN pg_class x ON x.oid = i.indexrelid
+WHERE i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
+UNION ALL
+SELECT format('trigger %%I on %%I', g.tgname, rel.relname), pg_get_triggerdef(g.oid)
+FROM rel JOIN pg_trigger g ON g.tgrelid = rel.oid WHERE g.tgqual IS NOT NULL AND NOT g.tgisinternal
+UNION ALL
+SELECT format('view %%I', rel.relname), pg_get_viewdef(rel.oid) FROM rel WHERE rel.relkind IN ('v', 'm')
+ORDER BY 1
+"""
+_CONSTANT = re.compile(r"'((?:[^']|'')*)'")
+
+
+def found(connection: Connection, store: Store, assessment: int) -> list[str]:
+    """A sentence for each place of the store's schema that names the id of a row which is to get another one."""
+    texts = sql.rows(connection, _TEXTS, {"schema": store.spec.schema_name})
+    named = {row.place: [one.replace("''", "'") for one in _CONSTANT.findall(row.text or "")] for row in texts}
+    constants = sorted({constant for several in named.values() for constant in several})
+    said = []
+    for entity in store.entities:
+        moving = _moving(connection, entity, assessment, constants)
+        for place, several in named.items():
+            said += [
+                f"{place} names the {entity.name} {constant}, whose id changes: it names nobody then; change its text "
+                "with the migration, and back with a rollback"
+                for constant in dict.fromkeys(several)
+                if constant in moving
+            ]
+    return said
+
+
+def _moving(connection: Connection, entity: Entity, assessment: int, constants: list[str]) -> set[str]:
+    """Those of these that are ids of rows which the id map gives others."""
+    if entity.key_type == "uuid":
+        constants = [constant for constant in constants if re.search(CANONICAL_UUID, constant)]
+    statement = sql.compose(
+        """SELECT m.old_id::text AS id FROM {map} m WHERE m.assessment_no = %(no)s AND m.old_id <> m.new_id
+           AND m.old_id = ANY(%(ids)s::{type}[])""",
+        map=ledger.map_table(entity),
+        type=cast_type(entity.key_type),
+    )
+    return {row.id for row in sql.rows(connection, statement, {"no": assessment, "ids": constants})}

@@ -1,0 +1,129 @@
+"""Gates on references that hold ids without a row: left behind by a wave, or found in the whole store."""
+
+from typing import Any, LiteralString
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import inventory, ledger, sql
+from uuid_pipeline.engine.batches import locks
+from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.store import Reference, Store
+
+
+def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wave) -> GateResult:
+    """Gate: no reference holds an id that this wave moved away from.
+
+    Without a foreign key it may hold the id of a document that the application deleted: no row has the new one either.
+    """
+    left = {reference.name: _count_left_behind(connection, store, reference, wave) for reference in store.references}
+    return _judged("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left), {})
+
+
+def _count_left_behind(connection: Connection, store: Store, reference: Reference, wave: ledger.Wave) -> int:
+    values = {
+        "execution": wave.execution_id,
+        "no": wave.assessment_no,
+        "first": wave.first_ordinal,
+        "last": wave.last_ordinal,
+        "path": list(reference.path),
+    }
+    return int(sql.scalar(connection, _left_behind(reference, store), values))
+
+
+# Whether we took the row away from its old id: the application may have deleted it, before its batch or since. What was
+# set aside, its cluster with it, we did not touch.
+_OURS: LiteralString = """
+(h.role = 'merge' OR EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id))
+AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(execution)s AND u.ordinal = h.ordinal)
+"""
+
+
+def _left_behind(reference: Reference, store: Store) -> sql.Composable:
+    """Counts rows of a reference that hold an old id of the span whose row is no longer there."""
+    parts = _parts(reference, store)
+    # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
+    roles: LiteralString = "h.role = 'move'" if reference.keeps_orphans else "true"
+    ours: LiteralString = "true" if reference.foreign_key else _OURS
+    holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
+    if reference.form != "key":
+        holds = sql.compose(
+            """({table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id))
+               ON m.old_id::text = i.id""",
+            ids=locks.ids_in(reference),
+            **parts,
+        )
+    # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.
+    return sql.compose(
+        """SELECT count(*) FROM (
+               SELECT m.old_id, m.new_id, m.role, m.ordinal FROM {map} m JOIN {holds}
+               WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
+               OFFSET 0) h
+           WHERE {roles} AND ({ours}) AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
+        holds=holds,
+        roles=sql.Text(roles),
+        ours=sql.compose(ours, **parts),
+        **parts,
+    )
+
+
+def _parts(reference: Reference, store: Store) -> dict[str, sql.Composable]:
+    entity = store.entity(reference.entity)
+    return {
+        "map": ledger.map_table(entity),
+        "table": sql.table(reference.table.schema, reference.table.name),
+        "column": sql.name(reference.column),
+        "target": sql.table(entity.table.schema, entity.table.name),
+        "key": sql.name(entity.key),
+    }
+
+
+def whole_no_dangling_reference(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
+    """Gate: every reference of the whole store points at a row.
+
+    Without a foreign key it may hold an id of no row: one that the application deleted since the plan, or edited before
+    it could get that id. Those are counted; our batches write none but ids of rows that they held. What may hold ids of
+    other things too must hold none that a wave moved away from.
+    """
+    waves = ledger.waves(connection, execution.execution_id)
+    maps = sorted({wave.assessment_no for wave in waves})
+    found = inventory.orphans(connection, store)
+    deleted: dict[str, int] = {}
+    for reference in store.references:
+        if reference.name not in found:
+            moved = [wave for wave in waves if wave.status == "moved"]
+            found[reference.name] = sum(_count_left_behind(connection, store, reference, wave) for wave in moved)
+        elif reference.foreign_key is None and found[reference.name]:
+            values = {"maps": maps, "execution": execution.execution_id}
+            deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
+    left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
+    counted = {name: n for name, n in deleted.items() if n}
+    return _judged("whole_no_dangling_reference", left, len(found), counted)
+
+
+def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
+    """Counts rows of a reference that hold an id of no row, but old ids of rows that are there under new ones."""
+    return sql.compose(
+        """SELECT count(*) FROM {table} t WHERE t.{column} IS NOT NULL
+           AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
+           AND NOT EXISTS (SELECT FROM {map} m JOIN {target} n ON n.{key} = m.new_id
+                           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column} AND NOT EXISTS (
+                               SELECT FROM uuid_pipeline.unmoved u
+                               WHERE u.execution_id = %(execution)s AND u.ordinal = m.ordinal))""",
+        **_parts(reference, store),
+    )
+
+
+def _judged(gate: str, left: dict[str, int], references: int, deleted: dict[str, int]) -> GateResult:
+    said = f"0 dangling in {references} references"
+    said += "".join(
+        f"; {n} rows of {name} hold ids of rows that the application deleted or edited" for name, n in deleted.items()
+    )
+    figures: dict[str, Any] = {"dangling": sum(left.values()), "deleted": sum(deleted.values())}
+    return GateResult.of(
+        gate,
+        not left,
+        said if not left else "dangling: " + ", ".join(f"{name} {count}" for name, count in left.items()),
+        "roll back (uuid-pipeline rollback --all); then look at what writes these columns. A soft reference that may "
+        "hold ids of rows that merging leaves without a counterpart wants `orphans: keep` in the spec",
+        figures=figures,
+    )

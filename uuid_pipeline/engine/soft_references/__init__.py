@@ -1,0 +1,1 @@
+"""Soft references: columns without a foreign key that hold ids, found by a search of bounded cost."""
