@@ -42,10 +42,11 @@ def retention_job() -> None:
 
 def runs_that_mention(instance: dg.DagsterInstance, ids: frozenset[str]) -> list[str]:
     """Runs whose events hold one of these ids: tables of documents for people, messages of gates."""
+    sought = erasing.wanted(ids)
     return [
         run.run_id
         for run in instance.get_runs()
-        if any(erasing.mentions(dg.serialize_value(entry), ids) for entry in instance.all_logs(run.run_id))
+        if any(erasing.mentions(dg.serialize_value(entry), sought) for entry in instance.all_logs(run.run_id))
     ]
 
 
@@ -63,5 +64,6 @@ def files_that_mention(home: Path, ids: frozenset[str]) -> list[Path]:
     """Every dump, since nothing can be taken out of one, and each report that names one of these ids."""
     dumps = sorted(path for path in (home / "backups").rglob("*") if path.is_file())
     reports = [path for path in sorted((home / "reports").rglob("*")) if path.is_file()]
-    named = [path for path in reports if erasing.mentions(path.read_text(encoding="utf-8", errors="replace"), ids)]
+    sought = erasing.wanted(ids)
+    named = [path for path in reports if erasing.mentions(path.read_text(encoding="utf-8", errors="replace"), sought)]
     return [*dumps, *named]

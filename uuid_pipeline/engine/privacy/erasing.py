@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,23 +78,53 @@ def erase(engine: Engine, store: Store, user: str, digest: str, run_id: str) -> 
     return found
 
 
-def mentions(text: str, ids: frozenset[str]) -> bool:
+@dataclass(frozen=True)
+class Wanted:
+    """What texts are searched for, made once for all of them: ids that are a word, and other ones by a part of each.
+
+    An id shorter than SEARCHED_LENGTH is in neither.
+    """
+
+    words: frozenset[str]
+    phrases: dict[str, list[str]]
+
+
+def wanted(ids: frozenset[str]) -> Wanted:
+    """Sort the ids by how they are found. Of a phrase, a natural key, its end or its beginning tells it from others."""
+    searched = [one for one in ids if len(one) >= SEARCHED_LENGTH]
+    ends: dict[str, list[str]] = defaultdict(list)
+    beginnings: dict[str, list[str]] = defaultdict(list)
+    for one in searched:
+        if not re.fullmatch(TOKEN, one):
+            ends[one[-SEARCHED_LENGTH:]].append(one)
+            beginnings[one[:SEARCHED_LENGTH]].append(one)
+    return Wanted(frozenset(searched), ends if len(ends) > len(beginnings) else beginnings)
+
+
+def mentions(text: str, sought: Wanted) -> bool:
     """Whether a text holds one of the ids as a word."""
-    return scrubbed(text, ids) != text
+    return scrubbed(text, sought) != text
 
 
-def scrubbed(text: str, ids: frozenset[str]) -> str:
+def scrubbed(text: str, sought: Wanted) -> str:
     """The text with each of the ids in it replaced; ids shorter than SEARCHED_LENGTH are left."""
-    wanted = {one for one in ids if len(one) >= SEARCHED_LENGTH}
 
     def replace(found: re.Match[str]) -> str:
-        return ERASED if found[0] in wanted or found[0].lower() in wanted else found[0]
+        return ERASED if found[0] in sought.words or found[0].lower() in sought.words else found[0]
 
     # A natural key first, since others of them may be a part of it.
-    for odd in sorted(wanted, key=len, reverse=True):
-        if not re.fullmatch(TOKEN, odd):
-            text = text.replace(odd, ERASED)
+    for phrase in _phrases_in(text, sought):
+        text = text.replace(phrase, ERASED)
     return re.sub(TOKEN, replace, re.sub(UUID, replace, text))
+
+
+def _phrases_in(text: str, sought: Wanted) -> list[str]:
+    """The phrases that stand in the text, the longest first: in one pass, however many are sought."""
+    if not sought.phrases:
+        return []
+    parts = {text[at : at + SEARCHED_LENGTH] for at in range(len(text) - SEARCHED_LENGTH + 1)}
+    found = [phrase for part in parts & sought.phrases.keys() for phrase in sought.phrases[part] if phrase in text]
+    return sorted(found, key=lambda phrase: (-len(phrase), phrase))
 
 
 def _erase(connection: Connection, store: Store, user: str) -> Erasure:
@@ -195,7 +226,7 @@ def _delete_rows(connection: Connection, table: _Table) -> int:
 
 def _pruned(text: str, ids: frozenset[str]) -> str:
     """JSON without the records of lists that name one of the ids: what else they say is of the same user."""
-    if not any(one in text for one in ids):
+    if "[" not in text:
         return text
 
     def prune(value: Any) -> Any:
@@ -216,6 +247,7 @@ def _pruned(text: str, ids: frozenset[str]) -> str:
 def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) -> int:
     """Ids inside text and JSON of rows that stay; counts the values that changed."""
     changed = 0
+    sought = wanted(ids)
     for column, (kind, nullable) in table.loose.items():
         read = sql.compose(
             "SELECT t.ctid::text, t.{c}::text FROM {table} t WHERE t.{c} IS NOT NULL", c=sql.name(column),
@@ -227,7 +259,7 @@ def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) 
         )  # fmt: skip
         found = [
             (at, new) for rows in sql.stream(connection, read, {}) for at, old in rows
-            if (new := scrubbed(_pruned(old, ids) if kind in ("json", "jsonb") else old, ids)) != old
+            if (new := scrubbed(_pruned(old, ids) if kind in ("json", "jsonb") else old, sought)) != old
         ]  # fmt: skip
         for at, new in found:
             value = None if nullable and new == ERASED else new
