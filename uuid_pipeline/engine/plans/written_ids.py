@@ -8,7 +8,6 @@ import re
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Store
 
@@ -37,34 +36,40 @@ SELECT format('view %%I', rel.relname), pg_get_viewdef(rel.oid) FROM rel WHERE r
 ORDER BY 1
 """
 _CONSTANT = re.compile(r"'((?:[^']|'')*)'")
+_UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
 
 
 def found(connection: Connection, store: Store, assessment: int) -> list[str]:
     """A sentence for each place of the store's schema that names the id of a row which is to get another one."""
     texts = sql.rows(connection, _TEXTS, {"schema": store.spec.schema_name})
-    named = {row.place: [one.replace("''", "'") for one in _CONSTANT.findall(row.text or "")] for row in texts}
-    constants = sorted({constant for several in named.values() for constant in several})
     said = []
     for entity in store.entities:
-        moving = _moving(connection, entity, assessment, constants)
+        named = {row.place: _ids_in(row.text or "", entity) for row in texts}
+        moving = _moving(connection, entity, assessment, sorted({one for several in named.values() for one in several}))
         for place, several in named.items():
             said += [
-                f"{place} names the {entity.name} {constant}, whose id changes: it names nobody then; change its text "
+                f"{place} names the {entity.name} {one}, whose id changes: it names nobody then; change its text "
                 "with the migration, and back with a rollback"
-                for constant in dict.fromkeys(several)
-                if constant in moving
+                for one in several
+                if one in moving
             ]
     return said
 
 
-def _moving(connection: Connection, entity: Entity, assessment: int, constants: list[str]) -> set[str]:
-    """Those of these that are ids of rows which the id map gives others."""
+def _ids_in(text: str, entity: Entity) -> list[str]:
+    """What may be ids of the entity among a text's constants, each once; one constant may be an array of several."""
+    constants = [constant.replace("''", "'") for constant in _CONSTANT.findall(text)]
     if entity.key_type == "uuid":
-        constants = [constant for constant in constants if re.search(CANONICAL_UUID, constant)]
+        return list(dict.fromkeys(one.lower() for constant in constants for one in _UUID.findall(constant)))
+    return list(dict.fromkeys(constants))
+
+
+def _moving(connection: Connection, entity: Entity, assessment: int, ids: list[str]) -> set[str]:
+    """Those of these that are ids of rows which the id map gives others."""
     statement = sql.compose(
         """SELECT m.old_id::text AS id FROM {map} m WHERE m.assessment_no = %(no)s AND m.old_id <> m.new_id
            AND m.old_id = ANY(%(ids)s::{type}[])""",
         map=ledger.map_table(entity),
         type=cast_type(entity.key_type),
     )
-    return {row.id for row in sql.rows(connection, statement, {"no": assessment, "ids": constants})}
+    return {row.id for row in sql.rows(connection, statement, {"no": assessment, "ids": ids})}
