@@ -392,7 +392,7 @@ NAMED_IN = {
         WHEN (NEW.document_id = '{id}') EXECUTE FUNCTION suppress_redundant_updates_trigger()""",
     "view v": "CREATE VIEW upload_pipeline.v AS SELECT * FROM upload_pipeline.documents WHERE document_id = '{id}'",
     "view several": """CREATE VIEW upload_pipeline.several AS SELECT * FROM upload_pipeline.documents
-        WHERE document_id = ANY ('{{{id},6f0c2b1e-0000-4000-8000-000000000000}}') OR filename = '{id}'""",
+        WHERE document_id = ANY ('{{{id},6f0c2b1e-0000-4000-8000-000000000000}}')""",
 }  # fmt: skip
 
 
