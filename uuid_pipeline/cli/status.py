@@ -182,12 +182,13 @@ def next_step(
 
 
 def _begin(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:
+    installed = aliases.installed(connection)
+    if installed and finalizing.is_half_done(connection, executions):
+        return f"uuid-pipeline finalize: it was interrupted, and alias triggers still stand on {', '.join(installed)}"
     # A plan made before rows moved, or went back, is about another state of the store.
     if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
         return plan.approve_command
-    if aliases.installed(connection):
-        if finalizing.is_half_done(connection, executions):
-            return "uuid-pipeline finalize: it was interrupted, and alias triggers stand"
+    if installed:
         return "uuid-pipeline plan, for what is new; once no old id is used any more: uuid-pipeline finalize"
     if executions and all(e.status == "finalized" for e in executions):
         return "uuid-pipeline plan, for what is new; to remove the ledger: uuid-pipeline drop-ledger"

@@ -12,7 +12,7 @@ from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Aliases, Spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
-from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration import cycle, test_sweep
 
 SPEC = cycle.spec_with()
 AT_ONCE = cycle.spec_with(aliases=Aliases(quiet_hours=0))
@@ -209,11 +209,16 @@ def test_aliases_that_an_interrupted_finalize_left_are_told_and_removed_by_the_n
     finally:
         sync_points.clear()
 
+    # A plan that was made meanwhile can wait: who writes an old id is understood in some tables, and not in others.
+    test_sweep.upload(store)
+    plan = cycle.assess_and_plan(store, AT_ONCE)
+    assert not plan.nothing_to_do
     with store.begin() as connection:
         executions = ledger.executions(connection)
         assert finalizing.is_half_done(connection, executions)
-        told = next_step(connection, executions, {}, None, live=False)
-    assert told == "uuid-pipeline finalize: it was interrupted, and alias triggers stand"
+        told = next_step(connection, executions, {}, plan, live=False)
+    assert told.startswith("uuid-pipeline finalize: it was interrupted, and alias triggers still stand on ")
+    assert "upload_pipeline.document_chunks" in told
 
     assert finalize(store, AT_ONCE) == []
     assert cycle.alias_triggers(store) == []

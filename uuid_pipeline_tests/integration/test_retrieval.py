@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from uuid_pipeline.engine.retrievals.sights import Sampled
 from uuid_pipeline.spec import Retrieval, Spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, Templates, as_role, opened
 from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration.test_between import upload
 from uuid_pipeline_tests.integration.test_migration import REMOVE
 
 SPEC = cycle.spec_with()
@@ -180,6 +182,41 @@ def test_what_a_broken_migration_would_lose_is_red_by_name(migrated: Engine, dam
     assert not found.passed
     assert words in found.finding
     assert str(old[0][0]) in found.finding or document in found.finding
+
+
+def test_a_document_deleted_between_plan_and_run_is_nobodys_fault(migrated: Engine) -> None:
+    gone, _ = with_chunks(migrated, 2)
+    upload(migrated)
+    execution = cycle.approve(migrated, SPEC, cycle.assess_and_plan(migrated, SPEC).plan_id)
+    uncounted(migrated, "DELETE FROM upload_pipeline.document_chunks WHERE document_id = %(id)s", id=gone)
+    uncounted(migrated, "DELETE FROM upload_pipeline.documents WHERE document_id = %(id)s", id=gone)
+    cycle.migrate_all(migrated, SPEC, execution)
+
+    cycle.assert_green([whole(migrated)])
+
+
+def test_deletes_that_go_on_keep_no_gate_waiting_for_those_that_it_saw(
+    migrated: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session tells the server of its deletes with a later statement; there is always one that has not yet."""
+    monkeypatch.setattr("uuid_pipeline.engine.batches.deletions.STATISTICS_SECONDS", 2.5)
+    delete = "DELETE FROM upload_pipeline.documents WHERE document_id = %s"
+    one, another = with_chunks(migrated, 2)
+    with cycle.session(migrated) as first, cycle.session(migrated) as second:
+        for writer in (first, second):
+            writer.autocommit = True
+            writer.execute("SET session_replication_role = replica")
+        first.execute(delete, [one])
+        later = [
+            threading.Timer(0.3, lambda: second.execute(delete, [another])),
+            threading.Timer(1.4, lambda: first.execute("SELECT 1")),
+        ]
+        for timer in later:
+            timer.start()
+        found = whole(migrated)
+        for timer in later:
+            timer.join()
+    cycle.assert_green([found])
 
 
 def test_what_the_application_deletes_changes_and_adds_is_counted_and_green(migrated: Engine) -> None:

@@ -102,6 +102,10 @@ def test_the_migrator_plans_approves_migrates_and_validates_and_the_rollback_rol
         finalizing.finalize(roles["rollback"], at_once, "test run")
     cycle.roll_back(roles["rollback"], SPEC)
     assert cycle.rows_of(store) == before
+    # Once all is final it is still who may look, pause and cancel.
+    finalizing.finalize(roles["migrator"], at_once, "test run")
+    with roles["rollback"].begin() as connection:
+        assert {one.status for one in ledger.executions(connection)} == {"finalized"}
 
 
 def test_the_rollback_role_pauses_and_cancels_and_neither_plans_nor_approves_nor_migrates(

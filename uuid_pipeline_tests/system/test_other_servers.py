@@ -10,12 +10,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import lease, ledger, migration
+from uuid_pipeline.engine.batches import deletions
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.conftest import Pooled, opened
@@ -86,6 +89,31 @@ def test_the_library_goes_there_and_back_and_there_again_without_pgvector(
         build_library(engine)
 
         go_there_and_back_and_there_again(engine, library_spec())
+
+
+@pytest.mark.system
+def test_deletes_that_an_idle_session_of_14_keeps_to_itself_turn_no_gate_red(
+    server_14: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletions, "STATISTICS_SECONDS", 1.0)
+    with psycopg.connect(server_14, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE idle")
+    with opened(server_14.replace("/postgres?", "/idle?")) as engine:
+        build_library(engine)
+        store = cycle.bound_store(engine, library_spec())
+        cycle.run_all(engine, library_spec())
+        main = sql.Identifier(store.main.table.schema, store.main.table.name)
+        delete = sql.SQL("DELETE FROM {main} WHERE ctid = (SELECT max(ctid) FROM {main})").format(main=main)
+        with cycle.session(engine) as writer:
+            writer.autocommit = True
+            writer.execute("SET session_replication_role = replica")
+            # Both within half a second of the statement before.
+            for _ in range(2):
+                writer.execute(delete)
+            with engine.begin() as asking:
+                found = retrieval.whole_documents_retrievable(asking, store, ledger.executions(asking)[0])
+    cycle.assert_green([found])
+    assert "it cannot be told whose" in found.finding
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, sql
 from uuid_pipeline.engine.catalog import Table
+from uuid_pipeline.engine.signals.sessions import with_others
 from uuid_pipeline.engine.store import Store
 
 # A server process reports the rows it deleted when it is next busy, or after 10 s without work.
@@ -19,11 +20,13 @@ STATISTICS_SECONDS = 11.0
 class Deletions:
     """Rows of one table deleted since the state before; ``application`` is None where the server cannot tell.
 
-    ``ours`` are deletes of our own batches beyond what they archived: a trigger that deletes, or a fault.
+    ``ours`` are deletes of our own batches beyond what they archived: a trigger that deletes, or a fault. There may be
+    more than the application is seen to have deleted where ``unreported``.
     """
 
     application: int | None
     ours: int
+    unreported: bool = False
 
 
 def of_this_session(connection: Connection, store: Store) -> dict[str, int]:
@@ -58,6 +61,12 @@ def epoch(connection: Connection) -> str:
     return str(sql.scalar(connection, _EPOCH))
 
 
+# Before PostgreSQL 15 a session that idles keeps what it did in the half second before for itself, however long.
+_UNREPORTED = with_others("""
+SELECT current_setting('server_version_num')::int < 150000
+       AND EXISTS (SELECT FROM others o WHERE o.hidden OR o.state IN ('idle', 'idle in transaction'))
+""")
+
 _SEEN = """
 SELECT coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0)
            -- What a pooled session has not reported, and will not before this transaction ends.
@@ -81,7 +90,8 @@ def seen(connection: Connection, table: Table, execution_id: str, epoch_before: 
     now = epoch(connection)
     if now != epoch_before or now.endswith("off") or row.deleted < 0:
         return Deletions(None, ours)
-    return Deletions(max(int(row.deleted) - int(row.archived) - ours, 0), ours)
+    unreported = bool(sql.scalar(connection, _UNREPORTED))
+    return Deletions(max(int(row.deleted) - int(row.archived) - ours, 0), ours, unreported)
 
 
 def patiently(connection: Connection, look: Callable[[], Any], explained: Callable[[Any], bool]) -> Any:

@@ -232,10 +232,13 @@ SELECT 'SEQUENCE', c.oid::regclass::text FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'S' AND c.relname ~ '^alias_(uses|last)_'
 """
 
+# Who may use no table of the ledger's has USAGE from us (_open_to_readers); others keep theirs (deploy/roles.sql).
 _GRANTED = """
 SELECT DISTINCT pg_get_userbyid(acl.grantee) AS role FROM pg_proc f CROSS JOIN aclexplode(f.proacl) acl
 WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname LIKE 'resolve\\_%%'
   AND acl.grantee NOT IN (0, f.proowner)
+  AND NOT EXISTS (SELECT FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
+                  WHERE c.relnamespace = f.pronamespace AND c.relkind IN ('r', 'p') AND a.grantee = acl.grantee)
 """
 
 

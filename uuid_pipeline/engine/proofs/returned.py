@@ -54,11 +54,13 @@ def unexplained(
 ) -> list[str]:
     """Entities of whose rows more came back than the application is seen to have deleted; counts are by entity.
 
-    Where the server's counters began anew (a crash, another server) it cannot be told, and is not held against it.
+    Where the server's counters began anew (a crash, another server), or a session may not have reported its deletes, it
+    cannot be told, and is not held against it.
     """
     left = []
     for name, count in counts.items():
         found = deletions.seen(connection, store.entity(name).table, execution_id, epoch_before)
-        if found.ours or (found.application is not None and found.application < count):
+        told = found.application is not None and not found.unreported
+        if found.ours or (told and (found.application or 0) < count):
             left.append(name)
     return left

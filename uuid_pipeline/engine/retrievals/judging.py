@@ -188,6 +188,8 @@ def _excuse(found: Sequence[Deletions], missing: int, written: int) -> str | Non
         return "rows are gone, and the server's counters of deletes began anew: it cannot be told whose doing"
     if sum(one.application or 0 for one in found) + written >= missing:
         return "deleted or changed by the application since"
+    if any(one.unreported for one in found):
+        return "rows are gone, and idle sessions may not have told the server of their deletes: it cannot be told whose"
     return None
 
 

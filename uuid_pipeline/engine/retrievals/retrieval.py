@@ -7,7 +7,7 @@ whether their owner's own similarity query finds them, under the owner's policie
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -42,6 +42,8 @@ def take_baseline(connection: Connection, store: Store, execution: ledger.Execut
     sampled = sights.sample(connection, store, execution, size)
     with asking.snapshot(connection.engine) as view:
         seen = sights.look(view, store, sampled)
+    # What is gone by now, the application deleted since the plan: no batch of ours has been there yet.
+    seen = replace(seen, sights=tuple(sight for sight in seen.sights if sight.now is not None))
     _keep(connection, execution.execution_id, seen)
     said = (
         "every document" if len(sampled) < size else f"{size} documents: in turn one of each wave, by a hash of its id"
@@ -103,14 +105,6 @@ def epoch_before(connection: Connection, execution_id: str) -> str | None:
     return None if before is None else before.get("epoch")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was seen after, and the judgement of it."""
-
-    seen: Seen
-    verdict: Verdict
-
-
 def _gate(
     connection: Connection,
     store: Store,
@@ -123,13 +117,8 @@ def _gate(
     before = _figures(connection, execution_id, "before")
     if before is None:
         return GateResult.of(gate, True, "not measured: this execution began before retrieval was measured", "")
-    measured = deletions.patiently(
-        connection,
-        lambda: _measure(connection, store, execution_id, waves, sampled, before),
-        lambda found: not found.verdict.unexplained,
-    )
-    verdict = measured.verdict
-    after = figures(measured.seen, verdict.excluded) | verdict.as_data()
+    seen, verdict = _measure(connection, store, execution_id, waves, sampled, before)
+    after = figures(seen, verdict.excluded) | verdict.as_data()
     _record(connection, execution_id, wave_name, "after", after)
     said = _sentence(before if wave_name is None else None, after, verdict)
     return GateResult.of(
@@ -150,13 +139,21 @@ def _measure(
     waves: Sequence[ledger.Wave],
     sampled: Mapping[Sampled, Before | None],
     before: Mapping[str, Any],
-) -> Measured:
+) -> tuple[Seen, Verdict]:
+    """What is seen now, and the judgement of it, which waits for the statistics of deletes if it must.
+
+    Of the same rows all the while: who goes on deleting would else be ahead of the statistics for ever.
+    """
     since = {"execution": execution_id, "snapshot": ledger.first_snapshot(connection, execution_id)}
     digests = [one.digest for one in sampled.values() if one is not None and one.digest is not None]
     with asking.snapshot(connection.engine) as view:
         seen = sights.look(view, store, list(sampled), since, digests, _share(store, before, len(sampled)))
-        verdict = judging.judge(connection, view, store, execution_id, waves, seen, sampled, before)
-    return Measured(seen, verdict)
+        verdict = deletions.patiently(
+            connection,
+            lambda: judging.judge(connection, view, store, execution_id, waves, seen, sampled, before),
+            lambda found: not found.unexplained,
+        )
+    return seen, verdict
 
 
 def _share(store: Store, before: Mapping[str, Any], size: int) -> float:
