@@ -178,7 +178,8 @@ def next_step(
     newer = plan if plan is not None and plan.assessment_no > open_one.assessment_no else None
     if open_one.status == "approved" and newer is not None and not newer.nothing_to_do:
         return f"{newer.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
-    return _go_on(connection, open_one)
+    instead = f"; if it cannot go on: {newer.approve_command}" if newer is not None and not newer.nothing_to_do else ""
+    return _go_on(connection, open_one) + instead
 
 
 def _begin(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:

@@ -58,8 +58,9 @@ class EmbeddedServer:
 
     def url(self, database: str) -> str:
         """Give the URL of a database, as libpq and SQLAlchemy both read it."""
-        port = "" if self.port == 5432 else f"&port={self.port}"
-        return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(self.socket_dir))}{port}"
+        # Said always: else PGPORT would be asked.
+        socket = f"host={quote(str(self.socket_dir))}&port={self.port}"
+        return f"postgresql://postgres@/{quote(database, safe='')}?{socket}"
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def schema_unchanged(connection: Connection, store: Store, execution: ledger.Exe
         gate,
         not changes,
         f"{len(after)} objects as before" if not changes else f"{len(changes)} differ: {'; '.join(changes[:5])}",
-        "put these back, or if the change was yours: plan again and approve the new plan",
+        "put these back. If the change was yours: where rows are still to move, plan again and approve the new plan; "
+        "where all have moved, nothing is wrong with them, and this stays so until: uuid-pipeline finalize",
         figures={"objects": len(after), "changed": len(changes)},
     )
 

@@ -391,6 +391,12 @@ NAMED_IN = {
     "trigger t on events": """CREATE TRIGGER t BEFORE INSERT ON upload_pipeline.events FOR EACH ROW
         WHEN (NEW.document_id = '{id}') EXECUTE FUNCTION suppress_redundant_updates_trigger()""",
     "view v": "CREATE VIEW upload_pipeline.v AS SELECT * FROM upload_pipeline.documents WHERE document_id = '{id}'",
+    "trigger u on elsewhere.notes": """CREATE TRIGGER u BEFORE INSERT ON elsewhere.notes FOR EACH ROW
+        EXECUTE FUNCTION suppress_redundant_updates_trigger('{id}')""",
+    "the default of elsewhere.notes.about": "ALTER TABLE elsewhere.notes ALTER about SET DEFAULT '{id}'",
+    "CHECK not_it of domain elsewhere.other":
+        "CREATE DOMAIN elsewhere.other AS uuid CONSTRAINT not_it CHECK (VALUE <> '{id}')",
+    "the default of domain elsewhere.usual": "CREATE DOMAIN elsewhere.usual AS uuid DEFAULT '{id}'",
     "view several": """CREATE VIEW upload_pipeline.several AS SELECT * FROM upload_pipeline.documents
         WHERE document_id = ANY ('{{{id},6f0c2b1e-0000-4000-8000-000000000000}}')""",
 }  # fmt: skip
@@ -400,6 +406,8 @@ NAMED_IN = {
 def test_where_the_catalog_names_an_id_that_changes_the_plan_says_so(incident: Engine, place: str) -> None:
     documents = "SELECT document_id::text FROM upload_pipeline.documents ORDER BY 1"
     [(moves,), *_] = cycle.run_sql(incident, documents)
+    cycle.run_sql(incident, "CREATE SCHEMA elsewhere")
+    cycle.run_sql(incident, "CREATE TABLE elsewhere.notes (about uuid)")
     cycle.run_sql(incident, NAMED_IN[place].format(id=moves))
     # One that nobody has.
     cycle.run_sql(incident, f"CREATE VIEW upload_pipeline.w AS SELECT '{uuid.uuid4()}'::uuid AS id")

@@ -13,26 +13,36 @@ from uuid_pipeline.engine.store import Entity, Store
 
 # What the server has of each as text, with every constant quoted. Where it stands, then the text.
 _TEXTS = """
-WITH rel AS (SELECT c.oid, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = %(schema)s)
-SELECT format('the default of %%I.%%I', rel.relname, a.attname) AS place, pg_get_expr(d.adbin, d.adrelid) AS text
+WITH rel AS (SELECT c.oid, c.relkind,
+                    CASE WHEN n.nspname <> %(schema)s THEN quote_ident(n.nspname) || '.' ELSE '' END
+                    || quote_ident(c.relname) AS name
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname NOT IN ('information_schema', 'uuid_pipeline') AND n.nspname !~ '^pg_')
+SELECT format('the default of %%s.%%I', rel.name, a.attname) AS place, pg_get_expr(d.adbin, d.adrelid) AS text
 FROM rel JOIN pg_attrdef d ON d.adrelid = rel.oid JOIN pg_attribute a ON a.attrelid = rel.oid AND a.attnum = d.adnum
 UNION ALL
-SELECT format('policy %%I on %%I', p.polname, rel.relname),
+SELECT format('policy %%I on %%s', p.polname, rel.name),
        concat_ws(' ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
 FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
 UNION ALL
-SELECT format('CHECK %%I on %%I', k.conname, rel.relname), pg_get_constraintdef(k.oid)
+SELECT format('CHECK %%I on %%s', k.conname, rel.name), pg_get_constraintdef(k.oid)
 FROM rel JOIN pg_constraint k ON k.conrelid = rel.oid WHERE k.contype = 'c'
 UNION ALL
-SELECT format('index %%I on %%I', x.relname, rel.relname), pg_get_indexdef(i.indexrelid)
+SELECT format('index %%I on %%s', x.relname, rel.name), pg_get_indexdef(i.indexrelid)
 FROM rel JOIN pg_index i ON i.indrelid = rel.oid JOIN pg_class x ON x.oid = i.indexrelid
 WHERE i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
 UNION ALL
-SELECT format('trigger %%I on %%I', g.tgname, rel.relname), pg_get_triggerdef(g.oid)
-FROM rel JOIN pg_trigger g ON g.tgrelid = rel.oid WHERE g.tgqual IS NOT NULL AND NOT g.tgisinternal
+SELECT format('trigger %%I on %%s', g.tgname, rel.name), pg_get_triggerdef(g.oid)
+FROM rel JOIN pg_trigger g ON g.tgrelid = rel.oid
+WHERE (g.tgqual IS NOT NULL OR g.tgnargs > 0) AND NOT g.tgisinternal
 UNION ALL
-SELECT format('view %%I', rel.relname), pg_get_viewdef(rel.oid) FROM rel WHERE rel.relkind IN ('v', 'm')
+SELECT format('view %%s', rel.name), pg_get_viewdef(rel.oid) FROM rel WHERE rel.relkind IN ('v', 'm')
+UNION ALL
+SELECT format('CHECK %%I of domain %%s', k.conname, k.contypid::regtype), pg_get_constraintdef(k.oid)
+FROM pg_constraint k WHERE k.contypid <> 0 AND k.contype = 'c'
+UNION ALL
+SELECT format('the default of domain %%s', y.oid::regtype), quote_literal(y.typdefault)
+FROM pg_type y WHERE y.typtype = 'd' AND y.typdefault IS NOT NULL
 ORDER BY 1
 """
 _CONSTANT = re.compile(r"'((?:[^']|'')*)'")
@@ -40,7 +50,7 @@ _UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
 
 
 def found(connection: Connection, store: Store, assessment: int) -> list[str]:
-    """A sentence for each place of the store's schema that names the id of a row which is to get another one."""
+    """A sentence for each place of the store, in any schema, that names the id of a row which is to get another one."""
     texts = sql.rows(connection, _TEXTS, {"schema": store.spec.schema_name})
     said = []
     for entity in store.entities:
@@ -49,7 +59,7 @@ def found(connection: Connection, store: Store, assessment: int) -> list[str]:
         for place, several in named.items():
             said += [
                 f"{place} names the {entity.name} {one}, whose id changes: it names nobody then; change its text "
-                "with the migration, and back with a rollback"
+                "once the run is completed (before, the plan would go stale), and back after a rollback"
                 for one in several
                 if one in moving
             ]
