@@ -273,7 +273,7 @@ def migrate(
         if not begun and (writer is None or not writer.alive):  # else the lease itself refuses, and says whose it is
             control.require_not_paused(connection, execution.execution_id)
         waves = ledger.waves(connection, execution.execution_id)
-    chosen = [wave for wave in waves if only in (None, wave.wave, wave.kind, _short(wave))]
+    chosen = [wave for wave in waves if only is None or wave.is_called(only)]
     if not chosen:
         raise RefusedError(f"Execution {execution.execution_id} has no wave {only}. It has: {_names(waves)}.")
     # A home that lost its Dagster database still knows its waves from the ledger.
@@ -311,10 +311,6 @@ def _unneeded(session: Session, wave: ledger.Wave) -> bool:
 def _now(session: Session, wave: ledger.Wave) -> ledger.Wave:
     with session.engine.begin() as connection:
         return ledger.wave(connection, wave.wave)
-
-
-def _short(wave: ledger.Wave) -> str:
-    return wave.wave.removeprefix(f"{wave.execution_id}-")
 
 
 def _names(waves: list[ledger.Wave]) -> str:

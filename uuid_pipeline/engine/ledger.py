@@ -65,6 +65,10 @@ class Wave:
     status: str
     assessment_no: int
 
+    def is_called(self, name: str) -> bool:
+        """Whether a person may mean this wave by the name: the whole of it, its end (`sweep-1`), or its kind."""
+        return name in (self.wave, self.kind) or (self.kind in name and self.wave.endswith(f"-{name}"))
+
 
 @dataclass(frozen=True)
 class Assessment:

@@ -53,7 +53,8 @@ def interrupted(connection: Connection) -> list[ledger.Wave]:
 
 
 def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
-    """The waves to roll back: all moved ones for None, else those of that full name or kind in the newest execution.
+    """The waves to roll back: all moved ones for None, else that of the name, or of its end or kind in the newest
+    execution.
 
     What an interrupted rollback left is always among them. A wave that moved nothing, or is back already, leaves
     nothing to choose.
@@ -64,7 +65,10 @@ def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     if name is None:
         return moved
     newest = moved[0].execution_id if moved else None
-    chosen = [wave for wave in moved if _is_called(wave, name) or (name == wave.kind and wave.execution_id == newest)]
+    # Less than the whole name means the newest execution's.
+    chosen = [wave for wave in moved if wave.wave == name] or [
+        wave for wave in moved if wave.is_called(name) and wave.execution_id == newest
+    ]
     if not chosen and not _has_nothing_to_undo(connection, name):
         known = ", ".join(wave.wave for wave in moved) or "none"
         raise RefusedError(f"No moved wave is called {name}. Waves that can be rolled back: {known}.")
@@ -79,15 +83,11 @@ def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     return [wave for wave in moved if wave in chosen or wave.status == "rolling_back"]
 
 
-def _is_called(wave: ledger.Wave, name: str) -> bool:
-    return name in (wave.wave, wave.wave.removeprefix(f"{wave.execution_id}-"))
-
-
 def _has_nothing_to_undo(connection: Connection, name: str) -> bool:
     """Whether a wave of an execution that is not finalized has this name, or one of the newest this kind."""
     executions = [e.execution_id for e in ledger.executions(connection) if e.status != "finalized"]
     return any(
-        _is_called(wave, name) or (name == wave.kind and execution == executions[0])
+        wave.wave == name or (wave.is_called(name) and execution == executions[0])
         for execution in executions
         for wave in ledger.waves(connection, execution)
     )

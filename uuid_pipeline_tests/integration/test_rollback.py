@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import migration
+from uuid_pipeline.engine import migration, rollback
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -96,6 +96,22 @@ def test_a_rollback_that_gets_no_locks_says_who_has_them_and_goes_on_when_they_a
         writer.rollback()
     cycle.roll_back(incident, SPEC)
     assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize("end", ["remaining", "remaining-001", "030-remaining-001", "{execution}-030-remaining-001"])
+def test_a_wave_is_called_by_its_kind_its_name_or_the_end_of_it(incident: Engine, end: str) -> None:
+    execution = cycle.newest_execution(incident)
+    name = end.format(execution=execution.execution_id)
+
+    with incident.begin() as connection:
+        chosen = rollback.choose(connection, name)
+        nothing = rollback.choose(connection, "sweep-1")
+        with pytest.raises(RefusedError, match="No moved wave is called 001"):
+            rollback.choose(connection, "001")
+
+    assert [wave.wave for wave in chosen] == [f"{execution.execution_id}-030-remaining-001"]
+    assert nothing == []
 
 
 @pytest.mark.begins("migrated")
