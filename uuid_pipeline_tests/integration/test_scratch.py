@@ -119,7 +119,7 @@ def test_an_extension_that_the_tables_need_and_nobody_has_is_named(incident: Eng
 
 _KILLED = """
 import os, sys
-from uuid_pipeline.engine import scratch
+from uuid_pipeline.engine.backups import scratch
 with scratch.scratch_database(sys.argv[1]) as made:
     print(made.database, flush=True)
     os.kill(os.getpid(), 9)

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 SPEC = cycle.spec_with()
 RENDER = """
 import sys
-from uuid_pipeline.engine import planning, strategy
+from uuid_pipeline.engine import planning
+from uuid_pipeline.engine.plans import strategy
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.reports.strategy import render_html, render_markdown
 engine = open_store(sys.argv[1])
