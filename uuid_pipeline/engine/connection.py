@@ -17,6 +17,12 @@ CONNECT_TIMEOUT_SECONDS = 10
 # The last: a connection broke inside a savepoint, which SQLAlchemy then wants undone before it says anything else.
 DATABASE_ERRORS = (DBAPIError, psycopg.Error, PendingRollbackError)
 
+# Then tables of ours go to the database's own tablespace.
+_NOT_OURS_TO_USE = """
+SELECT EXISTS (SELECT FROM pg_tablespace s WHERE s.spcname = current_setting('default_tablespace')
+               AND NOT has_tablespace_privilege(s.oid, 'CREATE'))
+"""
+
 # Set per transaction, not per session, so that a pooler in transaction mode cannot lose or leak them.
 # row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
 # Memory at least what hashes and sorts of a million ids need; compiling our wide expressions costs more than it gives.
@@ -36,6 +42,7 @@ SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', 
        set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 134217728) / 1024 || 'kB', true),
        set_config('maintenance_work_mem',
                   greatest(pg_size_bytes(current_setting('maintenance_work_mem')), 268435456) / 1024 || 'kB', true),
+       CASE WHEN ({_NOT_OURS_TO_USE}) THEN set_config('default_tablespace', '', true) END,
        CASE WHEN ({OTHERS_AT_WORK}) THEN set_config('max_parallel_workers_per_gather', '0', true)
                  || set_config('max_parallel_maintenance_workers', '0', true) END,
        pg_stat_clear_snapshot()

@@ -104,6 +104,29 @@ def test_only_who_asks_for_it_may_not_write(incident_url: str, new_role: NewRole
         connection.exec_driver_sql("CREATE TABLE second ()")
 
 
+@pytest.mark.parametrize("may", [True, False])
+def test_a_default_tablespace_is_used_by_those_who_may(incident_url: str, new_role: NewRole, may: bool) -> None:
+    role = new_role("")
+    space = sql.Identifier(f"space_of_{role}")
+    owner = sql.Identifier(role)
+    with psycopg.connect(incident_url, autocommit=True) as administrator:
+        administrator.execute("SET allow_in_place_tablespaces = on")
+        administrator.execute(sql.SQL("CREATE TABLESPACE {} LOCATION ''").format(space))
+        administrator.execute(sql.SQL("ALTER ROLE {} SET default_tablespace = {}").format(owner, space))
+        administrator.execute(sql.SQL("CREATE SCHEMA mine AUTHORIZATION {}").format(owner))
+        if may:
+            administrator.execute(sql.SQL("GRANT CREATE ON TABLESPACE {} TO {}").format(space, owner))
+        store = open_store(as_role(incident_url, role))
+        with store.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE mine.first ()")
+        store.dispose()
+        row = administrator.execute("SELECT reltablespace <> 0 FROM pg_class WHERE relname = 'first'").fetchone()
+        administrator.execute("DROP SCHEMA mine CASCADE")
+        administrator.execute(sql.SQL("DROP OWNED BY {}").format(owner))
+        administrator.execute(sql.SQL("DROP TABLESPACE {}").format(space))
+    assert row == (may,)
+
+
 def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(incident_url: str) -> None:
     store = open_store(incident_url)
     with store.connect() as connection:
