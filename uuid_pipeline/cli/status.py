@@ -190,7 +190,8 @@ def _begin(connection: Connection, executions: list[ledger.Execution], plan: pla
     if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
         return plan.approve_command
     if installed:
-        return "uuid-pipeline plan, for what is new; once no old id is used any more: uuid-pipeline finalize"
+        what = "to migrate again" if executions and executions[0].status == "rolled_back" else "for what is new"
+        return f"uuid-pipeline plan, {what}; once no id of before is used any more: uuid-pipeline finalize"
     if executions and all(e.status == "finalized" for e in executions):
         return "uuid-pipeline plan, for what is new; to remove the ledger: uuid-pipeline drop-ledger"
     return "uuid-pipeline plan"

@@ -18,11 +18,10 @@ from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.operations.runs import CheckOutcome, Outcome
 from uuid_pipeline.reports import strategy
-from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines, retrieval_lines
+from uuid_pipeline.reports.tables import counts, inventory_lines, plan_lines, retrieval_lines, risk_lines
 
 SHOWN_FINDING = 200
 SHOWN_CLUSTERS = 20
-RISKS_SAID = 10
 
 
 def gates_of(answer: Answer, outcome: Outcome) -> None:
@@ -219,18 +218,16 @@ def approve(
         if execution is None:
             raise RefusedError(f"Plan {plan_id} was approved, but its execution has ended. See: uuid-pipeline status")
         names = [wave.wave for wave in ledger.waves(connection, execution.execution_id)]
-        risks = planning.of_assessment(connection, execution.assessment_no).content["risks"]
+        content = planning.of_assessment(connection, execution.assessment_no).content
         held = backup_gate.of_execution(connection, execution.execution_id)
-    answer.data["risks"] = risks
+    answer.data["risks"] = content["risks"]
     answer.data["backup"] = None if held is None else {"mode": held.mode, "name": held.name, "taken_at": held.taken_at}
     answer.data["plan_id"] = plan_id
     answer.data["execution_id"] = execution.execution_id
     answer.say("", f"Approved: plan {plan_id}, execution {execution.execution_id}, waves {', '.join(names)}")
     if held is not None and held.mode == "attested":
         answer.say(f"  Backup: the attested snapshot {held.name} of {held.taken_at:%Y-%m-%d %H:%M} UTC")
-    answer.say(*[f"  Approved with the risk: {risk}" for risk in risks[:RISKS_SAID]])
-    if len(risks) > RISKS_SAID:
-        answer.say(f"  and with {len(risks) - RISKS_SAID} more, which --json and the plan name")
+    answer.say(*[f"  Approved with the risk: {said}" for said in risk_lines(content)])
     return execution
 
 

@@ -19,12 +19,28 @@ def require_access(connection: Connection, store: Store) -> None:
     """Raise RefusedError when rows are hidden from this role, or its rights do not suffice; nothing is written."""
     hidden = hidden_tables(store)
     if hidden:
-        raise RefusedError(_hidden_message(connection, hidden))
+        raise RefusedError(_instead(connection) + _hidden_message(connection, hidden))
     missing = missing_rights(connection, store)
     if missing:
         lines = [f"  {right.right} on {right.object}: {right.remedy}" for right in missing]
         role = sql.scalar(connection, "SELECT current_user")
-        raise RefusedError("\n".join([f"The role {role} lacks rights that a migration needs:", *lines]))
+        head = f"{_instead(connection)}The role {role} lacks rights that a migration needs:"
+        raise RefusedError("\n".join([head, *lines]))
+
+
+def _instead(connection: Connection) -> str:
+    """Whom to connect as, where a ledger stands that is another role's: rather that than to grant this one as much."""
+    owner = sql.scalar(
+        connection,
+        """SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace
+           WHERE nspname = 'uuid_pipeline' AND NOT pg_has_role(nspowner, 'USAGE')""",
+    )
+    if owner is None:
+        return ""
+    return (
+        f"The ledger of this store belongs to {owner}: connect as that role (UUID_PIPELINE_DATABASE_URL), or as the "
+        "one that may roll back; docs/roles.md says which role may do what.\n"
+    )
 
 
 def hidden_tables(store: Store) -> list[Table]:

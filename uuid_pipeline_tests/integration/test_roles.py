@@ -13,7 +13,7 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import ProgrammingError
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import control, export, finalizing, ledger
+from uuid_pipeline.engine import control, export, finalizing, ledger, profile
 from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.health import tick
@@ -177,6 +177,10 @@ def test_the_reader_sees_state_and_map_and_neither_reads_nor_writes_a_row_of_the
     refused(reader, "UPDATE upload_pipeline.documents SET filename = ''")
     refused(reader, "UPDATE uuid_pipeline.executions SET desired = 'cancel'")
     refused(reader, "CREATE TABLE uuid_pipeline.mine ()")
+    # It is told whose verb that is, before anything that would make it somebody else.
+    said = "^The ledger of this store belongs to uuid_pipeline_migrator: connect as"
+    with pytest.raises(RefusedError, match=said), reader.begin() as connection:
+        profile.require_access(connection, cycle.bound(connection, SPEC))
     assert cycle.rows_of(store) == before
 
 
