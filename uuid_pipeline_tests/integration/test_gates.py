@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.engine import gates, ledger, migration
 from uuid_pipeline.engine.batches import deletions
 from uuid_pipeline.engine.gates import GateResult, Scope
-from uuid_pipeline.engine.proofs import comparison, dangling, exactness
+from uuid_pipeline.engine.proofs import dangling, exactness
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -374,7 +374,7 @@ def test_a_reference_to_an_old_id_dangles_in_the_wave_that_moved_it_unless_a_row
 def test_a_value_that_changes_where_nobody_else_wrote_turns_the_whole_red(
     incident: Engine, gate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "STATISTICS_SECONDS", 0)
+    monkeypatch.setattr(deletions, "STATISTICS_SECONDS", 0)
     with incident.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.exec_driver_sql(DAMAGE[gate])

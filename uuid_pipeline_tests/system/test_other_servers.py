@@ -18,6 +18,7 @@ from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import lease, ledger, migration
 from uuid_pipeline.engine.batches import deletions
+from uuid_pipeline.engine.proofs import comparison
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -111,8 +112,10 @@ def test_deletes_that_an_idle_session_of_14_keeps_to_itself_turn_no_gate_red(
             for _ in range(2):
                 writer.execute(delete)
             with engine.begin() as asking:
-                found = retrieval.whole_documents_retrievable(asking, store, ledger.executions(asking)[0])
-    cycle.assert_green([found])
+                [execution] = ledger.executions(asking)
+                found = retrieval.whole_documents_retrievable(asking, store, execution)
+                compared = comparison.compare_patiently(asking, store, execution)
+    cycle.assert_green([found, comparison.whole_conservation(compared)])
     assert "it cannot be told whose" in found.finding
 
 

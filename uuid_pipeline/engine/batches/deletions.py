@@ -90,8 +90,12 @@ def seen(connection: Connection, table: Table, execution_id: str, epoch_before: 
     now = epoch(connection)
     if now != epoch_before or now.endswith("off") or row.deleted < 0:
         return Deletions(None, ours)
-    unreported = bool(sql.scalar(connection, _UNREPORTED))
-    return Deletions(max(int(row.deleted) - int(row.archived) - ours, 0), ours, unreported)
+    return Deletions(max(int(row.deleted) - int(row.archived) - ours, 0), ours, may_be_unreported(connection))
+
+
+def may_be_unreported(connection: Connection) -> bool:
+    """Whether a session of others may have deleted rows that the server does not know of yet."""
+    return bool(sql.scalar(connection, _UNREPORTED))
 
 
 def patiently(connection: Connection, look: Callable[[], Any], explained: Callable[[Any], bool]) -> Any:

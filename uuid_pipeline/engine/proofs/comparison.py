@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
-from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches import batch, deletions
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.merges import archive
@@ -59,10 +59,6 @@ def timestamps_untouched(compared: list[dict[str, Any]]) -> GateResult:
     )
 
 
-# A server process reports the rows it deleted when it is next busy, or after 10 s without work.
-STATISTICS_SECONDS = 11.0
-
-
 def of_run(connection: Connection, store: Store, execution: ledger.Execution, run_id: str) -> list[dict[str, Any]]:
     """The comparison of this run: made by who asks first, since it reads every moved table, and read by the others."""
     made: list[dict[str, Any]] | None = sql.scalar(
@@ -84,7 +80,7 @@ def of_run(connection: Connection, store: Store, execution: ledger.Execution, ru
 
 def compare_patiently(connection: Connection, store: Store, execution: ledger.Execution) -> list[dict[str, Any]]:
     """As :func:`compare`; a difference that nobody seems to have made waits for the statistics of deletes first."""
-    deadline = time.monotonic() + STATISTICS_SECONDS
+    deadline = time.monotonic() + deletions.STATISTICS_SECONDS
     while True:
         compared = compare(connection, store, execution)
         unexplained = any((row["differs"] or row["dates_differ"]) and not row["application_writes"] for row in compared)
@@ -113,6 +109,8 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
         writes = _application_writes(connection, moved, execution, deleted + int(merged.archived))
         if then != now and not writes:
             writes = _moved_twice(connection, store, moved, execution)
+        if then is not None and now.rows < then.rows and not writes and deletions.may_be_unreported(connection):
+            writes = then.rows - now.rows
         compared.append(
             {
                 "table": name,
