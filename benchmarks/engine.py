@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from benchmarks import store
 from uuid_pipeline.engine import approval, gates, ledger, migration
+from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import PipelineError
 from uuid_pipeline.spec import load_spec
@@ -43,7 +44,7 @@ def stages_timed(clock: Clock) -> Iterator[None]:
         _, _, stage, *_ = arguments
         clock.mark(f"{stage} checks" if stage == gates.WAVE_STAGE else stage)
 
-    def moved(*arguments: Any) -> migration.Run:
+    def moved(*arguments: Any) -> writing.Run:
         done = run_wave(*arguments)
         clock.mark(gates.WAVE_STAGE)
         sys.stderr.write(f"{done.wave}: {done.documents} documents in {done.batches} batches, {done.seconds:.1f} s\n")

@@ -8,8 +8,9 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import Session
-from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, migration, planning, rollback
+from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, planning, rollback
 from uuid_pipeline.engine.backups import backup, backup_gate
+from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.evidence import look_alikes
 from uuid_pipeline.engine.evidence.look_alikes import LookAlikes
 from uuid_pipeline.engine.privacy import redaction
@@ -416,7 +417,7 @@ def _refuse_finalized(session: Session) -> None:
 
 def put_back(session: Session, answer: Answer) -> None:
     """Put back what a run that died had altered in the application's schema, whatever comes next."""
-    altered = migration.put_back(session.engine, session.store, "put back")
+    altered = writing.put_back(session.engine, session.store, "put back")
     if altered:
         answer.data["put_back"] = altered
         answer.say(f"Put back what a run that died had altered: {', '.join(altered)}")

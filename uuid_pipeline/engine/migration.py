@@ -1,12 +1,10 @@
 """A wave, carried out batch by batch: gates asked first, the lease held, resumed from the journal."""
 
-import itertools
 import json
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 
@@ -14,178 +12,28 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import control, fingerprint, gates, ledger, patience, planning, sql, sweep
+from uuid_pipeline.engine import control, fingerprint, gates, ledger, planning, sql, sweep
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine.altered import rebuilding, silencing, triggers, vector_indexes
+from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.triggers import Tier
 from uuid_pipeline.engine.altered.vector_indexes import Span, VectorIndex
 from uuid_pipeline.engine.backups import backup_gate
-from uuid_pipeline.engine.batches import aside, batch, diagnosis, lanes, new_references, throttle
-from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult, Direction
+from uuid_pipeline.engine.batches import aside, batch, lanes, throttle
+from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult
+from uuid_pipeline.engine.batches.tries import RETRIED, run_batch
+from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.installed import aliases
-from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline.errors import RefusedError
 
-RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
-TAKEN = "23505"  # unique violation
-DANGLING = "23503"  # foreign key violation
-MAX_TRIES = 10
-# From this try on, documents that somebody holds are set aside instead of waited for, and the rest is waited for as
-# long as the first lock.
-PATIENT_TRIES = 3
-MAX_PAUSE_SECONDS = 1.0
 # Pauses before what was busy or locked is taken up again, at the end of a wave and of a sweep.
 RETAKE_SECONDS = (0.2, 0.5, 1.0)
 SWEEP_RETAKE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # More of these at the end of a sweep, for what is locked alone: somebody's transaction ends sooner than work does.
 LOCKED_RETAKE_SECONDS = (4.0,) * 12
-# A rollback leaves nothing aside: it goes on asking for the locks of its smallest batch for this long.
-BACK_PATIENCE_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a wave is: documents of its total, rows written, batches, seconds since this run began it.
-
-    ``earlier``: documents that an interrupted run had done before. ``note`` says what it waits for, if it does.
-    """
-
-    wave: str
-    documents: int
-    total: int
-    rows: int
-    batches: int
-    seconds: float
-    note: str = ""
-    earlier: int = 0
-
-    @property
-    def left(self) -> int:
-        """Documents of the wave that no run has done."""
-        return max(self.total - self.earlier - self.documents, 0)
-
-
-Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run of a wave (or of its rollback) did; ``dead_run`` is the dead holder's run it took over from."""
-
-    wave: str
-    documents: int
-    rows: dict[str, int]
-    batches: int
-    seconds: float
-    dead_run: str | None
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who writes: a connection, the lease that it writes under, and how its batches keep triggers out.
-
-    ``set_up``: a batch's settings. ``prove_lease``: how it proves that the lease is still this run's.
-    """
-
-    engine: Engine
-    connection: Connection
-    lease: Lease
-    tier: Tier
-    set_up: Callable[[Connection], None] = batch.set_up
-    prove_lease: Callable[[Connection, Lease], None] = leases.prove
-
-    def begin_batch(self) -> None:
-        """Open a batch's transaction: its settings, then the lease, which must still be ours."""
-        self.connection.begin()
-        self.set_up(self.connection)
-        triggers.silence(self.connection, self.tier.name)
-        self.prove_lease(self.connection, self.lease)
-
-    def keep_lease(self) -> None:
-        """A sign of life while nothing is written."""
-        with self.connection.begin():
-            leases.hold(self.connection, self.lease)
-
-
-@dataclass
-class Tally:
-    """What a run has done so far."""
-
-    wave: ledger.Wave
-    report: Report
-    earlier: int = 0
-    documents: int = 0
-    batches: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, documents: int, result: BatchResult) -> None:
-        self.documents, self.batches = self.documents + documents, self.batches + 1
-        for table, count in result.tables.items():
-            self.rows[table] = self.rows.get(table, 0) + count
-        self.say("")
-
-    def say(self, note: str) -> None:
-        done = self.rows.values()
-        seconds, total = time.monotonic() - self.started, self.wave.documents
-        # A sweep's ordinals have gaps, where it left clusters to the next plan.
-        documents = max(min(self.documents, total - self.earlier), 0)
-        self.report(Progress(self.wave.wave, documents, total, sum(done), self.batches, seconds, note, self.earlier))
-
-    def run(self, dead_run: str | None) -> Run:
-        seconds = time.monotonic() - self.started
-        return Run(self.wave.wave, self.documents, self.rows, self.batches, seconds, dead_run)
-
-
-@contextmanager
-def writer(engine: Engine, store: Store, run_id: str) -> Iterator[Writer]:
-    """The store's one writer while the block runs; puts back what it or a crashed one had altered.
-
-    Triggers at once. Vector indexes at the end, whatever that is: the block may have more to write, and would drop
-    them again.
-    """
-    with leases.held(engine, run_id) as (connection, lease):
-        silencing.put_back(connection, lease)
-        with connection.begin():
-            tier = triggers.choose(connection, store)
-        try:
-            yield Writer(engine, connection, lease, tier)
-        except rebuilding.NotBuiltError:
-            raise  # tried just now
-        except BaseException:
-            rebuilding.put_back(engine, connection, lease, lambda _: None)
-            raise
-        rebuilding.put_back(engine, connection, lease, lambda _: None)
-
-
-def put_back(engine: Engine, store: Store, run_id: str) -> list[str]:
-    """Put back what a run that died had altered in the application's schema; names of what that was.
-
-    Raises RefusedError when another run is writing, whose own these are.
-    """
-    with engine.begin() as connection:
-        left = [row.object for row in sql.rows(connection, "SELECT object FROM uuid_pipeline.altered ORDER BY 1")]
-    if left:
-        with writer(engine, store, run_id):
-            pass  # it does so by itself
-    return left
-
-
-@contextmanager
-def silenced(writer: Writer) -> Iterator[None]:
-    """The triggers that no setting keeps out have our condition while the block runs, and their own text after it."""
-    silencing.guard(writer.connection, writer.lease, writer.tier.guarded)
-    reach("guarded")
-    try:
-        yield
-    finally:
-        writer.connection.rollback()
-        silencing.put_back(writer.connection, writer.lease)
-        reach("put back")
 
 
 def run_wave(engine: Engine, store: Store, wave_name: str, run_id: str, report: Report) -> Run:
@@ -348,15 +196,15 @@ def _run_batches(
         reach("committed")
         return _counted(tally, spans[0], done)
     free: SimpleQueue[Writer] = SimpleQueue()
-    for writer in writers:
-        free.put(writer)
+    for each in writers:
+        free.put(each)
 
     def run(span: lanes.Ordinals) -> tuple[int, BatchResult]:
-        writer = free.get()
+        mine = free.get()
         try:
-            done = run_batch(writer, store, tally.wave, span, batch.FORWARD)
+            done = run_batch(mine, store, tally.wave, span, batch.FORWARD)
         finally:
-            free.put(writer)
+            free.put(mine)
         reach("committed")
         return done
 
@@ -474,106 +322,3 @@ def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
     connection.rollback()
     rows_a_document = max(total / max(roots, 1), mapped / max(documents, 1), 1.0)
     return max(1, int(store.spec.batch_rows / rows_a_document))
-
-
-def undivided(first: int, last: int, _: Direction) -> tuple[int, int]:
-    """The same span: what was done in one batch is undone in one."""
-    return first, last
-
-
-def halve(first: int, last: int, direction: Direction) -> tuple[int, int]:
-    """Half of a span, the half that comes first in the direction of travel; one ordinal stays one."""
-    half = (last - first) // 2
-    return (first, first + half) if direction is batch.FORWARD else (last - half, last)
-
-
-def run_batch(
-    writing: Writer,
-    store: Store,
-    wave: ledger.Wave,
-    span: tuple[int, int],
-    direction: Direction,
-    smaller: Callable[[int, int, Direction], tuple[int, int]] = halve,
-) -> tuple[int, BatchResult]:
-    """One batch, retried with backoff and made ``smaller`` while locks are not to be had; returns the end it did.
-
-    By default it is halved: going forward the first part of ``span`` is kept, and what never gets its locks is set
-    aside in the end, to be taken up later; going back the last part is kept.
-
-    Raises RefusedError when even the smallest batch back gets no locks, BatchError with the differing rows when a proof
-    failed.
-    """
-    first, last = span
-    wary = False
-    began = time.monotonic()
-    for attempt in itertools.count(1):
-        if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
-            break
-        patient = attempt > PATIENT_TRIES
-        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last, wary, patient)
-        try:
-            result = _try_batch(writing, store, wave, plan, direction, attempt)
-        except DBAPIError as error:
-            writing.connection.rollback()
-            state = getattr(error.orig, "sqlstate", None)
-            if state == TAKEN and not wary:
-                wary = True
-                continue
-            if state == DANGLING:
-                _require_no_new_reference(writing.connection, store, direction)
-            if state not in RETRIED:
-                raise
-            time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
-            first, last = smaller(first, last, direction)
-        except BatchError as error:
-            writing.connection.rollback()
-            found = diagnosis.explain(writing.connection, store, plan, direction, writing.begin_batch)
-            raise BatchError("\n".join([error.message, *[f"  {line}" for line in found]])) from error
-        else:
-            return (last if direction is batch.FORWARD else first), result
-    if direction is batch.FORWARD:
-        return last, _set_locked_aside(writing, store, wave, (first, last))
-    with writing.connection.begin():
-        tables = [moved.table.oid for moved in store.tables]
-        who = patience.who_holds(writing.connection, tables, patience.READING)
-    raise RefusedError(
-        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
-        f"{time.monotonic() - began:.0f} s; at work on these tables now: {who}. What was committed stands. "
-        f"{patience.END_THEM}, and run again."
-    )
-
-
-def _require_no_new_reference(connection: Connection, store: Store, direction: Direction) -> None:
-    """Where foreign keys are checked, one made meanwhile refuses the batch itself: say why."""
-    with connection.begin():
-        new_references.require_none(connection, store, direction)
-
-
-def _try_batch(
-    writing: Writer, store: Store, wave: ledger.Wave, plan: BatchPlan, direction: Direction, attempt: int
-) -> BatchResult:
-    writing.begin_batch()
-    require_status(writing.connection, wave, direction)
-    if direction is batch.FORWARD and attempt > PATIENT_TRIES:
-        aside.set_held_aside(writing.connection, store, plan)
-    result = batch.run(writing.connection, store, plan, direction, writing.lease)
-    writing.connection.commit()
-    return result
-
-
-def _set_locked_aside(writing: Writer, store: Store, wave: ledger.Wave, span: tuple[int, int]) -> BatchResult:
-    """Journal a span whose rows somebody holds for long as waiting, and let the wave go on."""
-    plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, *span)
-    writing.begin_batch()
-    require_status(writing.connection, wave, batch.FORWARD)
-    aside.set_all_aside(writing.connection, store, plan)
-    result = batch.run(writing.connection, store, plan, batch.FORWARD, writing.lease)
-    writing.connection.commit()
-    return result
-
-
-def require_status(connection: Connection, wave: ledger.Wave, direction: Direction) -> None:
-    """Raise RefusedError when the execution was superseded or turned round since the wave began."""
-    status = ledger.execution(connection, wave.execution_id).status
-    if status != ("running" if direction is batch.FORWARD else "rolling_back"):
-        raise RefusedError(f"Execution {wave.execution_id} became {status} meanwhile; wave {wave.wave} stopped.")

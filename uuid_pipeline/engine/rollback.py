@@ -16,19 +16,11 @@ from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
 from uuid_pipeline.engine.batches import batch
 from uuid_pipeline.engine.batches.lanes import Ordinals
+from uuid_pipeline.engine.batches.tries import run_batch, undivided
+from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.merges import archive, coming_back, ties
-from uuid_pipeline.engine.migration import (
-    Report,
-    Run,
-    Tally,
-    Writer,
-    batch_size,
-    run_batch,
-    silenced,
-    undivided,
-    writer,
-)
+from uuid_pipeline.engine.migration import batch_size
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError

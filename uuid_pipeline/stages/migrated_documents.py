@@ -6,7 +6,7 @@ import time
 import dagster as dg
 
 from uuid_pipeline.engine import lease, ledger, migration, validation
-from uuid_pipeline.engine.migration import Progress
+from uuid_pipeline.engine.batches.writing import Progress, Report
 from uuid_pipeline.engine.proofs import dangling, exactness
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.reports.progress import waited
@@ -22,7 +22,7 @@ OBSERVED_EVERY_SECONDS = 10.0
 _progress = logging.getLogger("uuid_pipeline.progress")
 
 
-def progress_log(log: dg.DagsterLogManager) -> migration.Report:
+def progress_log(log: dg.DagsterLogManager) -> Report:
     """Reports progress to a run's log and to the logger's listeners, every two seconds and at the end."""
     last = time.monotonic()
 
@@ -39,7 +39,7 @@ def progress_log(log: dg.DagsterLogManager) -> migration.Report:
     return report
 
 
-def progress_events(context: dg.AssetExecutionContext) -> migration.Report:
+def progress_events(context: dg.AssetExecutionContext) -> Report:
     """Reports progress as :func:`progress_log` does, and every ten seconds as numbers that the UI plots."""
     log = progress_log(context.log)
     last = time.monotonic()

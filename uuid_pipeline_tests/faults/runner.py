@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import event
 
 from uuid_pipeline.engine import ledger, migration, rollback
+from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import Scope, record
 from uuid_pipeline.engine.proofs.dangling import no_dangling_reference
@@ -43,7 +44,7 @@ def main(url: str, spec_file: str, direction: str, moment: str, number: str) -> 
     elif moment == "commit":
         event.listen(engine, "commit", count)
 
-    def say(progress: migration.Progress) -> None:
+    def say(progress: writing.Progress) -> None:
         sys.stdout.write(f"{progress.wave} {progress.documents}\n")
         sys.stdout.flush()
 

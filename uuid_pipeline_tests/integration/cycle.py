@@ -25,6 +25,7 @@ from uuid_pipeline.engine import (
     validation,
 )
 from uuid_pipeline.engine.backups import backup_gate
+from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.plans import approach
@@ -144,7 +145,7 @@ def all_waves_of(engine: Engine, execution: ledger.Execution) -> list[ledger.Wav
         return ledger.waves(c, execution.execution_id)
 
 
-def migrate(engine: Engine, spec: Spec, wave: ledger.Wave) -> migration.Run:
+def migrate(engine: Engine, spec: Spec, wave: ledger.Wave) -> writing.Run:
     """Run one wave, without its checks."""
     return migration.run_wave(engine, bound_store(engine, spec), wave.wave, RUN, lambda _: None)
 
@@ -167,7 +168,7 @@ def check_wave(engine: Engine, spec: Spec, wave: ledger.Wave) -> list[GateResult
     return found
 
 
-def migrate_all(engine: Engine, spec: Spec, execution: ledger.Execution) -> list[migration.Run]:
+def migrate_all(engine: Engine, spec: Spec, execution: ledger.Execution) -> list[writing.Run]:
     """Run every wave with its checks, which must pass."""
     runs = []
     for wave in all_waves_of(engine, execution):
@@ -232,7 +233,7 @@ def newest_execution(engine: Engine) -> ledger.Execution:
         return ledger.executions(c)[0]
 
 
-def roll_back(engine: Engine, spec: Spec, name: str | None = None) -> list[migration.Run]:
+def roll_back(engine: Engine, spec: Spec, name: str | None = None) -> list[writing.Run]:
     """Roll the named wave back, or all of them."""
     with engine.begin() as c:
         store, chosen = bound(c, spec), rollback.choose(c, name)

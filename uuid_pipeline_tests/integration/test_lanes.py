@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import control, lease, ledger, migration, sync_points
-from uuid_pipeline.engine.batches import lanes
+from uuid_pipeline.engine.batches import lanes, writing
 from uuid_pipeline.errors import BatchError, RefusedError
 from uuid_pipeline.spec import SoftReference, Spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
@@ -309,7 +309,7 @@ def test_who_takes_the_lease_over_waits_for_both_and_none_writes_after(
             next_one.start()
         assert not taken.wait(0.5)
 
-    def until_taken(_: migration.Progress) -> None:
+    def until_taken(_: writing.Progress) -> None:
         assert taken.wait(20)
 
     sync_points.on("guarded", as_if_dead)

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import inventory, lease, migration, rollback, sync_points
+from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import load_spec
@@ -109,7 +110,7 @@ def test_a_second_writer_is_refused_in_the_middle_of_a_wave(
     [canary, *_] = cycle.waves_of(incident, execution)
     refused: list[str] = []
 
-    def intrude(_: migration.Progress) -> None:
+    def intrude(_: writing.Progress) -> None:
         with pytest.raises(RefusedError) as refusal:
             cycle.migrate(other, ONE_BY_ONE, canary)
         refused.append(refusal.value.message)
@@ -183,7 +184,7 @@ def test_a_holder_that_was_fenced_off_cannot_write_any_more(incident: Engine, ot
     store = cycle.bound_store(incident, ONE_BY_ONE)
     rows: list[cycle.Rows] = []
 
-    def take_over(_: migration.Progress) -> None:
+    def take_over(_: writing.Progress) -> None:
         # As if the holder had been taken for dead: its backend is not the one that the ledger names any more.
         cycle.run_sql(other, "UPDATE uuid_pipeline.lease SET backend_start = backend_start - interval '1 hour'")
         with lease.held(other, "the next"):

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import ledger, migration, sync_points
+from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
@@ -280,7 +281,7 @@ def test_a_run_that_goes_on_where_another_ended_says_how_much_is_left(incident: 
     with pytest.raises(KeyboardInterrupt):
         cycle.migrate(incident, ONE_BY_ONE, canary)
     sync_points.clear()
-    said: list[migration.Progress] = []
+    said: list[writing.Progress] = []
     store = cycle.bound_store(incident, ONE_BY_ONE)
     done = migration.run_wave(incident, store, canary.wave, "another", said.append)
 

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import migration, rollback
+from uuid_pipeline.engine import rollback
+from uuid_pipeline.engine.batches import tries
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -85,8 +86,8 @@ def test_rolling_back_again_changes_nothing(incident: Engine, before: cycle.Rows
 def test_a_rollback_that_gets_no_locks_says_who_has_them_and_goes_on_when_they_are_gone(
     incident: Engine, before: cycle.Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migration, "MAX_TRIES", 1)
-    monkeypatch.setattr(migration, "BACK_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(tries, "MAX_TRIES", 1)
+    monkeypatch.setattr(tries, "BACK_PATIENCE_SECONDS", 0.2)
     with cycle.session(incident) as writer:
         writer.execute("SELECT FROM upload_pipeline.documents FOR UPDATE")
 

@@ -16,8 +16,8 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.demo.incident import add_vector_buffer, build_incident
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import lease, ledger, migration
-from uuid_pipeline.engine.batches import deletions
+from uuid_pipeline.engine import lease, ledger
+from uuid_pipeline.engine.batches import deletions, writing
 from uuid_pipeline.engine.proofs import comparison
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
@@ -165,7 +165,7 @@ def kill_after_lines(process: "subprocess.Popen[str]", lines: int) -> None:
     process.stdout.close()
 
 
-def first_that_is_let_in(engine: Engine, spec: Spec, wave: ledger.Wave) -> migration.Run:
+def first_that_is_let_in(engine: Engine, spec: Spec, wave: ledger.Wave) -> writing.Run:
     """Run a wave again and again, as people would, until the lease is to be had."""
     deadline = time.monotonic() + TAKE_OVER_SECONDS
     while True:

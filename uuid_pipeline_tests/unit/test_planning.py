@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches.tries import halve
 from uuid_pipeline.engine.derivation import id_class
 from uuid_pipeline.engine.ledger import TRANSITIONS
-from uuid_pipeline.engine.migration import halve
 from uuid_pipeline.engine.planning import split_waves
 
 SIZES = st.integers(min_value=0, max_value=60)

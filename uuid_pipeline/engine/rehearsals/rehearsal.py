@@ -20,10 +20,10 @@ from uuid_pipeline.engine.backups.pg_tools import Tools
 from uuid_pipeline.engine.backups.portable import Portable
 from uuid_pipeline.engine.backups.scratch import Scratch, scratch_database
 from uuid_pipeline.engine.backups.workshop import Workshop
+from uuid_pipeline.engine.batches.writing import Report
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.evaluators import Evaluators
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.migration import Report
 from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.rehearsals import rehearsal_sample, run_through
 from uuid_pipeline.engine.rehearsals.run_through import RunThrough

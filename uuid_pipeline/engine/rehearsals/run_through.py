@@ -18,9 +18,9 @@ from uuid_pipeline.engine import (
     rollback,
     validation,
 )
+from uuid_pipeline.engine.batches.writing import Report, Run
 from uuid_pipeline.engine.evaluators import Evaluators
 from uuid_pipeline.engine.gates import GateResult, Scope
-from uuid_pipeline.engine.migration import Report, Run
 from uuid_pipeline.engine.plans import approach, speed
 from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.engine.store import Store, bind

@@ -1,0 +1,131 @@
+"""Tries of one batch: smaller and after a pause while locks are not to be had, aside in the end, explained if wrong."""
+
+import itertools
+import random
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from uuid_pipeline.engine import ledger, patience
+from uuid_pipeline.engine.batches import aside, batch, diagnosis, new_references
+from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult, Direction
+from uuid_pipeline.engine.batches.writing import Writer
+from uuid_pipeline.engine.store import Store
+from uuid_pipeline.errors import BatchError, RefusedError
+
+RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
+TAKEN = "23505"  # unique violation
+DANGLING = "23503"  # foreign key violation
+
+MAX_TRIES = 10
+# From this try on, documents that somebody holds are set aside instead of waited for, and the rest is waited for as
+# long as the first lock.
+PATIENT_TRIES = 3
+MAX_PAUSE_SECONDS = 1.0
+# A rollback leaves nothing aside: it goes on asking for the locks of its smallest batch for this long.
+BACK_PATIENCE_SECONDS = 120.0
+
+
+def undivided(first: int, last: int, _: Direction) -> tuple[int, int]:
+    """The same span: what was done in one batch is undone in one."""
+    return first, last
+
+
+def halve(first: int, last: int, direction: Direction) -> tuple[int, int]:
+    """Half of a span, the half that comes first in the direction of travel; one ordinal stays one."""
+    half = (last - first) // 2
+    return (first, first + half) if direction is batch.FORWARD else (last - half, last)
+
+
+def run_batch(
+    writing: Writer,
+    store: Store,
+    wave: ledger.Wave,
+    span: tuple[int, int],
+    direction: Direction,
+    smaller: Callable[[int, int, Direction], tuple[int, int]] = halve,
+) -> tuple[int, BatchResult]:
+    """One batch, retried with backoff and made ``smaller`` while locks are not to be had; returns the end it did.
+
+    By default it is halved: going forward the first part of ``span`` is kept, and what never gets its locks is set
+    aside in the end, to be taken up later; going back the last part is kept.
+
+    Raises RefusedError when even the smallest batch back gets no locks, BatchError with the differing rows when a proof
+    failed.
+    """
+    first, last = span
+    wary = False
+    began = time.monotonic()
+    for attempt in itertools.count(1):
+        if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
+            break
+        patient = attempt > PATIENT_TRIES
+        plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last, wary, patient)
+        try:
+            result = _try_batch(writing, store, wave, plan, direction, attempt)
+        except DBAPIError as error:
+            writing.connection.rollback()
+            state = getattr(error.orig, "sqlstate", None)
+            if state == TAKEN and not wary:
+                wary = True
+                continue
+            if state == DANGLING:
+                _require_no_new_reference(writing.connection, store, direction)
+            if state not in RETRIED:
+                raise
+            time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
+            first, last = smaller(first, last, direction)
+        except BatchError as error:
+            writing.connection.rollback()
+            found = diagnosis.explain(writing.connection, store, plan, direction, writing.begin_batch)
+            raise BatchError("\n".join([error.message, *[f"  {line}" for line in found]])) from error
+        else:
+            return (last if direction is batch.FORWARD else first), result
+    if direction is batch.FORWARD:
+        return last, _set_locked_aside(writing, store, wave, (first, last))
+    with writing.connection.begin():
+        tables = [moved.table.oid for moved in store.tables]
+        who = patience.who_holds(writing.connection, tables, patience.READING)
+    raise RefusedError(
+        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
+        f"{time.monotonic() - began:.0f} s; at work on these tables now: {who}. What was committed stands. "
+        f"{patience.END_THEM}, and run again."
+    )
+
+
+def _require_no_new_reference(connection: Connection, store: Store, direction: Direction) -> None:
+    """Where foreign keys are checked, one made meanwhile refuses the batch itself: say why."""
+    with connection.begin():
+        new_references.require_none(connection, store, direction)
+
+
+def _try_batch(
+    writing: Writer, store: Store, wave: ledger.Wave, plan: BatchPlan, direction: Direction, attempt: int
+) -> BatchResult:
+    writing.begin_batch()
+    require_status(writing.connection, wave, direction)
+    if direction is batch.FORWARD and attempt > PATIENT_TRIES:
+        aside.set_held_aside(writing.connection, store, plan)
+    result = batch.run(writing.connection, store, plan, direction, writing.lease)
+    writing.connection.commit()
+    return result
+
+
+def _set_locked_aside(writing: Writer, store: Store, wave: ledger.Wave, span: tuple[int, int]) -> BatchResult:
+    """Journal a span whose rows somebody holds for long as waiting, and let the wave go on."""
+    plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, *span)
+    writing.begin_batch()
+    require_status(writing.connection, wave, batch.FORWARD)
+    aside.set_all_aside(writing.connection, store, plan)
+    result = batch.run(writing.connection, store, plan, batch.FORWARD, writing.lease)
+    writing.connection.commit()
+    return result
+
+
+def require_status(connection: Connection, wave: ledger.Wave, direction: Direction) -> None:
+    """Raise RefusedError when the execution was superseded or turned round since the wave began."""
+    status = ledger.execution(connection, wave.execution_id).status
+    if status != ("running" if direction is batch.FORWARD else "rolling_back"):
+        raise RefusedError(f"Execution {wave.execution_id} became {status} meanwhile; wave {wave.wave} stopped.")
