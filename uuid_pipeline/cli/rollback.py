@@ -6,7 +6,7 @@ import typer
 
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
-from uuid_pipeline.cli.session import open_session
+from uuid_pipeline.cli.session import open_session_to_undo
 from uuid_pipeline.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def rollback(
     def verb(answer: Answer) -> None:
         if everything == (wave is not None):
             raise UsageError("Say what to roll back: either --all, or --wave NAME.")
-        with open_session() as session:
+        with open_session_to_undo() as session:
             steps.finish_rollback(session, answer)
             steps.roll_back(session, answer, wave)
 

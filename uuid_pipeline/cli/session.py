@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import dagster as dg
@@ -19,7 +19,7 @@ from uuid_pipeline.operations.instance import bind_to_store, open_instance
 from uuid_pipeline.operations.runs import Outcome, report_dead_runs, run_job
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.spec import load_spec
-from uuid_pipeline.stages.session import DEMO_DATABASE, bound_store
+from uuid_pipeline.stages.session import DEMO_DATABASE, Binder, bound_store, bound_to_undo
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,27 @@ class Session:
         return outcome
 
 
-@contextmanager
-def open_session() -> Iterator[Session]:
+def open_session() -> AbstractContextManager[Session]:
     """Open everything a verb needs.
 
     Raises UsageError (connection, spec, home) or RefusedError (rights, hidden rows) before anything is written.
     """
     settings = read_settings()
     load_spec(settings.spec)
+    return _open(settings, bound_store)
+
+
+def open_session_to_undo() -> AbstractContextManager[Session]:
+    """The same with the store as the execution to undo knew it: the spec of now need not fit, nor be there."""
+    return _open(read_settings(), bound_to_undo)
+
+
+@contextmanager
+def _open(settings: Settings, bound: Binder) -> Iterator[Session]:
     engine = open_configured_store(settings)
     try:
         with engine.begin() as connection:
-            store = bound_store(connection, settings)
+            store = bound(connection, settings)
             identity = store_identity(connection)
         listen_to_progress()
         with open_instance(settings) as instance:

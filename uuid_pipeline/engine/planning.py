@@ -12,14 +12,12 @@ from uuid_pipeline.engine import ledger, mapping, signals, sql
 from uuid_pipeline.engine.altered import vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
 from uuid_pipeline.engine.backups import backup_gate
-from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.plans import approach, risk_findings, risks, speed, written_ids
 from uuid_pipeline.engine.soft_references import references
-from uuid_pipeline.engine.store import Store, bind
+from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import Spec
 
 # Where a kind of wave stands in the partition's name; several waves of one kind count on from there.
 POSITIONS = {"canary": 10, "recent": 20, "remaining": 30, "sweep": 900}
@@ -251,25 +249,6 @@ def require_map_as_approved(connection: Connection, store: Store, plan: Plan) ->
                 f"The id map of {name} is not the one that plan {plan.plan_id} was approved with: somebody changed the "
                 "ledger. Run: uuid-pipeline plan, and approve the new plan."
             )
-
-
-def spec_of(connection: Connection, assessment: int) -> Spec:
-    """The spec that an assessment was made with."""
-    found = sql.scalar(
-        connection,
-        "SELECT profile->'spec' FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
-        {"no": assessment},
-    )
-    return Spec.model_validate(found)
-
-
-def store_of(connection: Connection, store: Store, assessment: int) -> Store:
-    """The store bound by the spec that an assessment was made with: what a rollback must follow, whatever is given now.
-
-    Raises UsageError when the tables or columns of that time are gone.
-    """
-    spec = spec_of(connection, assessment)
-    return store if spec.digest == store.spec.digest else bind(spec, read_catalog(connection, spec.schema_name))
 
 
 def waves_cover_each_document_once(connection: Connection, store: Store, plan: Plan) -> GateResult:

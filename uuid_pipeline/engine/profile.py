@@ -206,7 +206,13 @@ def describe(connection: Connection, store: Store) -> dict[str, Any]:
             for m in store.tables
         ],
         "references": [
-            {"table": r.table.name, "column": r.column, "entity": r.entity, "foreign_key": r.foreign_key}
+            {
+                "schema": r.table.schema,
+                "table": r.table.name,
+                "column": r.column,
+                "entity": r.entity,
+                "foreign_key": r.foreign_key,
+            }
             for r in store.references
         ],
         "silenced_triggers": [_described(trigger, store) for trigger in tier.silenced],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import inventory, ledger, planning, sql
+from uuid_pipeline.engine import earlier_store, inventory, ledger, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
@@ -37,6 +37,12 @@ def moved_waves(connection: Connection) -> list[ledger.Wave]:
            ORDER BY e.approved_at DESC, e.execution_id DESC, w.position DESC""",
     )
     return [ledger.Wave(*row) for row in found]
+
+
+def newest_to_undo(connection: Connection) -> int | None:
+    """The assessment of the newest execution with rows under new ids; None when there is none, or no ledger."""
+    waves = moved_waves(connection) if ledger.exists(connection) else []
+    return ledger.execution(connection, waves[0].execution_id).assessment_no if waves else None
 
 
 def interrupted(connection: Connection) -> list[ledger.Wave]:
@@ -252,7 +258,9 @@ def _stores(connection: Connection, store: Store, waves: Sequence[ledger.Wave]) 
     """The store as each execution's own spec binds it: another spec would leave rows behind."""
     with connection.begin():
         executions = [ledger.execution(connection, execution_id) for execution_id in {w.execution_id for w in waves}]
-        return {e.execution_id: planning.store_of(connection, store, e.assessment_no) for e in executions}
+        bound = {e.execution_id: earlier_store.store_of(connection, e.assessment_no) for e in executions}
+    # What was composed for the store that was given serves again.
+    return {name: store if one.spec.digest == store.spec.digest else one for name, one in bound.items()}
 
 
 def _open(connection: Connection, waves: Sequence[ledger.Wave], lease: leases.Lease) -> None:

@@ -110,7 +110,7 @@ class RollbackConfig(dg.Config):
 
 @dg.op(pool=WRITER_POOL, description="Give moved rows their old ids again, last wave first.")
 def roll_back_waves(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
-    with store.open() as (engine, bound):
+    with store.open_to_undo() as (engine, bound):
         lease.await_earlier_attempt(engine, context.run.run_id)
         with engine.begin() as connection:
             waves = (

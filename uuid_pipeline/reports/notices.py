@@ -125,7 +125,7 @@ def _write_users(
     shown = files.emptied(directory / "users")
     totals, users, nobody, written = NOBODY, 0, 0, [str(directory / PER_USER)]
     with files.writing(directory / PER_USER) as lines:
-        for owner, user in notice_facts.users(connection, store, facts):
+        for owner, user in notice_facts.users(connection, facts):
             totals = added(totals, user.impact)
             if owner is None:
                 nobody += user.impact.changing + (user.impact.quarantined or 0)

@@ -1,7 +1,7 @@
 """What every stage needs: the store, the spec bound to it, and engine errors shown as people can read them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
-from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine import catalog, earlier_store, ledger, profile, rollback
 from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained, open_store
 from uuid_pipeline.engine.store import Store, bind
@@ -18,6 +18,7 @@ from uuid_pipeline.settings import Settings, read_settings, without_secrets
 from uuid_pipeline.spec import load_spec
 
 DEMO_DATABASE = "incident"
+Binder = Callable[[Connection, Settings], Store]
 
 
 class StoreResource(dg.ConfigurableResource[None]):
@@ -37,15 +38,22 @@ class StoreResource(dg.ConfigurableResource[None]):
             self._kept.dispose()
         self._in_run, self._kept = False, None
 
-    @contextmanager
-    def open(self) -> Iterator[tuple[Engine, Store]]:
+    def open(self) -> AbstractContextManager[tuple[Engine, Store]]:
         """An engine and the bound store; errors of ours become a Dagster Failure with their message alone."""
+        return self._open(bound_store)
+
+    def open_to_undo(self) -> AbstractContextManager[tuple[Engine, Store]]:
+        """The same with the store as the execution knew it that is to be undone."""
+        return self._open(bound_to_undo)
+
+    @contextmanager
+    def _open(self, bound: Binder) -> Iterator[tuple[Engine, Store]]:
         settings = read_settings()
         try:
             engine = self._opened(settings)
             try:
                 with engine.begin() as connection:
-                    store = bound_store(connection, settings)
+                    store = bound(connection, settings)
                     ledger.create(connection, store)
                 yield engine, store
             finally:
@@ -109,6 +117,16 @@ def bound_store(connection: Connection, settings: Settings) -> Store:
     """The spec bound to the store, once the role is known to see and to be allowed enough."""
     spec = load_spec(settings.spec)
     store = bind(spec, catalog.read_catalog(connection, spec.schema_name))
+    profile.require_access(connection, store)
+    return store
+
+
+def bound_to_undo(connection: Connection, settings: Settings) -> Store:
+    """The store as the newest execution with rows under new ids knew it, if there is one."""
+    assessment = rollback.newest_to_undo(connection)
+    if assessment is None:
+        return bound_store(connection, settings)
+    store = earlier_store.store_of(connection, assessment)
     profile.require_access(connection, store)
     return store
 

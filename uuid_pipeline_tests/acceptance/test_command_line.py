@@ -104,6 +104,22 @@ def test_run_moves_nothing_before_approval_and_everything_exactly_once_after_it(
 
 
 @pytest.mark.system
+def test_rollback_asks_the_execution_for_its_specification_and_not_the_file(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    before = cycle.rows_of(incident)
+    assert command_line("run", "--approve").code == 0
+    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.events DROP CONSTRAINT events_document_id_fkey")
+    elsewhere = command_line.but(UUID_PIPELINE_SPEC=str(tmp_path / "lost.yaml"))
+    assert elsewhere("validate").code == 2
+
+    back = elsewhere("rollback", "--all", "--json")
+
+    assert (back.code, len(back.data["rolled_back"])) == (0, 3), back.err
+    assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.system
 def test_rollback_of_one_wave_and_of_all_gives_exact_rows_back_and_a_new_run_moves_them_again(
     command_line: CommandLine, incident: Engine, incident_url: str
 ) -> None:

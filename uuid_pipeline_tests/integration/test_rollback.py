@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import rollback
+from uuid_pipeline.engine import earlier_store, rollback
 from uuid_pipeline.engine.batches import tries
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -296,3 +296,66 @@ def test_a_wave_that_went_back_does_not_run_again_under_the_old_approval(inciden
         cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
 
     assert cycle.rows_of(incident) == rows
+
+
+DROPPED = {
+    "a foreign key": "ALTER TABLE upload_pipeline.events DROP CONSTRAINT events_document_id_fkey",
+    "the foreign key of children":
+        "ALTER TABLE upload_pipeline.document_chunks DROP CONSTRAINT document_chunks_document_id_fkey",
+    "a described column": "ALTER TABLE upload_pipeline.documents DROP COLUMN filename",
+    "a column of the ignored": "ALTER TABLE upload_pipeline.events DROP COLUMN payload",
+    "a table of soft references": "DROP TABLE upload_pipeline.document_vector_buffer",
+    "a table of foreign keys": "DROP TABLE upload_pipeline.events",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dropped", DROPPED)
+def test_what_the_application_dropped_since_keeps_nothing_else_from_going_back(
+    incident_with_buffer: Engine, dropped: str
+) -> None:
+    before = cycle.rows_of(incident_with_buffer)
+    spec = cycle.spec_with(soft_references=[one.model_copy(update={"optional": False}) for one in SPEC.soft_references])
+    cycle.run_all(incident_with_buffer, spec)
+    cycle.run_sql(incident_with_buffer, DROPPED[dropped])
+
+    undo(incident_with_buffer)
+
+    # Each row and column that is left is as it was.
+    after = cycle.rows_of(incident_with_buffer)
+    assert set(before) - set(after) <= {"document_vector_buffer", "events"}
+    for table, rows in after.items():
+        assert rows == [{name: row[name] for name in rows[0]} for row in before[table]], table
+
+
+def undo(engine: Engine) -> None:
+    """Roll everything back as the command line does: the spec of now is not asked."""
+    with engine.begin() as connection:
+        assessment = rollback.newest_to_undo(connection)
+        assert assessment is not None
+        store = earlier_store.store_of(connection, assessment)
+        waves = rollback.choose(connection, None)
+    rollback.roll_back(engine, store, waves, cycle.RUN, lambda _: None)
+
+
+def test_rows_of_another_schema_whose_foreign_key_is_gone_are_not_left_behind(incident: Engine) -> None:
+    cycle.run_sql(incident, "CREATE SCHEMA billing")
+    cycle.run_sql(
+        incident,
+        """CREATE TABLE billing.claims AS SELECT document_id, row_number() OVER () AS claim
+           FROM upload_pipeline.documents""",
+    )
+    key = "ALTER TABLE billing.claims ADD CONSTRAINT of FOREIGN KEY (document_id) REFERENCES upload_pipeline.documents"
+    cycle.run_sql(incident, key)
+    claims = "SELECT document_id, claim FROM billing.claims ORDER BY 2"
+    before, rows = cycle.rows_of(incident), cycle.run_sql(incident, claims)
+    cycle.run_all(incident, SPEC)
+    cycle.run_sql(incident, "ALTER TABLE billing.claims DROP CONSTRAINT of")
+    moved = cycle.rows_of(incident)
+
+    with pytest.raises(RefusedError, match=r"billing\.claims\.document_id held ids of the document by foreign key of"):
+        undo(incident)
+    assert cycle.rows_of(incident) == moved
+
+    cycle.run_sql(incident, f"{key} NOT VALID")
+    undo(incident)
+    assert (cycle.rows_of(incident), cycle.run_sql(incident, claims)) == (before, rows)

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, planning
+from uuid_pipeline.engine import earlier_store, ledger, planning
 from uuid_pipeline.engine.plans import rollback_triggers, strategy
 from uuid_pipeline.engine.plans.rollback_triggers import Reading, RollbackTrigger
 from uuid_pipeline.engine.plans.strategy import Strategy
 from uuid_pipeline.engine.privacy import affected_users
 from uuid_pipeline.engine.privacy.affected_users import User
-from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 
 Kind = Literal["before", "during", "after", "rollback"]
@@ -88,7 +87,7 @@ def gather(connection: Connection, kind: Kind) -> Facts:
     standing = ledger.standing(execution.status, waves)
     # The plan's first: what it set aside stands in its inventory.
     numbers = dict.fromkeys([execution.assessment_no, *(wave.assessment_no for wave in waves if wave.assessment_no)])
-    settings = planning.spec_of(connection, execution.assessment_no).rollback_triggers
+    settings = earlier_store.spec_of(connection, execution.assessment_no).rollback_triggers
     readings = rollback_triggers.readings(connection, execution, settings)
     return Facts(
         kind, execution.plan_id, execution, known, tuple(numbers),
@@ -98,7 +97,7 @@ def gather(connection: Connection, kind: Kind) -> Facts:
     )  # fmt: skip
 
 
-def users(connection: Connection, store: Store, facts: Facts) -> Iterator[tuple[str | None, User]]:
+def users(connection: Connection, facts: Facts) -> Iterator[tuple[str | None, User]]:
     """Everybody concerned, by owner; the store's rows are those of now."""
-    bound = planning.store_of(connection, store, facts.assessments[0])
+    bound = earlier_store.store_of(connection, facts.assessments[0])
     return affected_users.stream(connection, bound, facts.assessments)

@@ -1,0 +1,88 @@
+"""The store as an earlier plan knew it, bound to the tables of now: a rollback gives back what that plan changed.
+
+What the application has dropped since holds nothing to give back. A column whose foreign key it dropped still does.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.catalog import Catalog, read_catalog, table_oid
+from uuid_pipeline.engine.store import Store, bind
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
+
+_PROFILE = "SELECT profile FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s"
+
+
+def spec_of(connection: Connection, assessment: int) -> Spec:
+    """The spec that an assessment was made with."""
+    return Spec.model_validate(sql.scalar(connection, _PROFILE, {"no": assessment})["spec"])
+
+
+def store_of(connection: Connection, assessment: int) -> Store:
+    """The store bound by the spec that an assessment was made with, whatever is given now.
+
+    Raises UsageError when a table of an entity is gone, or a column that identity is made of; RefusedError when a
+    foreign key from another schema is, without which its rows are not found.
+    """
+    profile = sql.scalar(connection, _PROFILE, {"no": assessment})
+    spec = Spec.model_validate(profile["spec"])
+    catalog = read_catalog(connection, spec.schema_name)
+    references = [{"schema": spec.schema_name, **reference} for reference in profile["references"]]
+    store = bind(_as_things_are(spec, catalog, references), catalog)
+    _require_found(connection, store, references)
+    return store
+
+
+def _as_things_are(spec: Spec, catalog: Catalog, references: Sequence[dict[str, Any]]) -> Spec:
+    """The spec without what is gone, and with a soft reference in the place of each foreign key that is."""
+    dropped = [
+        SoftReference(table=one["table"], column=one["column"], entity=one["entity"])
+        for one in references
+        if one["foreign_key"] is not None and one["schema"] == spec.schema_name and not _stands(catalog, one)
+    ]
+    soft = [one for one in [*spec.soft_references, *dropped] if _is_there(catalog, one.table, one.column)]
+    ignored = [one for one in spec.ignore_references if _is_there(catalog, one.table, one.column)]
+    entities = {name: _described(entity, catalog) for name, entity in spec.entities.items()}
+    return spec.model_copy(update={"soft_references": soft, "ignore_references": ignored, "entities": entities})
+
+
+def _is_there(catalog: Catalog, table: str, column: str) -> bool:
+    found = catalog.table(table)
+    return found is not None and column in found.columns
+
+
+def _stands(catalog: Catalog, reference: dict[str, Any]) -> bool:
+    """Whether a foreign key of its name still refers from the reference's column."""
+    return any(
+        (key.table_schema, key.table, key.name) == (reference["schema"], reference["table"], reference["foreign_key"])
+        and reference["column"] in key.columns
+        for key in catalog.foreign_keys
+    )
+
+
+def _described(entity: EntitySpec, catalog: Catalog) -> EntitySpec:
+    """What tells people about a document may be gone: it is then unknown."""
+    gone = [name for name, column in entity.describe.columns().items() if not _is_there(catalog, entity.table, column)]
+    return entity.model_copy(update={"describe": entity.describe.model_copy(update=dict.fromkeys(gone))})
+
+
+def _require_found(connection: Connection, store: Store, references: Sequence[dict[str, Any]]) -> None:
+    """A table of another schema is known by its foreign key alone."""
+    known = {(one.table.schema, one.table.name, one.column) for one in store.references}
+    for one in references:
+        place = one["schema"], one["table"], one["column"]
+        if one["schema"] != store.spec.schema_name and place not in known and _column_stands(connection, *place):
+            raise RefusedError(
+                f"Refused: {'.'.join(place)} held ids of the {one['entity']} by foreign key {one['foreign_key']}, "
+                "which is gone: a rollback would leave its rows behind. Put the key back first (NOT VALID is enough)."
+            )
+
+
+def _column_stands(connection: Connection, schema: str, table: str, column: str) -> bool:
+    oid = table_oid(connection, schema, table)
+    asked = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = %(oid)s AND attname = %(column)s)"
+    return oid is not None and bool(sql.scalar(connection, asked, {"oid": oid, "column": column}))
