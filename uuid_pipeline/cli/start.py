@@ -25,7 +25,8 @@ def _open_streams() -> None:
     for written in (sys.stdout, sys.stderr):
         # Work that was done is not to end in a fault because a locale lacks a character of its answer.
         if isinstance(written, io.TextIOWrapper):
-            written.reconfigure(errors="backslashreplace")
+            # And who reads through a pipe, as a log does, is to see each line when it is said.
+            written.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def _end(*_: object) -> None:

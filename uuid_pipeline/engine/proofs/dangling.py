@@ -5,7 +5,7 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import inventory, ledger, sql
-from uuid_pipeline.engine.batches import locks
+from uuid_pipeline.engine.batches import batch, locks
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.store import Reference, Store
 
@@ -21,13 +21,23 @@ def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wav
 
 def _count_left_behind(connection: Connection, store: Store, reference: Reference, wave: ledger.Wave) -> int:
     values = {
-        "execution": wave.execution_id,
         "no": wave.assessment_no,
         "first": wave.first_ordinal,
         "last": wave.last_ordinal,
         "path": list(reference.path),
+        **_writers(connection, reference, wave.execution_id),
     }
     return int(sql.scalar(connection, _left_behind(reference, store), values))
+
+
+def _writers(connection: Connection, reference: Reference, execution_id: str) -> dict[str, Any]:
+    """The values that say whether the application wrote a row since the execution began."""
+    sql.execute(connection, "SELECT pg_current_xact_id()")  # age() counts from it
+    return {
+        "execution": execution_id,
+        "snapshot": ledger.first_snapshot(connection, execution_id),
+        "label": f"{reference.table.schema}.{reference.table.name}",
+    }
 
 
 # Whether we took the row away from its old id: the application may have deleted it, before its batch or since. What was
@@ -38,12 +48,34 @@ AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(exe
 """
 
 
+# Whether a row refers to one that was deleted and is there anew: written with the old id while nobody had the new one,
+# which the alias trigger would else have put. The row may have moved since, and then the journal tells of its table.
+_BEFORE_IT_CAME_BACK: LiteralString = """
+{m}.role = 'move'
+AND ({m}.written OR EXISTS (SELECT FROM uuid_pipeline.batches b
+                            WHERE b.execution_id = %(execution)s AND (b.moved->'touched'->>%(label)s)::bigint > 0))
+AND (EXISTS (SELECT FROM {target} n WHERE n.{key} = {m}.new_id AND {new_written})
+     OR EXISTS (SELECT FROM {map} o WHERE o.new_id = {m}.new_id AND o.old_id <> {m}.old_id
+                AND o.assessment_no > {m}.assessment_no))
+"""
+
+
+def _before_it_came_back(reference: Reference, store: Store) -> sql.Composable:
+    """The condition on a row ``h`` of the map with ``written``: whether the application wrote the row that refers."""
+    return sql.compose(
+        _BEFORE_IT_CAME_BACK, m=sql.Text("h"), new_written=batch.written_since("n"), **_parts(reference, store)
+    )
+
+
 def _left_behind(reference: Reference, store: Store) -> sql.Composable:
     """Counts rows of a reference that hold an old id of the span whose row is no longer there."""
     parts = _parts(reference, store)
     # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
     roles: LiteralString = "h.role = 'move'" if reference.keeps_orphans else "true"
-    ours: LiteralString = "true" if reference.foreign_key else _OURS
+    ours: sql.Composable = sql.Text("true")
+    if not reference.foreign_key:
+        came_back = _before_it_came_back(reference, store)
+        ours = sql.compose("{ours} AND NOT ({came_back})", ours=sql.compose(_OURS, **parts), came_back=came_back)
     holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
     if reference.form != "key":
         holds = sql.compose(
@@ -55,13 +87,15 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
     # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.
     return sql.compose(
         """SELECT count(*) FROM (
-               SELECT m.old_id, m.new_id, m.role, m.ordinal FROM {map} m JOIN {holds}
+               SELECT m.old_id, m.new_id, m.role, m.ordinal, m.assessment_no, {written} AS written
+               FROM {map} m JOIN {holds}
                WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
                OFFSET 0) h
            WHERE {roles} AND ({ours}) AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
         holds=holds,
         roles=sql.Text(roles),
-        ours=sql.compose(ours, **parts),
+        ours=ours,
+        written=batch.written_since("t"),
         **parts,
     )
 
@@ -93,7 +127,7 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
             moved = [wave for wave in waves if wave.status == "moved"]
             found[reference.name] = sum(_count_left_behind(connection, store, reference, wave) for wave in moved)
         elif reference.foreign_key is None and found[reference.name]:
-            values = {"maps": maps, "execution": execution.execution_id}
+            values = {"maps": maps, **_writers(connection, reference, execution.execution_id)}
             deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
     left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
     counted = {name: n for name, n in deleted.items() if n}
@@ -105,10 +139,15 @@ def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
     return sql.compose(
         """SELECT count(*) FROM {table} t WHERE t.{column} IS NOT NULL
            AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = t.{column})
-           AND NOT EXISTS (SELECT FROM {map} m JOIN {target} n ON n.{key} = m.new_id
-                           WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column} AND NOT EXISTS (
-                               SELECT FROM uuid_pipeline.unmoved u
-                               WHERE u.execution_id = %(execution)s AND u.ordinal = m.ordinal))""",
+           AND NOT EXISTS (
+               SELECT FROM (SELECT m.*, {written} AS written FROM {map} m
+                            WHERE m.assessment_no = ANY(%(maps)s) AND m.old_id = t.{column}) h
+               JOIN {target} n ON n.{key} = h.new_id
+               WHERE NOT ({came_back}) AND NOT EXISTS (
+                   SELECT FROM uuid_pipeline.unmoved u
+                   WHERE u.execution_id = %(execution)s AND u.ordinal = h.ordinal))""",
+        written=batch.written_since("t"),
+        came_back=_before_it_came_back(reference, store),
         **_parts(reference, store),
     )
 
