@@ -74,6 +74,26 @@ def test_what_a_rollback_needs_is_kept_however_old_and_rolls_back_after_retentio
     assert cycle.rows_of(incident) == before
 
 
+def test_the_dump_that_an_execution_was_approved_with_stays_until_that_is_final(
+    incident: Engine, tmp_path: Path
+) -> None:
+    execution = cycle.run_all(incident, SPEC)
+    approved, other = (file(tmp_path / f"backups/{name}.dump", 40) for name in ("approved", "other"))
+    cycle.run_sql(
+        incident,
+        """INSERT INTO uuid_pipeline.backups (mode, name, sha256, bytes, equal, taken_at, recorded_by, executions)
+           VALUES ('dump', %(name)s, '', 0, true, now(), 'test', ARRAY[%(execution)s])""",
+        name=str(approved),
+        execution=execution.execution_id,
+    )
+
+    assert names(retention.apply(incident, EVERYTHING, tmp_path, "keeping run")) == {"dump other.dump"}
+    assert (approved.exists(), other.exists()) == (True, False)
+
+    finalize(incident)
+    assert "dump approved.dump" in names(retention.apply(incident, EVERYTHING, tmp_path, "keeping run"))
+
+
 def test_after_finalize_each_kind_goes_at_its_own_age_and_who_did_what_stays(incident: Engine, tmp_path: Path) -> None:
     execution = cycle.run_all(incident, SPEC)
     finalize(incident)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, LiteralString
 
 from sqlalchemy import Connection, Engine
@@ -164,7 +164,8 @@ def _dumps_needed(connection: Connection) -> tuple[datetime | None, frozenset[st
                SELECT FROM uuid_pipeline.executions e
                WHERE e.execution_id = ANY(b.executions) AND e.status <> 'finalized')""",
     )
-    return oldest, frozenset(row.name for row in named)
+    # The ledger has the whole path, on the machine that made it.
+    return oldest, frozenset(PurePath(row.name).name for row in named)
 
 
 def _is_needed(one: Due, needed: tuple[datetime | None, frozenset[str]]) -> bool:
