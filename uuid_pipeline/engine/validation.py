@@ -1,5 +1,8 @@
 """Gates of a wave and of the whole store: what was moved, recounted and recomputed from the store itself."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
@@ -9,6 +12,8 @@ from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.proofs import comparison
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
+
+LISTED = 40
 
 _JOURNAL = """
 SELECT coalesce(sum((b.moved->'entities'->>%(entity)s)::bigint), 0) AS moved FROM uuid_pipeline.batches b
@@ -96,11 +101,21 @@ def schema_unchanged(connection: Connection, store: Store, execution: ledger.Exe
     return GateResult.of(
         gate,
         not changes,
-        f"{len(after)} objects as before" if not changes else f"{len(changes)} differ: {'; '.join(changes[:5])}",
+        f"{len(after)} objects as before" if not changes else f"{len(changes)} differ: {_listed(changes)}",
         "put these back. If the change was yours: where rows are still to move, plan again and approve the new plan; "
         "where all have moved, nothing is wrong with them, and this stays so until: uuid-pipeline finalize",
         figures={"objects": len(after), "changed": len(changes)},
     )
+
+
+def _listed(changes: Sequence[str]) -> str:
+    """Changes of each kind of object in turn, so that a long list of columns hides no policy; the rest is counted."""
+    kinds: dict[str, list[str]] = {}
+    for change in changes:
+        kinds.setdefault(change.split(" ", 1)[0], []).append(change)
+    in_turn = [change for turn in zip_longest(*kinds.values()) for change in turn if change is not None]
+    more = f"; and {len(in_turn) - LISTED} more" if len(in_turn) > LISTED else ""
+    return "; ".join(in_turn[:LISTED]) + more
 
 
 def next_step_safe(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:

@@ -295,6 +295,19 @@ def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
 
 
+@pytest.mark.begins("moved")
+def test_of_many_changes_to_the_schema_each_kind_is_named(incident: Engine) -> None:
+    for n in range(50):
+        cycle.run_sql(incident, f"ALTER TABLE upload_pipeline.documents ADD COLUMN extra_{n} int")
+    cycle.run_sql(incident, "DROP POLICY own_documents ON upload_pipeline.documents")
+
+    [found] = [one for one in cycle.validate(incident, SPEC) if one.gate == "whole_schema_unchanged"]
+
+    assert found.finding.startswith("51 differ: ")
+    assert "own_documents is gone" in found.finding
+    assert found.finding.endswith("; and 11 more")
+
+
 LAST_CHUNK = "SELECT old_id, new_id FROM uuid_pipeline.id_map_chunk ORDER BY ordinal DESC, old_id LIMIT 1"
 CHUNK_PUT_BACK = """
 UPDATE upload_pipeline.document_chunks c SET chunk_id = m.old_id

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
 
 from uuid_pipeline.engine import migration, profile, rollback
 from uuid_pipeline.engine.privacy import erasing
@@ -271,6 +272,24 @@ def test_a_loser_that_has_no_place_any_more_stays_archived_and_the_others_come_b
             assert rollback.left_in_archive(connection, store, waves) == {"app.documents": 1}
 
     as_it_was_but_for(before, cycle.rows_of(empty_store, "app"), folder)
+
+
+def test_what_merged_rows_refer_to_and_nothing_moves_in_need_not_be_readable(
+    empty_store: Engine, empty_url: str, new_role: NewRole
+) -> None:
+    built(empty_store, FOLDERS)
+    role = owner_in("O", empty_store, new_role)
+    cycle.run_sql(empty_store, "ALTER TABLE app.folders OWNER TO postgres")
+    before = cycle.rows_of(empty_store, "app")
+    with opened(as_role(empty_url, role)) as owner:
+        with pytest.raises(ProgrammingError, match="permission denied for table folders"):
+            cycle.run_sql(owner, "SELECT FROM app.folders")
+
+        cycle.run_all(owner, spec_of())
+        assert len(cycle.rows_of(empty_store, "app")["documents"]) == 3
+        cycle.roll_back(owner, spec_of())
+
+    assert cycle.rows_of(empty_store, "app") == before
 
 
 @pytest.mark.parametrize("tier", ["R", "O"])

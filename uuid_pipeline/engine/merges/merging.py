@@ -214,7 +214,7 @@ def _settle_references(connection: Connection, store: Store) -> None:
             _fold_table(connection, store, fold)
             for key in fold.held.moved.table.unique_keys:
                 _displace_twins(connection, store, fold, key)
-        for foreign_key in store.catalog.foreign_keys:
+        for foreign_key in _keys_to_displaced(connection, store):
             _displace_dependants(connection, store, foreign_key)
         for entity in store.entities:
             _follow_survivors(connection, store, entity)
@@ -224,6 +224,13 @@ def _settle_references(connection: Connection, store: Store) -> None:
         f"A merge was given up: after {MAX_ROUNDS} rounds rows still displace each other. "
         "Set on_duplicate: block for this entity and report the store's foreign keys."
     )
+
+
+def _keys_to_displaced(connection: Connection, store: Store) -> list[ForeignKey]:
+    """Foreign keys to tables of which rows are displaced; others may lead to what this role may not read."""
+    places = {row.oid for row in sql.rows(connection, "SELECT DISTINCT relation AS oid FROM pg_temp.displaced")}
+    targets = {place for place, table in store.catalog.tables.items() if table.oid in places}
+    return [key for key in store.catalog.foreign_keys if (key.target_schema, key.target) in targets]
 
 
 def _follow_survivors(connection: Connection, store: Store, entity: Entity) -> None:
@@ -307,9 +314,7 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
     Of a key that holds an entity's among others only a part is turned: there may be no row that has the rest too.
     """
     source = store.catalog.tables[key.table_schema, key.table]
-    target = store.catalog.tables.get((key.target_schema, key.target))
-    if target is None:
-        return
+    target = store.catalog.tables[key.target_schema, key.target]
     if emptying.holds_id(store, key):
         if len(key.columns) > 1:
             _displace_without_counterpart(connection, store, key, source, target)
