@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.cli import interruption
 from uuid_pipeline.demo import server
-from uuid_pipeline.engine import ledger
+from uuid_pipeline.engine import ledger, sql, traps
 from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import UsageError
@@ -20,6 +20,8 @@ from uuid_pipeline.operations.runs import Outcome, report_dead_runs, run_job
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline.stages.session import DEMO_DATABASE, Binder, bound_store, bound_to_undo
+
+PROGRESS = "uuid_pipeline.progress"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ def _open(settings: Settings, bound: Binder) -> Iterator[Session]:
         with engine.begin() as connection:
             store = bound(connection, settings)
             identity = store_identity(connection)
+            waiting = sql.rows(connection, traps.NO_STANDBY)
         listen_to_progress()
+        for row in waiting:
+            # Before the first commit, which would be silent.
+            logging.getLogger(PROGRESS).warning("Warning: %s.", row.sentence)
         with open_instance(settings) as instance:
             bind_to_store(instance, settings, identity)
             report_dead_runs(instance)
@@ -96,7 +102,7 @@ def open_configured_store(settings: Settings) -> Engine:
 
 def listen_to_progress() -> None:
     """Show what stages report, on stderr."""
-    logger = logging.getLogger("uuid_pipeline.progress")
+    logger = logging.getLogger(PROGRESS)
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler(sys.stderr))
         logger.setLevel(logging.INFO)

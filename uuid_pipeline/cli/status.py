@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.cli import watching
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_configured_store
-from uuid_pipeline.engine import finalizing, lease, ledger, planning
+from uuid_pipeline.engine import finalizing, lease, ledger, planning, sql, traps
 from uuid_pipeline.engine.batches import aside
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import UsageError
@@ -81,6 +81,7 @@ def describe(connection: Connection, answer: Answer) -> None:
         "next": next_step(connection, executions, wanted, plan, holder is not None and holder.alive),
     }  # fmt: skip
     show(answer, holder)
+    answer.say(*[f"Commits: {row.sentence}" for row in sql.rows(connection, traps.NO_STANDBY)])
 
 
 def _progress(connection: Connection) -> dict[str, Any] | None:

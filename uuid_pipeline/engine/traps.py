@@ -257,6 +257,7 @@ def warnings(connection: Connection, store: Store) -> list[str]:
             _PREPARED,
             _OLD_TRANSACTIONS,
             _NO_ENCODING,
+            NO_STANDBY,
         )
         for row in sql.rows(connection, statement, values)
     ]
@@ -305,6 +306,16 @@ _PREPARED = """
 SELECT format('prepared transaction %%L of %%s (since %%s) keeps its locks until: COMMIT PREPARED or ROLLBACK PREPARED',
               gid, owner, to_char(prepared, 'YYYY-MM-DD HH24:MI')) AS sentence
 FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1
+"""
+
+# sync_state is NULL for a role that may not look.
+NO_STANDBY = """
+SELECT 'every commit waits for a synchronous standby, and none is connected (synchronous_standby_names is '
+       || quote_literal(current_setting('synchronous_standby_names'))
+       || '): until one is, or the setting is empty, nothing goes on' AS sentence
+WHERE current_setting('synchronous_standby_names') <> ''
+  AND current_setting('synchronous_commit') NOT IN ('off', 'local')
+  AND NOT EXISTS (SELECT FROM pg_stat_replication r WHERE coalesce(r.sync_state IN ('sync', 'quorum'), true))
 """
 
 _OLD_TRANSACTIONS = """

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import patience, signals
+from uuid_pipeline.engine import patience, signals, sql, traps
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.patience import LOCKING_ROWS, READING
 from uuid_pipeline.engine.signals import long_transactions, replication_lag
@@ -63,6 +63,29 @@ def test_a_prepared_transaction_that_holds_rows_is_named(main_store: Engine) -> 
         session.execute("ROLLBACK PREPARED 'it''s kept'")
 
     assert said == {READING: "prepared transaction 'it''s kept'", LOCKING_ROWS: "nobody any more"}
+
+
+@pytest.fixture
+def without_its_standby(primary: EmbeddedServer) -> Iterator[None]:
+    """Commits wait for a standby that nobody has seen."""
+    with psycopg.connect(primary.url("postgres"), autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = local")
+        for change in ("SET synchronous_standby_names = 'ghost'", "RESET synchronous_standby_names"):
+            connection.execute(f"ALTER SYSTEM {change}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+            if "ghost" in change:
+                yield
+
+
+@pytest.mark.system
+def test_a_synchronous_standby_that_is_not_there_is_named(main_store: Engine, without_its_standby: None) -> None:
+    def said() -> list[str]:
+        with main_store.begin() as connection:
+            return [row.sentence for row in sql.rows(connection, traps.NO_STANDBY)]
+
+    eventually(lambda: bool(said()))
+    [sentence] = said()
+    assert "(synchronous_standby_names is 'ghost')" in sentence
 
 
 @pytest.fixture(scope="module")
