@@ -71,7 +71,7 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
         answer.exit_code = error.exit_code
         answer.data["error"] = without_own_secrets(error.message)
     except DATABASE_ERRORS as error:
-        told = explained(error)
+        told = _of_dagster(error) or explained(error)
         answer.exit_code = told.exit_code
         answer.data["error"] = without_own_secrets(told.message)
     except OSError as error:
@@ -99,6 +99,17 @@ def answer_with(verb: Callable[[Answer], None], as_json: bool, spec: Path | None
     answer.data["exit_code"] = answer.exit_code
     _print(answer, as_json)
     raise typer.Exit(answer.exit_code)
+
+
+def _of_dagster(error: Exception) -> PipelineError | None:
+    """What Dagster's own database refused, known by Dagster's driver; None for the store's errors."""
+    cause = getattr(error, "orig", None)
+    if not type(cause).__module__.startswith("psycopg2"):
+        return None
+    return UsageError(
+        f"Dagster's own database (UUID_PIPELINE_DAGSTER_URL, or the embedded one below UUID_PIPELINE_HOME) refused a "
+        f"statement: {' '.join(str(cause).split())}. {STANDS}"
+    )
 
 
 def confirm(title: str, consequences: Sequence[str], yes: bool) -> None:

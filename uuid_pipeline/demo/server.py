@@ -58,8 +58,9 @@ class EmbeddedServer:
 
     def url(self, database: str) -> str:
         """Give the URL of a database, as libpq and SQLAlchemy both read it."""
-        # Said always: else PGPORT would be asked.
-        socket = f"host={quote(str(self.socket_dir))}&port={self.port}"
+        # Said always: else PGPORT and PGOPTIONS would be asked, which are meant for somebody's store. Empty options are
+        # lost on the way, so one that says what the server does anyway.
+        socket = f"host={quote(str(self.socket_dir))}&port={self.port}&options=-ctimezone%3DUTC"
         return f"postgresql://postgres@/{quote(database, safe='')}?{socket}"
 
 

@@ -22,6 +22,7 @@ import uuid_pipeline
 from uuid_pipeline.demo import installation
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.errors import PipelineError, UsageError
+from uuid_pipeline_tests.conftest import opened
 
 CODE_DIR = Path(uuid_pipeline.__file__).parents[1]
 IS_ROOT = os.geteuid() == 0
@@ -134,6 +135,18 @@ def hurt_home() -> Iterator[Path]:
     """A home on a long path that tests hurt in turn, each leaving it so that its server starts again."""
     with open_directory() as path:
         yield path / ("x" * 120)
+
+
+def test_what_the_environment_says_of_somebodys_store_does_not_reach_it(
+    running: embedded.EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPORT", "9999")
+    monkeypatch.setenv("PGOPTIONS", "-c default_transaction_read_only=on -c search_path=nowhere")
+
+    assert one(running, "SHOW default_transaction_read_only") == "off"
+    assert "public" in str(one(running, "SHOW search_path"))
+    with opened(running.url("postgres")) as engine, engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW search_path").scalar_one() != "nowhere"
 
 
 def test_first_start_makes_the_home_and_a_server_of_the_version_asked_for(
