@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -15,13 +15,17 @@ from uuid_pipeline.engine import ledger, sql, traps
 from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import UsageError
-from uuid_pipeline.operations.instance import bind_to_store, open_instance
+from uuid_pipeline.operations.instance import bind_to_store, open_instance, shares_the_stores_database
 from uuid_pipeline.operations.runs import Outcome, report_dead_runs, run_job
 from uuid_pipeline.settings import Settings, read_settings
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline.stages.session import DEMO_DATABASE, Binder, bound_store, bound_to_undo
 
 PROGRESS = "uuid_pipeline.progress"
+DAGSTER_IN_STORE = (
+    "UUID_PIPELINE_DAGSTER_URL names the store's own database: Dagster's tables stand beside the application's, and "
+    "drop-ledger leaves them there; give it a database of its own"
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,10 @@ def _open(settings: Settings, bound: Binder) -> Iterator[Session]:
             identity = store_identity(connection)
             waiting = sql.rows(connection, traps.NO_STANDBY)
         listen_to_progress()
-        for row in waiting:
-            # Before the first commit, which would be silent.
-            logging.getLogger(PROGRESS).warning("Warning: %s.", row.sentence)
+        # Before the first commit, which would be silent.
+        _warn([row.sentence for row in waiting])
         with open_instance(settings) as instance:
+            _warn([DAGSTER_IN_STORE] if shares_the_stores_database(settings) else [])
             bind_to_store(instance, settings, identity)
             report_dead_runs(instance)
             with engine.begin() as connection:
@@ -80,6 +84,11 @@ def _open(settings: Settings, bound: Binder) -> Iterator[Session]:
             yield Session(settings, engine, store, instance)
     finally:
         engine.dispose()
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        logging.getLogger(PROGRESS).warning("Warning: %s.", sentence)
 
 
 def open_configured_store(settings: Settings) -> Engine:

@@ -47,6 +47,15 @@ def dagster_url(settings: Settings) -> URL:
     return url.set(drivername="postgresql+psycopg2")
 
 
+def shares_the_stores_database(settings: Settings) -> bool:
+    """Whether both URLs lead to one database, as far as they say so: Dagster's tables then stand beside the store's."""
+    if settings.dagster_url is None or settings.database_url is None:
+        return False
+    places = [make_url(text) for text in (settings.dagster_url, settings.database_url)]
+    one, other = ((url.host or url.query.get("host"), url.port or 5432, url.database) for url in places)
+    return one == other
+
+
 def prepare(settings: Settings) -> None:
     """Write Dagster's home and set the environment that this process and its children find the instance by."""
     url = dagster_url(settings)

@@ -6,7 +6,8 @@ import pytest
 
 from uuid_pipeline.engine.connection import open_store, store_url
 from uuid_pipeline.errors import UsageError
-from uuid_pipeline.settings import read_settings, without_secrets
+from uuid_pipeline.operations.instance import shares_the_stores_database
+from uuid_pipeline.settings import Settings, read_settings, without_secrets
 
 URLS = [
     ("postgresql://me:hunter22@db.example/app", "hunter22"),
@@ -103,3 +104,18 @@ def test_paths_are_absolute_whatever_directory_comes_next(monkeypatch: pytest.Mo
 
     assert read_settings().spec == tmp_path / "my.yaml"
     assert read_settings().home == tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("dagster", "shared"),
+    [
+        ("postgresql://other:x@db/app", True),
+        ("postgresql://app:y@db:5432/app?sslmode=require", True),
+        ("postgresql://app:y@db:5433/app", False),
+        ("postgresql://app:y@db/dagster", False),
+        (None, False),
+    ],
+)
+def test_a_database_that_dagster_and_the_store_share_is_told(dagster: str | None, shared: bool, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, database_url="postgresql://app:x@db/app", dagster_url=dagster)
+    assert shares_the_stores_database(settings) is shared
