@@ -416,11 +416,11 @@ def _refuse_finalized(session: Session) -> None:
 
 
 def put_back(session: Session, answer: Answer) -> None:
-    """Put back what a run that died had altered in the application's schema, whatever comes next."""
+    """Put back what a run that died had altered in the application's schema, and aliases that somebody dropped."""
     altered = writing.put_back(session.engine, session.store, "put back")
     if altered:
         answer.data["put_back"] = altered
-        answer.say(f"Put back what a run that died had altered: {', '.join(altered)}")
+        answer.say(f"Put back what was altered meanwhile: {', '.join(altered)}")
 
 
 def finish_rollback(session: Session, answer: Answer) -> None:

@@ -20,7 +20,7 @@ from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger, profile
 from uuid_pipeline.engine.altered import triggers
-from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches import batch, writing
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import RefusedError
@@ -732,3 +732,17 @@ def test_an_old_id_is_nobodys_once_another_row_was_moved_to_where_it_led(inciden
     assert [resolved(incident, one) for one in given] == [cycle.targets(before)[one] for one in given]
     # Not the other row, which has the id now that this one led to.
     assert [resolved(incident, one) for one in old] == old
+
+
+@pytest.mark.begins("migrated")
+def test_a_trigger_that_somebody_dropped_or_disabled_is_put_back_by_the_next_run(incident: Engine) -> None:
+    objects, store = cycle.alias_triggers(incident), cycle.bound_store(incident, SPEC)
+    assert writing.put_back(incident, store, cycle.RUN) == []
+    cycle.run_sql(incident, 'DROP TRIGGER "00_uuid_pipeline_alias_ids" ON upload_pipeline.documents')
+    cycle.run_sql(incident, 'ALTER TABLE upload_pipeline.events DISABLE TRIGGER "00_uuid_pipeline_alias_ids"')
+
+    put_back = writing.put_back(incident, store, cycle.RUN)
+
+    assert put_back == ["alias trigger of upload_pipeline.documents", "alias trigger of upload_pipeline.events"]
+    assert cycle.alias_triggers(incident) == objects
+    assert writing.put_back(incident, store, cycle.RUN) == []

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Engine
 
+from uuid_pipeline.engine import earlier_store, ledger, sql
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.altered import rebuilding, silencing, triggers
 from uuid_pipeline.engine.altered.triggers import Tier
 from uuid_pipeline.engine.batches import batch
 from uuid_pipeline.engine.batches.batch import BatchResult
+from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
+from uuid_pipeline.errors import PipelineError
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,37 @@ def writer(engine: Engine, store: Store, run_id: str) -> Iterator[Writer]:
 
 
 def put_back(engine: Engine, store: Store, run_id: str) -> list[str]:
-    """Put back what a run that died had altered in the application's schema; names of what that was.
+    """Put back what a run that died had altered in the application's schema, and alias triggers that somebody dropped.
 
-    Raises RefusedError when another run is writing, whose own these are.
+    Returns names of what that was. Raises RefusedError when another run is writing, whose own these are.
     """
     with engine.begin() as connection:
         left = [row.object for row in sql.rows(connection, "SELECT object FROM uuid_pipeline.altered ORDER BY 1")]
-    if left:
-        with writer(engine, store, run_id):
-            pass  # it does so by itself
-    return left
+        moved = _as_moved(connection)
+        in_force = ledger.assessments_in_force(connection)
+        dropped = aliases.missing(connection, moved, in_force) if moved is not None else []
+    if left or dropped:
+        with writer(engine, store, run_id):  # it puts back by itself what was altered
+            if moved is not None and dropped:
+                aliases.install(engine, moved, in_force)
+    return left + [f"alias trigger of {table}" for table in dropped]
+
+
+def _as_moved(connection: Connection) -> Store | None:
+    """The store as the newest execution knew it that has moved rows and is not final; None where there is none.
+
+    Not by the spec of now: what that names besides is for a plan to say.
+    """
+    newest = sql.scalar(
+        connection,
+        """SELECT e.assessment_no FROM uuid_pipeline.executions e WHERE e.status <> 'finalized'
+             AND EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.execution_id = e.execution_id)
+           ORDER BY e.approved_at DESC LIMIT 1""",
+    )
+    try:
+        return None if newest is None else earlier_store.store_of(connection, newest)
+    except PipelineError:
+        return None
 
 
 @contextmanager

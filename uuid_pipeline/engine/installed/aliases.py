@@ -63,6 +63,17 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
         reach("aliasing")
 
 
+def missing(connection: Connection, store: Store, assessments: Sequence[int]) -> list[str]:
+    """Tables where stale ids of these assessments should resolve, and where somebody has dropped or disabled that."""
+    entities = [entity for entity in store.entities if _parts(connection, entity, assessments)]
+    found = []
+    for moved in store.tables:
+        wanted = resolving.on_table(store, moved, entities)
+        if wanted is not None and _fires_on(connection, moved, wanted) != sorted(resolving.id_columns(moved, entities)):
+            found.append(f"{moved.table.schema}.{moved.table.name}")
+    return sorted(found)
+
+
 def _parts(connection: Connection, entity: Entity, assessments: Sequence[int]) -> list[int]:
     """Those of the assessments that have an id map of this entity; an older plan may not have known it."""
     return [
