@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
-from uuid_pipeline.cli.session import Session
+from uuid_pipeline.cli.session import PROGRESS, Session
 from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, planning, rollback
 from uuid_pipeline.engine.backups import backup, backup_gate
 from uuid_pipeline.engine.batches import writing
@@ -291,7 +291,7 @@ def migrate(
 
 def _carry_out(session: Session, wave: ledger.Wave, begun: bool) -> Outcome:
     """Run a wave; a pause that comes before it is waited out, where this run has begun the execution."""
-    say = logging.getLogger("uuid_pipeline.progress").info
+    say = logging.getLogger(PROGRESS).info
     while True:
         if begun:
             control.await_resumption(session.engine, wave, say)

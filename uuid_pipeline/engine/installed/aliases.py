@@ -323,6 +323,5 @@ def _who_holds(engine: Engine, relations: Sequence[str], mode: patience.Mode) ->
     return (
         f"Our triggers need a short lock on {where}, which was not to be had for {PATIENCE_SECONDS:.0f} s. "
         f"Held by: {', '.join(holders) or 'transactions that have just ended'}. "
-        f"{patience.END_THEM}, or wait "
-        "until they end, and run again."
+        f"{patience.END_THEM}, or wait until they end, and run again."
     )

@@ -1,7 +1,6 @@
 """The whole store against the state before: each moved table, ids read back through the map, archives counted in."""
 
 import json
-import time
 from typing import Any
 
 from sqlalchemy import Connection
@@ -80,14 +79,14 @@ def of_run(connection: Connection, store: Store, execution: ledger.Execution, ru
 
 def compare_patiently(connection: Connection, store: Store, execution: ledger.Execution) -> list[dict[str, Any]]:
     """As :func:`compare`; a difference that nobody seems to have made waits for the statistics of deletes first."""
-    deadline = time.monotonic() + deletions.STATISTICS_SECONDS
-    while True:
-        compared = compare(connection, store, execution)
-        unexplained = any((row["differs"] or row["dates_differ"]) and not row["application_writes"] for row in compared)
-        if not unexplained or time.monotonic() > deadline:
-            return compared
-        time.sleep(0.5)
-        sql.execute(connection, "SELECT pg_stat_clear_snapshot()")
+    compared: list[dict[str, Any]] = deletions.patiently(
+        connection, lambda: compare(connection, store, execution), _is_explained
+    )
+    return compared
+
+
+def _is_explained(compared: list[dict[str, Any]]) -> bool:
+    return not any((row["differs"] or row["dates_differ"]) and not row["application_writes"] for row in compared)
 
 
 def compare(connection: Connection, store: Store, execution: ledger.Execution) -> list[dict[str, Any]]:

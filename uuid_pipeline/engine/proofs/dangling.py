@@ -51,20 +51,18 @@ AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.execution_id = %(exe
 # Whether a row refers to one that was deleted and is there anew: written with the old id while nobody had the new one,
 # which the alias trigger would else have put. The row may have moved since, and then the journal tells of its table.
 _BEFORE_IT_CAME_BACK: LiteralString = """
-{m}.role = 'move'
-AND ({m}.written OR EXISTS (SELECT FROM uuid_pipeline.batches b
+h.role = 'move'
+AND (h.written OR EXISTS (SELECT FROM uuid_pipeline.batches b
                             WHERE b.execution_id = %(execution)s AND (b.moved->'touched'->>%(label)s)::bigint > 0))
-AND (EXISTS (SELECT FROM {target} n WHERE n.{key} = {m}.new_id AND {new_written})
-     OR EXISTS (SELECT FROM {map} o WHERE o.new_id = {m}.new_id AND o.old_id <> {m}.old_id
-                AND o.assessment_no > {m}.assessment_no))
+AND (EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id AND {new_written})
+     OR EXISTS (SELECT FROM {map} o WHERE o.new_id = h.new_id AND o.old_id <> h.old_id
+                AND o.assessment_no > h.assessment_no))
 """
 
 
 def _before_it_came_back(reference: Reference, store: Store) -> sql.Composable:
     """The condition on a row ``h`` of the map with ``written``: whether the application wrote the row that refers."""
-    return sql.compose(
-        _BEFORE_IT_CAME_BACK, m=sql.Text("h"), new_written=batch.written_since("n"), **_parts(reference, store)
-    )
+    return sql.compose(_BEFORE_IT_CAME_BACK, new_written=batch.written_since("n"), **_parts(reference, store))
 
 
 def _left_behind(reference: Reference, store: Store) -> sql.Composable:
