@@ -159,7 +159,9 @@ def _application_writes(
                 + (SELECT count(*) FROM uuid_pipeline.unmoved u
                    WHERE u.execution_id = %(execution)s AND u.entity = ANY(%(entities)s)
                      AND u.reason NOT IN ('busy', 'locked'))
-                + greatest(coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0) - %(deleted)s, 0)
+                + greatest(coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0)
+                           -- What a pooled session has not reported, and will not before this transaction ends.
+                           + coalesce(pg_stat_get_xact_tuples_deleted(%(oid)s::oid), 0) - %(deleted)s, 0)
            FROM uuid_pipeline.executions e WHERE e.execution_id = %(execution)s""",
         table=sql.table(moved.table.schema, moved.table.name),
         written=batch.written_since("t"),
