@@ -1,8 +1,7 @@
 """The steps that verbs are made of: each runs jobs and adds to the answer what came of them."""
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -86,6 +85,7 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         clusters = duplicates.with_consequences(
             connection, session.store, number, duplicates.clusters(connection, session.store, number)
         )
+        of_clusters = duplicates.counted(connection, session.store, number)
         alike = look_alikes.find(connection, session.store)
     spec = session.store.spec
     answer.data["map_preview"] = redaction.records(spec, preview)
@@ -98,7 +98,7 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
         "markdown": str(files.markdown), "html": str(files.html),
     }  # fmt: skip
     answer.pairs([("Strategy", str(files.html))])
-    show_clusters(session, answer, clusters)
+    show_clusters(session, answer, clusters, of_clusters)
     show_look_alikes(answer, alike)
     answer.data["plan"]["warnings"] = assessment.profile["warnings"]
     answer.say(*[f"  Warning: {line}" for line in assessment.profile["warnings"]])
@@ -129,9 +129,14 @@ def show_plan(answer: Answer, plan: planning.Plan) -> None:
     answer.pairs(plan_lines(plan))
 
 
-def show_clusters(session: Session, answer: Answer, clusters: list[dict[str, Any]]) -> None:
-    """Which rows share a natural key, and which of them stays; of rows below documents only how many."""
-    answer.data["plan"]["clusters"] = clusters
+def show_clusters(
+    session: Session, answer: Answer, clusters: list[dict[str, Any]], of_clusters: Mapping[str, int]
+) -> None:
+    """Which rows share a natural key, and which of them stays; of rows below documents only how many.
+
+    ``of_clusters``: how many there are, by entity; ``clusters`` are the first of them.
+    """
+    answer.data["plan"] |= {"clusters": clusters, "clusters_found": dict(of_clusters)}
     roots = {root.name for root in session.store.roots}
     decided = [cluster for cluster in clusters if cluster["entity"] in roots]
     if decided:
@@ -146,11 +151,12 @@ def show_clusters(session: Session, answer: Answer, clusters: list[dict[str, Any
             }
             for c in decided[:SHOWN_CLUSTERS]
         ]
-        more = f", the first {SHOWN_CLUSTERS} of {len(decided)}" if len(decided) > SHOWN_CLUSTERS else ""
+        count = sum(n for entity, n in of_clusters.items() if entity in roots)
+        more = f", the first {SHOWN_CLUSTERS} of {count}" if count > SHOWN_CLUSTERS else ""
         answer.say("", *show_table(f"Clusters{more}", shown))
-    below = Counter(cluster["entity"] for cluster in clusters if cluster["entity"] not in roots)
-    for entity, count in below.items():
-        answer.say(f"  {count} clusters of {entity}: which row stays is decided when their documents are merged")
+    for entity in sorted(of_clusters.keys() - roots):
+        said = "which row stays is decided when their documents are merged"
+        answer.say(f"  {of_clusters[entity]} clusters of {entity}: {said}")
 
 
 def show_look_alikes(answer: Answer, found: Sequence[LookAlikes]) -> None:

@@ -237,11 +237,13 @@ def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
     pin_names(connection)
     oids = [table.oid for table in catalog.tables.values()]
     found = {row.object: row.definition for row in sql.rows(connection, _SNAPSHOT, {"oids": oids})}
-    for record in altered_triggers(connection).values():
-        name = f"trigger {record['schema']}.{record['table']}.{record['trigger']}"
+    for place, made in triggers_as_made(connection).items():
+        name = f"trigger {'.'.join(place)}"
         enabled, _, rest = found.get(name, "").partition(" ")
-        if rest.startswith(record["guarded"] + " "):
-            found[name] = f"{enabled} {record['definition']}{rest[len(record['guarded']) :]}"
+        for now, before in made.items():
+            if rest.startswith(now + " "):
+                found[name] = f"{enabled} {before}{rest[len(now) :]}"
+                break
     for index in altered_indexes(connection):
         name = f"index {index['schema']}.{index['table']}.{_regclass(connection, index)}"
         missing = name not in found or found[name].endswith((" f t f f", " f f f f"))
@@ -275,16 +277,16 @@ def pin_names(connection: Connection) -> None:
 
 
 # Asked of the catalogs, which answer whether or not the ledger is there, and is readable for this role.
-_ALTERED_READABLE = """
+_READABLE = """
 SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-               WHERE n.nspname = 'uuid_pipeline' AND c.relname = 'altered'
+               WHERE n.nspname = 'uuid_pipeline' AND c.relname = %(table)s
                  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
 """
 
 
 def altered_triggers(connection: Connection) -> dict[tuple[str, str, str], dict[str, str]]:
     """What the ledger keeps of triggers that hold our condition now, by (schema, table, trigger)."""
-    if not sql.scalar(connection, _ALTERED_READABLE):
+    if not sql.scalar(connection, _READABLE, {"table": "altered"}):
         return {}
     rows = sql.rows(connection, "SELECT definition FROM uuid_pipeline.altered WHERE kind = 'trigger' ORDER BY object")
     records = [json.loads(row.definition) for row in rows]
@@ -293,16 +295,25 @@ def altered_triggers(connection: Connection) -> dict[tuple[str, str, str], dict[
 
 def altered_indexes(connection: Connection) -> list[dict[str, Any]]:
     """What the ledger keeps of vector indexes that are dropped now."""
-    if not sql.scalar(connection, _ALTERED_READABLE):
+    if not sql.scalar(connection, _READABLE, {"table": "altered"}):
         return []
     rows = sql.rows(connection, "SELECT definition FROM uuid_pipeline.altered WHERE kind = 'index' ORDER BY object")
     return [json.loads(row.definition) for row in rows]
 
 
-def unaltered(altered: dict[tuple[str, str, str], dict[str, str]], name: tuple[str, str, str], definition: str) -> str:
-    """A trigger's definition without the condition that we gave it; as it is when it is not what we left."""
-    record = altered.get(name)
-    return record["definition"] if record and record["guarded"] == definition else definition
+def triggers_as_made(connection: Connection) -> dict[tuple[str, str, str], dict[str, str]]:
+    """By (schema, table, trigger) how definitions that we left read as the application made them.
+
+    With our condition, or after it was taken out, in words that the server has chosen anew.
+    """
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    if sql.scalar(connection, _READABLE, {"table": "rewritten"}):
+        for row in sql.rows(connection, "SELECT * FROM uuid_pipeline.rewritten"):
+            found[row.schema, row.table, row.trigger] = {row.rewritten: row.definition}
+    for place, record in altered_triggers(connection).items():
+        of_trigger = found.setdefault(place, {})
+        of_trigger[record["guarded"]] = of_trigger.get(record["definition"], record["definition"])
+    return found
 
 
 def digest(objects: dict[str, str]) -> str:

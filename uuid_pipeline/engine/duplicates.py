@@ -1,6 +1,6 @@
 """Clusters: rows of one entity with one normalised natural key, of what kind they are, and which row survives."""
 
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
@@ -14,11 +14,25 @@ from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.profile import missing_merge_rights
 from uuid_pipeline.engine.store import Entity, Store
 
-# Quarantined rows belong to no cluster. The survivor comes first, by the spec's order.
+SHOWN = 5
+
+# How many owners a cluster has: rows of nobody among rows of somebody are another owner's.
+_OWNERS: LiteralString = "count(DISTINCT i.owner) + (count(i.owner) BETWEEN 1 AND count(*) - 1)::int"
+
+# Which groups of rows with one target id are asked for.
+_EVERY: LiteralString = "count(*) > 1"
+_ACROSS_OWNERS: LiteralString = _OWNERS + " > 1"
+
+# Quarantined rows belong to no cluster.
+_SHARED = """
+SELECT i.target_id FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.target_id IS NOT NULL
+GROUP BY i.target_id HAVING {which}
+"""
+
+# The survivor comes first, by the spec's order.
 _CLUSTERS = """
-WITH shared AS (SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
-                GROUP BY target_id HAVING count(*) > 1 ORDER BY target_id LIMIT %(limit)s)
-SELECT i.natural_key, count(*) AS rows, {told} AS told, count(DISTINCT i.owner) AS owners,
+WITH shared AS ({shared} ORDER BY i.target_id LIMIT %(limit)s)
+SELECT i.natural_key, count(*) AS rows, {told} AS told, {owners} AS owners,
        bool_or(i.id_class = 'deterministic') AS twin, count(DISTINCT {stored}) > 1 AS spelled,
        (array_agg(i.key::text ORDER BY {survivor}, i.key))[:20] AS ids
 FROM {inventory} i JOIN shared USING (target_id) LEFT JOIN {table} t ON t.{key} = i.key
@@ -27,7 +41,37 @@ WHERE i.assessment_no = %(no)s GROUP BY i.natural_key ORDER BY i.natural_key
 
 
 def clusters(connection: Connection, store: Store, assessment: int, limit: int = 1000) -> list[dict[str, Any]]:
-    """Clusters of more than one row: entity, kind, natural key, ids (of a document the survivor first)."""
+    """The first clusters of each entity: kind, natural key, ids (of a document the survivor first)."""
+    return _described(connection, store, assessment, _EVERY, limit)
+
+
+def counted(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
+    """How many clusters there are, by entity; entities without one are left out."""
+    return _counted(connection, store, assessment, _EVERY)
+
+
+def _counted(connection: Connection, store: Store, assessment: int, which: LiteralString) -> dict[str, int]:
+    found = {
+        entity.name: int(
+            sql.scalar(
+                connection,
+                sql.compose("SELECT count(*) FROM ({shared}) s", shared=_shared(entity, which)),
+                {"no": assessment},
+            )
+        )
+        for entity in store.entities
+        if inventory.may_share_targets(connection, entity, assessment)
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def _shared(entity: Entity, which: LiteralString) -> sql.Composable:
+    return sql.Text(_SHARED).format(inventory=ledger.inventory_table(entity), which=sql.Text(which))
+
+
+def _described(
+    connection: Connection, store: Store, assessment: int, which: LiteralString, limit: int
+) -> list[dict[str, Any]]:
     return [
         {
             "entity": entity.name,
@@ -40,7 +84,7 @@ def clusters(connection: Connection, store: Store, assessment: int, limit: int =
             "ids": list(row.ids),
         }
         for entity in store.entities
-        for row in _found(connection, store, entity, assessment, limit)
+        for row in _found(connection, store, entity, assessment, which, limit)
     ]
 
 
@@ -79,10 +123,14 @@ def _kind(row: Any) -> str:
     return "spelling" if row.spelled else "race"
 
 
-def _found(connection: Connection, store: Store, entity: Entity, assessment: int, limit: int) -> list[Any]:
+def _found(
+    connection: Connection, store: Store, entity: Entity, assessment: int, which: LiteralString, limit: int
+) -> list[Any]:
     if not inventory.may_share_targets(connection, entity, assessment):
         return []
     statement = sql.Text(_CLUSTERS).format(
+        shared=_shared(entity, which),
+        owners=sql.Text(_OWNERS),
         inventory=ledger.inventory_table(entity),
         stored=as_stored(entity),
         survivor=survivor_order(entity),
@@ -107,45 +155,52 @@ def _told(entity: Entity) -> sql.Composable:
     return sql.compose("ARRAY[{looked}]", looked=sql.join(", ", looked))
 
 
-def _shown(store: Store, found: list[dict[str, Any]]) -> str:
+def _shown(store: Store, found: list[dict[str, Any]], count: int) -> str:
+    """The first of ``count`` clusters in words."""
     shown = "; ".join(
         f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})"
-        for c in redaction.records(store.spec, found[:5])
+        for c in redaction.records(store.spec, found[:SHOWN])
     )
-    return f"{len(found)} clusters: {shown}" + ("; …" if len(found) > 5 else "")
+    return f"{count} clusters: {shown}" + ("; …" if count > SHOWN else "")
 
 
 def each_cluster_decided(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: every cluster of documents has its survivor, unless the spec wants duplicates to block."""
     roots = {entity.name for entity in store.roots}
     found = [c for c in clusters(connection, store, assessment) if c["entity"] in roots]
+    counts = {name: count for name, count in counted(connection, store, assessment).items() if name in roots}
     blocking = [c for c in found if store.entity(c["entity"]).spec.on_duplicate == "block"]
+    blocked = sum(counts[name] for name in {c["entity"] for c in blocking})
     said = (
-        f"each will be merged into its survivor: {_shown(store, found)}"
+        f"each will be merged into its survivor: {_shown(store, found, sum(counts.values()))}"
         if found
         else "every natural key belongs to one row"
     )
     return GateResult.of(
         "each_cluster_decided",
         not blocking,
-        said if not blocking else f"the spec says on_duplicate: block, and there are {_shown(store, blocking)}",
+        said
+        if not blocking
+        else f"the spec says on_duplicate: block, and there are {_shown(store, blocking, blocked)}",
         "remove or re-own the surplus rows in the application, or set on_duplicate: merge; then plan again",
-        figures={"clusters": len(found)},
+        figures={"clusters": sum(counts.values())},
     )
 
 
 def never_across_users(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: no cluster joins rows of different owners."""
-    found = [c for c in clusters(connection, store, assessment) if c["owners"] > 1]
+    """Gate: no cluster joins rows of different owners, nor rows of nobody with somebody's."""
+    found = _described(connection, store, assessment, _ACROSS_OWNERS, SHOWN)
+    count = sum(_counted(connection, store, assessment, _ACROSS_OWNERS).values()) if found else 0
     known = store.main.spec.describe.owner is not None
     return GateResult.of(
         "never_across_users",
         not found,
         ("no cluster spans two owners" if known else "the spec names no owner, so this is not known")
         if not found
-        else _shown(store, found),
-        "put the owner into the identity; rows of different users must never get one id",
-        figures={"clusters": len(found)},
+        else _shown(store, found, count),
+        "put the owner into the identity; rows of different users must never get one id. A row that has no owner is "
+        "nobody else's either: give it its owner",
+        figures={"clusters": count},
     )
 
 
@@ -198,8 +253,10 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
     """Gate: whatever merging displaces can be told apart, archived and brought back."""
     found = clusters(connection, store, assessment)
     below = [c for c in found if store.entity(c["entity"]).parent is not None]
+    counts = counted(connection, store, assessment)
+    of_below = sum(count for name, count in counts.items() if store.entity(name).parent is not None)
     faults = [
-        f"the spec says on_duplicate: block for {name}, and there are {_shown(store, of_entity)}"
+        f"the spec says on_duplicate: block for {name}, and there are {_shown(store, of_entity, counts[name])}"
         for name in {c["entity"] for c in below}
         if store.entity(name).spec.on_duplicate == "block"
         for of_entity in [[c for c in below if c["entity"] == name]]
@@ -215,12 +272,14 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
     if found:
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
     said = (
-        "no two children share a natural key" if not below else f"to be merged below documents: {_shown(store, below)}"
+        "no two children share a natural key"
+        if not below
+        else f"to be merged below documents: {_shown(store, below, of_below)}"
     )
     return GateResult.of(
         "conflicts_resolvable",
         not faults,
         said if not faults else "; ".join(faults),
         "resolve these duplicates in the application (on_duplicate: block), or change what is named; then plan again",
-        figures={"clusters": len(below)},
+        figures={"clusters": of_below},
     )

@@ -154,6 +154,17 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.altered (
     PRIMARY KEY (kind, object)
 );
 
+-- Triggers of the application that read otherwise since they were put back, with what they mean unchanged: the server
+-- parses what it wrote itself, and need not write it again in the same words.
+CREATE TABLE IF NOT EXISTS uuid_pipeline.rewritten (
+    "schema" text NOT NULL,
+    "table" text NOT NULL,
+    trigger text NOT NULL,
+    definition text NOT NULL,
+    rewritten text NOT NULL,
+    PRIMARY KEY ("schema", "table", trigger)
+);
+
 -- Why and how long a wave waited: for a health signal, or because people paused it.
 CREATE TABLE IF NOT EXISTS uuid_pipeline.waits (
     wait_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -251,9 +262,9 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.regenerations (
     undone_by text,
     undone_at timestamptz
 );
--- One open request a document, whatever it is called at the time.
+-- One open request a row. Twins, of one target id, have one each until they are merged.
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_regeneration
-    ON uuid_pipeline.regenerations (coalesce(target_id, document_id)) WHERE undone_at IS NULL;
+    ON uuid_pipeline.regenerations (document_id) WHERE undone_at IS NULL;
 -- What the owners' own queries found before the first wave, by old id; distances and neighbours to compare with later.
 CREATE TABLE IF NOT EXISTS uuid_pipeline.retrieval_baseline (
     execution_id text NOT NULL REFERENCES uuid_pipeline.executions,
@@ -370,4 +381,4 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.health_baselines (
 );
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
-INSERT INTO uuid_pipeline.ledger (version) VALUES (4) ON CONFLICT DO NOTHING;
+INSERT INTO uuid_pipeline.ledger (version) VALUES (5) ON CONFLICT DO NOTHING;

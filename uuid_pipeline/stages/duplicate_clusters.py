@@ -30,6 +30,7 @@ def duplicate_clusters(context: dg.AssetExecutionContext, store: StoreResource) 
             number = assessment.assessment_no
             clusters = duplicates.clusters(connection, bound, number)
             found = duplicates.with_consequences(connection, bound, number, clusters)
+            count = sum(duplicates.counted(connection, bound, number).values())
             visible = redaction.records(bound.spec, found[:SHOWN])
             alike = look_alikes.find(connection, bound)
     kinds = Counter((cluster["entity"], cluster["kind"]) for cluster in found)
@@ -41,7 +42,7 @@ def duplicate_clusters(context: dg.AssetExecutionContext, store: StoreResource) 
     ]  # fmt: skip
     return dg.MaterializeResult(
         metadata={
-            "clusters": len(found),
+            "clusters": count,
             "kinds": table([{"entity": entity, "kind": kind, "clusters": n} for (entity, kind), n in kinds.items()]),
             "rules": table(rules),
             f"first_{SHOWN}": table(cluster_records(visible)),

@@ -13,17 +13,15 @@ from uuid_pipeline.engine.altered.triggers import Tier
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
 
-SPEC = parse_spec(
-    """
+SPEC_TEXT = """
     namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
     schema: shop
     entities:
       thing: {table: things, key: id, identity: "{code}"}
     soft_references:
       - {table: parts, column: thing_id, entity: thing}
-    """,
-    "test",
-)
+    """
+SPEC = parse_spec(SPEC_TEXT, "test")
 
 STORE = """
 CREATE SCHEMA shop;

@@ -10,7 +10,7 @@ from uuid_pipeline.engine import duplicates, mapping
 from uuid_pipeline.engine.evidence import look_alikes
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle, shop
 
 SPEC = load_spec(None)
@@ -88,16 +88,58 @@ def test_a_cluster_that_was_removed_blocks_no_more(incident: Engine) -> None:
     cycle.run_all(incident, SPEC)
 
 
-def test_an_identity_without_the_owner_that_joins_two_users_is_refused(incident: Engine) -> None:
+@pytest.fixture
+def by_content() -> Spec:
+    """The default spec with an identity that does not name the owner."""
     identity = SPEC.entities["document"].model_copy(update={"identity": "{file_sha256}", "witnesses": []})
-    spec = cycle.spec_with(entities={**SPEC.entities, "document": identity})
+    return cycle.spec_with(entities={**SPEC.entities, "document": identity})
+
+
+def test_an_identity_without_the_owner_that_joins_two_users_is_refused(incident: Engine, by_content: Spec) -> None:
     [(sha,)] = cycle.run_sql(incident, "SELECT file_sha256 FROM upload_pipeline.documents LIMIT 1")
     cycle.run_sql(incident, UPLOAD, id=str(uuid.uuid4()), user=str(uuid.uuid4()), sha=sha)
 
-    gate = cycle.assess(incident, spec).gates["never_across_users"]
+    gate = cycle.assess(incident, by_content).gates["never_across_users"]
 
     assert not gate.passed
     assert "owner" in gate.remedy
+
+
+def test_a_row_of_nobody_is_not_merged_with_somebodys(incident: Engine, by_content: Spec) -> None:
+    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents ALTER user_id DROP NOT NULL")
+    [(sha,)] = cycle.run_sql(incident, "SELECT file_sha256 FROM upload_pipeline.documents LIMIT 1")
+    cycle.run_sql(incident, UPLOAD, id=str(uuid.uuid4()), user=None, sha=sha)
+
+    assert not cycle.assess(incident, by_content).gates["never_across_users"].passed
+
+    cycle.run_sql(incident, "UPDATE upload_pipeline.documents SET user_id = NULL WHERE file_sha256 = %(s)s", s=sha)
+    assert cycle.assess(incident, by_content).gates["never_across_users"].passed
+
+
+def test_of_more_clusters_than_are_listed_every_one_is_counted_and_looked_at(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE SCHEMA shop;
+           CREATE TABLE shop.things (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text, owner int);
+           INSERT INTO shop.things (code, owner) SELECT 'c' || n / 2, 1 FROM generate_series(0, 2399) n;""",
+    )
+    text = shop.SPEC_TEXT.replace('identity: "{code}"', 'identity: "{code}", describe: {owner: owner}')
+    spec = parse_spec(text.partition("soft_references")[0], "test")
+    within = cycle.assess(empty_store, spec).gates
+    # Of all target ids the last in order, so the last to be listed.
+    cycle.run_sql(
+        empty_store,
+        """UPDATE shop.things SET owner = 2 WHERE id = (SELECT key FROM uuid_pipeline.inventory_thing
+           WHERE assessment_no = 1 ORDER BY target_id DESC LIMIT 1)""",
+    )
+
+    across = cycle.assess(empty_store, spec).gates["never_across_users"]
+
+    assert within["never_across_users"].passed
+    assert within["each_cluster_decided"].figures == {"clusters": 1200}
+    assert (across.passed, across.figures) == (False, {"clusters": 1})
 
 
 @pytest.mark.parametrize(

@@ -253,3 +253,34 @@ def test_a_column_added_while_a_wave_merges_ends_it_before_a_row_is_archived_wit
     kept, after = archived(twins), cycle.rows_of(twins)
     assert len(after["documents"]) + len(kept["documents"]) == len(before["documents"])
     assert {row.get("extra", "kept") for row in kept["documents"] + after["documents"]} == {"kept"}
+
+
+def test_a_cluster_of_which_a_row_was_given_to_another_owner_since_the_plan_is_left_whole(twins: Engine) -> None:
+    document = SPEC.entities["document"].model_copy(update={"identity": "{file_sha256}", "witnesses": []})
+    spec = cycle.spec_with(entities={**SPEC.entities, "document": document})
+    execution = cycle.approve(twins, spec, cycle.assess_and_plan(twins, spec).plan_id)
+    [(loser, ordinal)] = cycle.run_sql(
+        twins, "SELECT old_id::text, ordinal FROM uuid_pipeline.id_map_document WHERE role = 'merge' LIMIT 1"
+    )
+    cluster = cycle.run_sql(
+        twins, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = %(o)s ORDER BY 1", o=ordinal
+    )
+    cycle.run_sql(
+        twins,
+        """UPDATE upload_pipeline.documents SET user_id = (
+               SELECT o.user_id FROM upload_pipeline.documents o JOIN upload_pipeline.documents l
+                   ON l.document_id = %(id)s AND l.user_id <> o.user_id LIMIT 1) WHERE document_id = %(id)s""",
+        id=loser,
+    )
+    before = cycle.rows_of(twins)["documents"]
+
+    cycle.migrate_all(twins, spec, execution)
+
+    left = cycle.run_sql(twins, "SELECT old_id, reason FROM uuid_pipeline.unmoved ORDER BY 1")
+    assert len(cluster) > 1
+    assert left == [(document_id, "changed") for (document_id,) in cluster]
+    after = cycle.rows_of(twins)["documents"]
+    assert [row for row in after if (row["document_id"],) in cluster] == [
+        row for row in before if (row["document_id"],) in cluster
+    ]
+    assert len(archived(twins)["documents"]) == 12 - (len(cluster) - 1)

@@ -139,6 +139,29 @@ def test_a_request_made_before_the_migration_is_known_and_undone_after_it_and_af
     assert cycle.rows_of(store) == before
 
 
+def test_twins_are_queued_each_and_known_before_the_merge_after_it_and_after_its_rollback(twins: Engine) -> None:
+    with twins.begin() as connection:
+        ledger.create(connection, cycle.bound(connection, SPEC))
+    cycle.run_sql(
+        twins, "DELETE FROM upload_pipeline.document_vector_buffer; DELETE FROM upload_pipeline.document_chunks"
+    )
+    before, found = cycle.rows_of(twins), listed(twins)
+    assert (len({d.id for d in found.documents}), len({d.target_id for d in found.documents})) == (50, 38)
+
+    assert queue(twins, found.list_id) == Queued(found.list_id, 50, ())
+
+    for deed in (lambda: None, lambda: cycle.run_all(twins, SPEC), lambda: cycle.roll_back(twins, SPEC)):
+        deed()
+        assert listed(twins).waiting == 0
+    assert undo(twins) == Undone(50, (), 0)
+    assert cycle.rows_of(twins) == before
+    # One of a pair alone: the other one waits, though both have one target id.
+    pair = [d for d in found.documents if [o.target_id for o in found.documents].count(d.target_id) == 2][:2]
+    cycle.run_sql(twins, "UPDATE uuid_pipeline.regenerations SET undone_at = NULL WHERE document_id = %(d)s",
+                  d=pair[0].id)  # fmt: skip
+    assert [d.id for d in listed(twins).documents if d.regeneration_id] == [pair[0].id]
+
+
 def test_a_list_that_changed_since_it_was_approved_is_refused_and_nothing_is_queued(store: Engine) -> None:
     found = listed(store)
     chunk = "DELETE FROM upload_pipeline.document_chunks WHERE document_id = %(document)s"

@@ -421,3 +421,18 @@ def test_twins_that_merge_are_left_out_and_their_survivors_are_found(twins: Engi
     assert sum(excluded.values()) + found["after"]["measured"] == 38
     assert found["after"]["found"] >= with_chunks_now[0][0] - sum(excluded.values())
     assert found["faults"] == []
+
+
+def test_what_was_to_be_merged_and_was_set_aside_is_not_called_merged(twins: Engine) -> None:
+    plan = cycle.assess_and_plan(twins, SPEC)
+    execution = cycle.approve(twins, SPEC, plan.plan_id)
+    [(survivor,)] = cycle.run_sql(
+        twins,
+        """SELECT s.old_id::text FROM uuid_pipeline.id_map_document s JOIN uuid_pipeline.id_map_document l
+               ON l.ordinal = s.ordinal AND l.role = 'merge' WHERE s.role <> 'merge' LIMIT 1""",
+    )
+    change = "UPDATE upload_pipeline.documents SET file_sha256 = repeat('a', 64) WHERE document_id = %(id)s"
+    cycle.run_sql(twins, change, id=survivor)
+    cycle.finish(twins, SPEC, execution)
+    excluded = measured(twins)["after"]["excluded"]
+    assert (excluded["merged into another"], excluded["set aside: changed"]) == (11, 2)

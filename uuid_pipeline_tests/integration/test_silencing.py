@@ -126,6 +126,44 @@ def test_a_plan_stays_fresh_and_the_schema_unchanged_while_the_condition_is_in(s
     ]
 
 
+# Conditions that the server parses from its own words into others with the same meaning.
+REWORDED = """
+ALTER TABLE shop.things ADD status varchar(20);
+CREATE TRIGGER listed BEFORE UPDATE ON shop.things FOR EACH ROW
+    WHEN (NEW.status IN ('paid', 'sent')) EXECUTE FUNCTION shop.note();
+CREATE TRIGGER between_two BEFORE UPDATE ON shop.things FOR EACH ROW
+    WHEN (NEW.n BETWEEN 1 AND 3 AND OLD.n > 0) EXECUTE FUNCTION shop.note();
+ALTER TABLE shop.things ENABLE ALWAYS TRIGGER between_two;
+"""
+
+
+def test_a_condition_that_the_server_writes_in_other_words_when_it_is_back_is_no_change(shop: Engine) -> None:
+    cycle.run_sql(shop, REWORDED)
+    given = [row[2] for row in definitions(shop)]
+
+    def seen() -> tuple[dict[str, str], object]:
+        with shop.begin() as connection:
+            objects = catalog.snapshot(connection, cycle.bound(connection, SPEC).catalog)
+        return objects, tier_of(shop, wishing(listed="silence", between_two="silence"))
+
+    before = seen()
+
+    for _ in range(2):
+        guard_all(shop)
+        assert seen() == before
+        put_back(shop)
+        assert seen() == before
+    reworded = [row[2] for row in definitions(shop)]
+    assert all(was != now for was, now in zip(given, reworded, strict=True))
+    cycle.run_sql(shop, "DROP TRIGGER listed ON shop.things")
+    cycle.run_sql(
+        shop,
+        """CREATE TRIGGER listed BEFORE UPDATE ON shop.things FOR EACH ROW
+           WHEN (NEW.status IN ('paid', 'lost')) EXECUTE FUNCTION shop.note()""",
+    )
+    assert len(catalog.differences(before[0], seen()[0])) == 1
+
+
 @pytest.mark.parametrize(
     ("release", "said", "left"),
     [

@@ -163,7 +163,9 @@ def _put_back_one(connection: Connection, altered: Altered) -> str:
         outcome = f"{where} is gone: the application dropped or renamed it meanwhile, and it is not made again"
     elif state.definition == altered.guarded:
         # Marks are kept as they are now: one that was disabled meanwhile stays disabled.
-        _replace(connection, altered.schema, altered.table, altered.trigger, state, altered.definition)
+        now = _replace(connection, altered.schema, altered.table, altered.trigger, state, altered.definition)
+        if now != altered.definition:
+            _note_rewritten(connection, altered, now)
         outcome = f"{where} is as it was"
     else:
         outcome = f"{where} was defined anew meanwhile and stays as it is"
@@ -176,6 +178,28 @@ def _put_back_one(connection: Connection, altered: Altered) -> str:
         {"schema": altered.schema, "table": altered.table, "trigger": altered.trigger},
     )
     return outcome
+
+
+def _note_rewritten(connection: Connection, altered: Altered, now: str) -> None:
+    """Keep how the application had made a trigger that reads otherwise now: `IN` over varchar, BETWEEN in AND.
+
+    If what was put back had been rewritten itself, what was before that.
+    """
+    sql.execute(
+        connection,
+        """INSERT INTO uuid_pipeline.rewritten AS r ("schema", "table", trigger, definition, rewritten)
+           VALUES (%(schema)s, %(table)s, %(trigger)s, %(definition)s, %(now)s)
+           ON CONFLICT ("schema", "table", trigger) DO UPDATE SET rewritten = excluded.rewritten,
+               definition = CASE WHEN r.rewritten = excluded.definition THEN r.definition ELSE excluded.definition END
+        """,
+        {
+            "schema": altered.schema,
+            "table": altered.table,
+            "trigger": altered.trigger,
+            "definition": altered.definition,
+            "now": now,
+        },
+    )
 
 
 def _locked(connection: Connection, lease: Lease, schema: str, table: str, work: Callable[[], Done]) -> Done:

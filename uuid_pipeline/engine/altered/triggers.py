@@ -96,12 +96,12 @@ def read(connection: Connection, store: Store) -> tuple[UserTrigger, ...]:
     """Every enabled trigger of the application that writes of ours to the moved tables can fire, as it was made."""
     catalogs.pin_names(connection)
     oids = [moved.table.oid for moved in store.tables]
-    altered = catalogs.altered_triggers(connection)
+    as_made = catalogs.triggers_as_made(connection)
     found = []
     for row in sql.rows(connection, _READ, {"oids": oids}):
         if row.not_only_update or row.names is None or _written(store, row.table_oid) & set(row.names):
             *facts, _, _, _ = row
-            facts[4] = catalogs.unaltered(altered, (row.nspname, row.relname, row.tgname), row.definition)
+            facts[4] = as_made.get((row.nspname, row.relname, row.tgname), {}).get(row.definition, row.definition)
             found.append(UserTrigger(*facts))
     return tuple(found)
 

@@ -53,7 +53,7 @@ def _aside_statement(store: Store, name: str, assessment_no: int, direction: Dir
         """WITH planned AS (
                SELECT m.ordinal, m.{source} AS source, CASE
                    WHEN h.at IS NULL THEN CASE WHEN %(forward)s THEN 'gone' END
-                   WHEN %(forward)s AND NOT h.as_planned THEN 'changed'
+                   WHEN %(forward)s AND (NOT h.as_planned OR {given_away}) THEN 'changed'
                    WHEN m.{goal} <> m.{source} AND EXISTS (
                        SELECT FROM {table} o WHERE o.{key} = m.{goal} AND NOT EXISTS (
                            SELECT FROM {held} twin WHERE twin.key = o.{key} AND twin.ordinal = m.ordinal))
@@ -70,8 +70,25 @@ def _aside_statement(store: Store, name: str, assessment_no: int, direction: Dir
         map=map_part(name, assessment_no),
         table=held.table,
         key=sql.name(root.key),
+        given_away=_given_away(store, name) if direction is FORWARD else sql.Text("false"),
         roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
         not_aside=sql.Text(NOT_ASIDE),
+    )
+
+
+def _given_away(store: Store, name: str) -> sql.Composable:
+    """Whether the row to be merged, of the map ``m`` and held as ``h``, has another owner by now than its survivor."""
+    root, held = store.entity(name), held_of(store, name)
+    owner = root.spec.describe.owner
+    if owner is None:
+        return sql.Text("false")
+    return sql.compose(
+        """(m.role = 'merge' AND EXISTS (
+               SELECT FROM {table} loser JOIN {held} o ON o.ordinal = m.ordinal JOIN {table} other ON other.ctid = o.at
+               WHERE loser.ctid = h.at AND other.{owner} IS DISTINCT FROM loser.{owner}))""",
+        table=held.table,
+        held=held.relation,
+        owner=sql.name(owner),
     )
 
 

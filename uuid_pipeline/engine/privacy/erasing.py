@@ -27,7 +27,10 @@ SEARCHED_LENGTH = 8
 UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 TOKEN = r"[\w@.+-]*\w"
 # Rows of these are what was done, not whom it was done to; they stay, without the id.
-_STAYS = ("ledger", "assessments", "plans", "executions", "waves", "batches", "gates", "audit", "lease", "altered")
+_STAYS = (
+    "ledger", "assessments", "plans", "executions", "waves", "batches", "gates", "audit", "lease", "altered",
+    "rewritten",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ def judge(
     judged: list[tuple[Sight, Before | None]] = []
     for sight in seen.sights:
         document = sight.sampled.document
-        if document in merged:
-            verdict.excluded[document] = "merged into another"
-        elif document in aside:
+        if document in aside:
             verdict.excluded[document] = f"set aside: {aside[document]}"
+        elif document in merged:
+            verdict.excluded[document] = "merged into another"
         elif sight.now is None and sight.sampled.target in moved_on:
             verdict.excluded[document] = "its natural key was changed by the application since, and its id with it"
         elif not _due(sight, moved):

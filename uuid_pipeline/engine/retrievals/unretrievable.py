@@ -149,7 +149,7 @@ def found(connection: Connection, store: Store) -> Iterator[Unretrievable]:
     target_of = hasher(store.spec.namespace)
     for rows in sql.stream(connection, _source(store), values):
         chunk = [u for row in rows for u in [_judged(store, row, target_of)] if u.reasons]
-        yield from _with_requests(connection, chunk)
+        yield from _with_requests(connection, store, chunk)
 
 
 def _can_tell(store: Store) -> bool:
@@ -171,19 +171,30 @@ def _judged(store: Store, row: Any, target_of: Any) -> Unretrievable:
     return Unretrievable(key, None if quarantined else target_of(text), owner, status, title, kept)
 
 
-def _with_requests(connection: Connection, chunk: list[Unretrievable]) -> Iterator[Unretrievable]:
-    """With the open request of each: a document is the same under its old id and under its target id."""
+def _with_requests(connection: Connection, store: Store, chunk: list[Unretrievable]) -> Iterator[Unretrievable]:
+    """With the open request of each: a document is the same under its old id and under its target id.
+
+    A request under an id that a row has is that row's own, though a twin has the same target id.
+    """
     names = [u.target_id or u.id for u in chunk] + [u.id for u in chunk]
     open_ones = sql.rows(
         connection,
-        """SELECT coalesce(target_id, document_id) AS name, regeneration_id::text AS id, queued_at::text AS at
-           FROM uuid_pipeline.regenerations
-           WHERE undone_at IS NULL AND coalesce(target_id, document_id) = ANY(%(names)s)""",
+        sql.compose(
+            """SELECT r.document_id, coalesce(r.target_id, r.document_id) AS name, r.regeneration_id::text AS id,
+                      r.queued_at::text AS at,
+                      EXISTS (SELECT FROM {table} t WHERE t.{key} = r.document_id::{type}) AS of_a_row
+               FROM uuid_pipeline.regenerations r
+               WHERE r.undone_at IS NULL AND (r.document_id = ANY(%(names)s) OR r.target_id = ANY(%(names)s))""",
+            table=sql.table(store.main.table.schema, store.main.table.name),
+            key=sql.name(store.main.key),
+            type=sql.Text("uuid" if store.main.key_type == "uuid" else "text"),
+        ),
         {"names": names},
     )
-    requests = {row.name: row for row in open_ones}
+    own = {row.document_id: row for row in open_ones}
+    moved = {row.name: row for row in open_ones if not row.of_a_row}
     for u in chunk:
-        request = requests.get(u.target_id or u.id)
+        request = own.get(u.id) or moved.get(u.target_id or u.id)
         at = (request.id, request.at) if request else (None, None)
         yield Unretrievable(u.id, u.target_id, u.owner, u.status, u.title, u.reasons, *at)
 
