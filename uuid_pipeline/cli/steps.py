@@ -327,12 +327,14 @@ def wish(session: Session, answer: Answer, job: str) -> None:
     with session.engine.begin() as connection:
         execution = ledger.executions(connection)[0]
         writer = lease.holder(connection)
+        moved = any(wave.execution_id == execution.execution_id for wave in rollback.moved_waves(connection))
     live = writer is not None and writer.alive
+    cancelled = "is cancelled; to undo it: uuid-pipeline rollback --all" if moved else "is cancelled; it moved nothing"
     answer.data |= {"execution_id": execution.execution_id, "status": execution.status, "writer_alive": live}
     now = {
         "pause": "waits after its current batch" if live else "moves nothing before it is resumed",
         "resume": "goes on" if live else "may go on; where no run waits for that: uuid-pipeline run",
-        "cancel": "ends after its current batch" if live else "is cancelled; to undo it: uuid-pipeline rollback --all",
+        "cancel": "ends after its current batch" if live else cancelled,
     }
     answer.data["message"] = f"Execution {execution.execution_id} {now[job]}."
     answer.say(answer.data["message"])

@@ -38,6 +38,12 @@ def cancel(connection: Connection) -> ledger.Execution:
 def _wish(connection: Connection, desired: str) -> ledger.Execution:
     execution = ledger.unfinished(connection)
     if execution is None:
+        back = [one.execution_id for one in ledger.rolling_back(connection)]
+        if back:
+            raise RefusedError(
+                f"Execution {back[0]} is being rolled back, and that obeys no {desired}: it is not left half-way. "
+                "See: uuid-pipeline status"
+            )
         raise RefusedError("No execution is approved or running. See: uuid-pipeline status")
     sql.execute(
         connection,

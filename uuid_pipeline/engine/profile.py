@@ -185,6 +185,30 @@ def nothing_unsupported(connection: Connection, store: Store) -> GateResult:
     )
 
 
+# A policy depends on each column that its expressions name. One for SELECT judges no write.
+_POLICIES_BY_ID = """
+SELECT p.polname AS policy, n.nspname || '.' || c.relname AS table
+FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND p.polcmd <> 'r' AND p.polrelid = ANY(%(oids)s) AND EXISTS (
+    SELECT FROM pg_depend d JOIN unnest(%(tables)s::oid[], %(columns)s::text[]) i(oid, name) ON i.oid = d.refobjid
+    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.attname = i.name
+    WHERE d.classid = 'pg_policy'::regclass AND d.objid = p.oid AND d.refclassid = 'pg_class'::regclass
+      AND d.refobjid <> p.polrelid)
+ORDER BY 2, 1
+"""
+
+
+def _policies_by_id(connection: Connection, store: Store) -> list[dict[str, str]]:
+    """Policies of tables that move which judge writes by another such table's ids."""
+    ids = [(moved.table.oid, column) for moved in store.tables for column, _ in moved.columns]
+    values = {
+        "oids": [moved.table.oid for moved in store.tables],
+        "tables": [oid for oid, _ in ids],
+        "columns": [column for _, column in ids],
+    }
+    return [dict(row._mapping) for row in sql.rows(connection, _POLICIES_BY_ID, values)]
+
+
 def describe(connection: Connection, store: Store) -> dict[str, Any]:
     """The profile as plain data: server, tables, references, tier, triggers silenced and fired, traps."""
     tier = triggers.choose(connection, store)
@@ -215,6 +239,7 @@ def describe(connection: Connection, store: Store) -> dict[str, Any]:
             }
             for r in store.references
         ],
+        "policies_by_id": _policies_by_id(connection, store),
         "silenced_triggers": [_described(trigger, store) for trigger in tier.silenced],
         "fired_triggers": [_described(trigger, store) for trigger in tier.fired],
         "skipped": list(store.skipped),

@@ -206,6 +206,15 @@ def test_what_nobody_runs_is_cancelled_at_once_and_then_there_is_nothing_to_stee
     assert cycle.run_sql(incident, asked) == [(True,)]
 
 
+def test_a_rollback_that_is_under_way_is_said_to_obey_nothing(incident: Engine) -> None:
+    cycle.run_all(incident, SPEC)
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.executions SET status = 'rolling_back'")
+
+    for verb in (control.pause, control.cancel):
+        with pytest.raises(RefusedError, match="is being rolled back, and that obeys no"):
+            ask(incident, verb)
+
+
 def test_who_waits_between_two_waves_waits_no_longer_when_the_execution_is_rolled_back(
     incident: Engine, other: Engine
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import Engine
 
@@ -67,6 +68,7 @@ def test_it_shows_the_incident(incident: Engine) -> None:
     assert found.batches.batches == 3
     rules = {risk.rule for risk in found.risks}
     assert {"without_chunks", "remembered_id", "row_security", "kept_id"} <= rules
+    assert "statement_under_way" not in rules
     assert not {"unwitnessed", "merged_rows", "quarantined_row"} & rules
     # The test's spec asks for none.
     assert "no_backup" in rules
@@ -310,3 +312,28 @@ def test_nothing_planned_yet_is_refused_with_the_command(incident: Engine) -> No
     cycle.assess(incident, SPEC)
     with incident.begin() as connection, pytest.raises(RefusedError, match="uuid-pipeline plan"):
         strategy.of_newest_plan(connection)
+
+
+def test_policies_that_look_rows_up_by_ids_that_change_and_who_is_at_work_are_told(
+    incident: Engine, incident_url: str
+) -> None:
+    def of_rule(rule: str) -> list[str]:
+        plan = cycle.assess_and_plan(incident, SPEC)
+        return [risk["finding"] for risk in plan.content["risk_register"] if risk["rule"] == rule]
+
+    # The incident's own are for reading, which waits for nobody.
+    assert of_rule("policy_by_id") == []
+    cycle.run_sql(
+        incident,
+        """CREATE POLICY by_day ON upload_pipeline.events USING (ts > now() - interval '1 year');
+           CREATE POLICY by_owner ON upload_pipeline.documents USING (user_id IS NOT NULL);
+           CREATE POLICY by_document ON upload_pipeline.events USING (EXISTS (
+               SELECT FROM upload_pipeline.documents d WHERE d.document_id = events.document_id))""",
+    )
+    [finding] = of_rule("policy_by_id")
+    assert "by_document on upload_pipeline.events" in finding
+    assert not {"by_day", "by_owner"} & set(finding.replace("(", " ").replace(",", " ").split())
+    assert of_rule("statement_under_way") == []
+    with psycopg.connect(incident_url) as application:
+        application.execute("SELECT 1")
+        assert len(of_rule("statement_under_way")) == 1

@@ -12,8 +12,8 @@ from uuid_pipeline.engine.plans.risk_findings import Findings, Rebuilt, Trigger,
 CALM = Findings(
     documents=100, moves=300, users=None, affected_users=None, failed=0, with_children=100, quarantined=0,
     unindexed=(), witnesses=2, tier="R", tier_reason="it may", fired=(), silenced=(), merges=(),
-    without_counterpart=(), rebuilt=(), row_security=(), unreadable=(), throttled=True, long_transaction=None,
-    derived=(), unsearched=(), kept_ids=(), backup="dump", speed_measured=True, sweep_passes=2, left=0,
+    without_counterpart=(), rebuilt=(), row_security=(), policies=(), others_at_work=False, unreadable=(),
+    throttled=True, long_transaction=None, derived=(), unsearched=(), kept_ids=(), backup="dump", speed_measured=True, sweep_passes=2, left=0,
     covers="everything due", stated=(),
 )  # fmt: skip
 TOUCH = Trigger("touch", "s.t", "sets updated_at of the row itself")
@@ -46,6 +46,8 @@ TRIGGERED: dict[str, dict[str, Any]] = {
     "unreadable_signal": {"unreadable": (("lock_waits", "the role may not look"),)},
     "origin_tier": {"tier": "O", "silenced": (TOUCH,)},
     "row_security": {"row_security": ("s.t",)},
+    "policy_by_id": {"policies": (("own", "s.t"),)},
+    "statement_under_way": {"others_at_work": True},
     "derived_value": {"derived": (("s.path", 7, "md5 of the id"),)},
     "unsearched_column": {"unsearched": ("s.t.blob",)},
     "kept_id": {"kept_ids": (("events.payload", "history"),)},

@@ -126,8 +126,9 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
     seeds = table_choices.asked_for(catalog, tables) if tables else table_choices.most_referred(catalog)
     if not seeds:
         raise UsageError(
-            f"No table of schema {schema} has a primary key of one uuid or text column: nothing whose ids could move. "
-            "Choose another schema with --schema."
+            f"No table of schema {schema} has a primary key of one uuid or text column, which is what a draft starts "
+            "from. Choose another schema with --schema; or, where a table's ids are in a unique column of another kind "
+            "of key, write the specification by hand (docs/specification.md): `key` may be any such column."
         )
     ground = _Ground(connection, catalog, namespace, natural_key_choices.surrogates(connection, catalog))
     proposed: dict[str, ProposedEntity] = {}

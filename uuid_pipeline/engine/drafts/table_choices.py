@@ -78,8 +78,9 @@ def asked_for(catalog: Catalog, names: Sequence[str]) -> list[Table]:
         if key_of(table) is None:
             key = ", ".join(table.primary_key) or "none"
             raise UsageError(
-                f"Table {name} cannot be an entity: its primary key ({key}) must be one column of type uuid or text "
-                "(varchar of at least 36)."
+                f"No draft can be made of table {name}: its primary key ({key}) is not one column of type uuid or text "
+                "(varchar of at least 36). Where its ids are in another column with a unique index of its own, write "
+                "the specification by hand with that as `key` (docs/specification.md)."
             )
         found.append(table)
     return _parents_first(catalog, found)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.signals import long_transactions
+from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.spec import Throttle
 
@@ -58,6 +59,8 @@ class Findings:
     without_counterpart: tuple[tuple[str, int], ...]
     rebuilt: tuple[Rebuilt, ...]
     row_security: tuple[str, ...]
+    policies: tuple[tuple[str, str], ...]
+    others_at_work: bool
     unreadable: tuple[tuple[str, str], ...]
     throttled: bool
     long_transaction: str | None
@@ -98,6 +101,8 @@ def of(content: Mapping[str, Any], summary: Summary, profile: Mapping[str, Any])
             Rebuilt(i["index"], i["table"], tuple(i["waves"]), i["rows"]) for i in content.get("rebuilt_indexes", [])
         ),
         row_security=tuple(t["table"] for t in profile["tables"] if t["row_security"]),
+        policies=tuple((p["policy"], p["table"]) for p in profile.get("policies_by_id", [])),
+        others_at_work=bool(now.get("others_at_work")),
         unreadable=tuple(sorted(content["unreadable_signals"].items())),
         throttled=any(value is not None for name, value in spec.get("throttle", {}).items() if name in _LIMITS),
         long_transaction=now.get("long_transaction"),
@@ -136,7 +141,7 @@ def _counted(found: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 
 
 def circumstances(connection: Connection, store: Store, assessment: int) -> dict[str, Any]:
-    """What holds at planning, and may not when the plan is carried out: open transactions, what merges displace."""
+    """What holds at planning, and may not when the plan is carried out: who is at work, what merges displace."""
     reading = long_transactions.read(connection, Throttle(long_transaction_seconds=OLD_SECONDS))
     children = {
         entity.name: without_counterpart(connection, store, entity, assessment)
@@ -146,6 +151,7 @@ def circumstances(connection: Connection, store: Store, assessment: int) -> dict
     return {
         "long_transaction": None if reading.state == "normal" else reading.reason,
         "without_counterpart": {name: count for name, count in children.items() if count},
+        "others_at_work": bool(sql.scalar(connection, OTHERS_AT_WORK)),
     }
 
 

@@ -160,6 +160,32 @@ def row_security(found: Findings) -> Iterator[Risk]:
         )  # fmt: skip
 
 
+def policy_by_id(found: Findings) -> Iterator[Risk]:
+    if found.policies and found.moves:
+        named = _first([f"{policy} on {table}" for policy, table in found.policies])
+        yield Risk(
+            "policy_by_id",
+            f"policies look rows up by ids that change ({named}): a write that waited for its batch is judged by the "
+            "rows as they were when its statement began, and may be refused with 42501 though its user has the right",
+            "medium" if found.others_at_work else "low", "medium",
+            "let the application try such a write once more; begun again, it passes",
+            "uuid-pipeline pause ends after the current batch",
+        )  # fmt: skip
+
+
+def statement_under_way(found: Findings) -> Iterator[Risk]:
+    if found.others_at_work and found.moves:
+        yield Risk(
+            "statement_under_way",
+            "others are at work in this database: an UPDATE or DELETE that finds rows by joining them to a moved one "
+            "(UPDATE … FROM, IN or EXISTS (SELECT …)) and waits for their batch finds none, without an error",
+            "low", "medium",
+            "let writers look at the number of rows they wrote and try again, or lock the row joined to in a statement "
+            "before; or run when nobody writes so",
+            "the next statement finds them: nothing of the store is wrong",
+        )  # fmt: skip
+
+
 def origin_tier(found: Findings) -> Iterator[Risk]:
     if found.tier == "O" and found.silenced:
         tables = sorted({trigger.table for trigger in found.silenced})
@@ -299,8 +325,8 @@ def no_sweep(found: Findings) -> Iterator[Risk]:
 RULES: tuple[Rule, ...] = (
     no_backup, attested_backup, unwitnessed, archived_without_counterpart, merged_rows, unindexed_reference,
     index_rebuilt, fired_trigger, silenced_trigger, long_transaction, remembered_id, without_chunks, quarantined_row,
-    left_behind, no_sweep, unmeasured_speed, unthrottled, unreadable_signal, origin_tier, row_security, derived_value,
-    unsearched_column, kept_id,
+    left_behind, no_sweep, unmeasured_speed, unthrottled, unreadable_signal, origin_tier, row_security, policy_by_id,
+    statement_under_way, derived_value, unsearched_column, kept_id,
 )  # fmt: skip
 
 
