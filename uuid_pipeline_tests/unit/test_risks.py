@@ -13,7 +13,8 @@ CALM = Findings(
     documents=100, moves=300, users=None, affected_users=None, failed=0, with_children=100, quarantined=0,
     unindexed=(), witnesses=2, tier="R", tier_reason="it may", fired=(), silenced=(), merges=(),
     without_counterpart=(), rebuilt=(), row_security=(), policies=(), others_at_work=False, unreadable=(),
-    throttled=True, long_transaction=None, derived=(), unsearched=(), kept_ids=(), backup="dump", speed_measured=True, sweep_passes=2, left=0,
+    throttled=True, long_transaction=None, derived=(), unsearched=(), kept_ids=(), backup="dump",
+    speed_measured=True, sweep_passes=2, left=0,
     covers="everything due", stated=(),
 )  # fmt: skip
 TOUCH = Trigger("touch", "s.t", "sets updated_at of the row itself")
