@@ -19,6 +19,8 @@ from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.identity import hasher, normalize
 
+LISTED = 10
+
 
 def build(connection: Connection, store: Store, assessment: int, kinds: Sequence[str] = WAVE_KINDS) -> None:
     """Write the id map of every entity as :func:`write`, with a mark where references hold target ids already."""
@@ -275,12 +277,13 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
     """
     # age() counts from this transaction's own id, once it has one.
     sql.execute(connection, "SELECT pg_current_xact_id()")
-    values = {"no": assessment, "snapshot": ledger.inventory_snapshot(connection, assessment), "execution": ""}
-    shared = [
-        f"{entity.name} {row.target_id}: {', '.join(_shown(store, key) for key in row.keys)}"
-        for entity in store.entities
-        if inventory.may_share_targets(connection, entity, assessment)
-        for row in sql.rows(
+    snapshot = ledger.inventory_snapshot(connection, assessment)
+    values = {"no": assessment, "snapshot": snapshot, "execution": "", "listed": LISTED}
+    shared, count = list[str](), 0
+    for entity in store.entities:
+        if not inventory.may_share_targets(connection, entity, assessment):
+            continue
+        rows = sql.rows(
             connection,
             sql.compose(
                 """WITH met AS MATERIALIZED (
@@ -288,9 +291,9 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
                            SELECT target_id FROM {inventory} WHERE assessment_no = %(no)s AND target_id IS NOT NULL
                            GROUP BY target_id HAVING count(*) > 1) shared USING (target_id)
                        WHERE i.assessment_no = %(no)s)
-                   SELECT i.target_id, (array_agg(DISTINCT {parts}::text))[:3] AS keys
+                   SELECT i.target_id, (array_agg(DISTINCT {parts}::text))[:3] AS keys, count(*) OVER () AS of_all
                    FROM met i JOIN {table} t ON t.{key} = i.key WHERE ({written}) IS NOT TRUE
-                   GROUP BY i.target_id HAVING count(DISTINCT {parts}) > 1 LIMIT 10""",
+                   GROUP BY i.target_id HAVING count(DISTINCT {parts}) > 1 ORDER BY 1 LIMIT %(listed)s""",
                 parts=as_read(entity),
                 table=sql.table(entity.table.schema, entity.table.name),
                 key=sql.name(entity.key),
@@ -299,11 +302,14 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
             ),
             values,
         )
-    ]
+        count += rows[0].of_all if rows else 0
+        shared += [
+            f"{entity.name} {row.target_id}: {', '.join(_shown(store, key) for key in row.keys)}" for row in rows
+        ]
     return GateResult.of(
         "one_target_per_natural_key",
         not shared,
-        "every target id has one natural key" if not shared else f"shared target ids: {'; '.join(shared)}",
+        "every target id has one natural key" if not shared else f"shared target ids: {_listed(shared, count)}",
         "put a separator between the identity's fields, or the column that tells these rows apart",
     )
 
@@ -318,50 +324,66 @@ def no_collision(connection: Connection, store: Store, assessment: int) -> GateR
     A row of the same cluster may hold it: merging takes that one out of the way. Of a row that came since the inventory
     nothing follows: the batch sets aside what it meets.
     """
-    held = [
-        f"{entity.name} {row.key} -> {row.target_id}, held by a row that "
-        + (f"is to become {row.next}" if row.next else "stays")
-        for entity in store.entities
-        for row in sql.rows(
-            connection,
-            sql.compose(
-                """WITH met AS MATERIALIZED (SELECT m.* FROM {map} m JOIN {table} t ON t.{key} = m.new_id
-                                             WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {version_5})
-                   SELECT m.old_id AS key, m.new_id AS target_id, n.new_id AS next
-                   FROM met m LEFT JOIN {map} n ON n.assessment_no = %(no)s AND n.old_id = m.new_id
-                   WHERE {alone} AND EXISTS (SELECT FROM {inventory} i
-                                             WHERE i.assessment_no = %(no)s AND i.key = m.new_id) LIMIT 10""",
-                alone=_no_twin(entity),
-                inventory=ledger.inventory_table(entity),
-                map=ledger.map_table(entity),
-                table=sql.table(entity.table.schema, entity.table.name),
-                key=sql.name(entity.key),
-                version_5=_is_of_version_5(entity),
-            ),
-            {"no": assessment},
-        )
-    ]
+    found = [_taken_targets(connection, entity, assessment) for entity in store.entities]
+    count = sum(of_entity for _, of_entity in found)
+    taken = [sentence for sentences, _ in found for sentence in sentences]
+    faults = [_listed(taken, count)] if taken else []
     turned = []
     for reference in store.references:
         if reference.foreign_key is None:
-            held += _spelled_otherwise(connection, store, reference)
+            faults += _spelled_otherwise(connection, store, reference)
             why_not = early.why_not(connection, reference)
             unmarked = why_not is None and not early.marked(connection, store.entity(reference.entity), assessment)
-            count = 0 if unmarked else early.count(connection, store, reference, assessment)
-            if count and why_not:
-                held.append(f"{count} target ids are in {reference.name}, which {why_not}")
-            elif count:
-                turned.append(f"{reference.name} holds {count} target ids already, and is turned to their rows")
+            held = 0 if unmarked else early.count(connection, store, reference, assessment)
+            if held and why_not:
+                faults.append(f"{held} target ids are in {reference.name}, which {why_not}")
+            elif held:
+                turned.append(f"{reference.name} holds {held} target ids already, and is turned to their rows")
     return GateResult.of(
         "no_collision",
-        not held,
-        "; ".join(["no target id is taken", *turned]) if not held else f"taken: {'; '.join(held)}",
+        not faults,
+        "; ".join(["no target id is taken", *turned]) if not faults else f"taken: {'; '.join(faults)}",
         "look at the rows that hold these ids; they are not the ones that the ids are derived for. While an id is one "
         "row's old and another's new one, nobody could tell which a writer or a reference means: give the row that "
         "holds it an unused random id first, with what refers to it, then plan again; or say `on_collision: wait` in "
         "the spec, and these documents are left until those rows have moved",
-        figures={"collisions": len(held)},
+        figures={"collisions": count + len(faults) - bool(taken)},
     )
+
+
+def _taken_targets(connection: Connection, entity: Entity, assessment: int) -> tuple[list[str], int]:
+    """The first target ids that another row holds, each in a sentence; and how many there are."""
+    rows = sql.rows(
+        connection,
+        sql.compose(
+            """WITH met AS MATERIALIZED (SELECT m.* FROM {map} m JOIN {table} t ON t.{key} = m.new_id
+                                         WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {version_5})
+               SELECT m.old_id AS key, m.new_id AS target_id, n.new_id AS next, count(*) OVER () AS of_all
+               FROM met m LEFT JOIN {map} n ON n.assessment_no = %(no)s AND n.old_id = m.new_id
+               WHERE {alone} AND EXISTS (SELECT FROM {inventory} i
+                                         WHERE i.assessment_no = %(no)s AND i.key = m.new_id)
+               ORDER BY m.ordinal, m.old_id LIMIT %(listed)s""",
+            alone=_no_twin(entity),
+            inventory=ledger.inventory_table(entity),
+            map=ledger.map_table(entity),
+            table=sql.table(entity.table.schema, entity.table.name),
+            key=sql.name(entity.key),
+            version_5=_is_of_version_5(entity),
+        ),
+        {"no": assessment, "listed": LISTED},
+    )
+    said = [
+        f"{entity.name} {row.key} -> {row.target_id}, held by a row that "
+        + (f"is to become {row.next}" if row.next else "stays")
+        for row in rows
+    ]
+    return said, int(rows[0].of_all) if rows else 0
+
+
+def _listed(first: Sequence[str], count: int) -> str:
+    """The first of ``count`` sentences, and how many more there are."""
+    more = [f"and {count - len(first)} more"] if count > len(first) else []
+    return "; ".join([*first, *more])
 
 
 def _is_of_version_5(entity: Entity) -> sql.Composable:

@@ -197,3 +197,38 @@ def test_a_key_of_text_that_is_anothers_target_id_is_a_collision(things: Engine)
 
     assert not gate.passed
     assert f"-> {target}, held by a row that is to become " in gate.finding
+
+
+PAIRED = parse_spec(
+    """
+    namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+    schema: s
+    entities:
+      pair: {table: pairs, key: id, identity: "{a}{b}"}
+    """,
+    "test",
+)
+
+
+def test_of_more_collisions_and_shared_target_ids_than_are_named_all_are_counted(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE SCHEMA s;
+           CREATE TABLE s.pairs (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), a text, b text);
+           INSERT INTO s.pairs (a, b) SELECT 'x' || n, 'y' FROM generate_series(10, 22) n;""",
+    )
+    for row in range(10, 22):
+        target = str(uuid.uuid5(PAIRED.namespace, f"x{row}y"))
+        cycle.run_sql(empty_store, "INSERT INTO s.pairs VALUES (%(id)s, 'z', %(row)s)", id=target, row=str(row))
+    taken = cycle.assess(empty_store, PAIRED).gates["no_collision"]
+    cycle.run_sql(empty_store, "DELETE FROM s.pairs WHERE a = 'z'")
+    # Without a separator these read the same: x10 and y, x1 and 0y.
+    cycle.run_sql(
+        empty_store, "INSERT INTO s.pairs (a, b) SELECT 'x' || n / 10, n %% 10 || 'y' FROM generate_series(10, 22) n"
+    )
+    shared = cycle.assess(empty_store, PAIRED).gates["one_target_per_natural_key"]
+
+    assert (taken.passed, taken.figures) == (False, {"collisions": 12})
+    assert (taken.finding.count("held by a row"), taken.finding.endswith("; and 2 more")) == (10, True)
+    assert not shared.passed
+    assert (shared.finding.count("pair "), shared.finding.endswith("; and 3 more")) == (10, True)
