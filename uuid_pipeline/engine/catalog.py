@@ -209,9 +209,9 @@ UNION ALL
 SELECT 'constraint ' || nspname || '.' || relname || '.' || conname, pg_get_constraintdef(c.oid)
 FROM rel JOIN pg_constraint c ON c.conrelid = rel.oid
 UNION ALL
-SELECT 'index ' || nspname || '.' || relname || '.' || i.indexrelid::regclass, concat_ws(' ',
-       pg_get_indexdef(i.indexrelid), i.indisvalid, i.indisready, i.indisreplident, i.indisclustered)
-FROM rel JOIN pg_index i ON i.indrelid = rel.oid
+SELECT 'index ' || rel.nspname || '.' || rel.relname || '.' || x.relname, concat_ws(' ',
+       pg_get_indexdef(x.oid), i.indisvalid, i.indisready, i.indisreplident, i.indisclustered)
+FROM rel JOIN pg_index i ON i.indrelid = rel.oid JOIN pg_class x ON x.oid = i.indexrelid
 UNION ALL
 SELECT 'trigger ' || nspname || '.' || relname || '.' || tgname, concat_ws(' ', tgenabled, pg_get_triggerdef(t.oid),
        md5(pg_get_functiondef(tgfoid)))
@@ -245,15 +245,11 @@ def snapshot(connection: Connection, catalog: Catalog) -> dict[str, str]:
                 found[name] = f"{enabled} {before}{rest[len(now) :]}"
                 break
     for index in altered_indexes(connection):
-        name = f"index {index['schema']}.{index['table']}.{_regclass(connection, index)}"
+        name = f"index {index['schema']}.{index['table']}.{index['name']}"
         missing = name not in found or found[name].endswith((" f t f f", " f f f f"))
         if missing and (index["schema"], index["table"]) in catalog.tables:
             found[name] = f"{index['definition']} t t f f"  # valid, ready; never a replica identity, never clustered
     return found
-
-
-def _regclass(connection: Connection, index: dict[str, Any]) -> str:
-    return str(sql.scalar(connection, "SELECT format('%%I.%%I', %(schema)s::text, %(name)s::text)", index))
 
 
 def table_oid(connection: Connection, schema: str, table: str) -> int | None:
