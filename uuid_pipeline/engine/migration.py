@@ -43,7 +43,7 @@ def run_wave(engine: Engine, store: Store, wave_name: str, run_id: str, report: 
     """
     with writer(engine, store, run_id) as writing:
         wave = _admitted(writing, store, wave_name)
-        if wave.status != "planned" and not aside.waiting(writing.connection, _waves_to_retake(writing, wave)):
+        if wave.status != "planned" and not _waiting(writing, _waves_to_retake(writing, wave), aside.WAITING):
             return Tally(wave, report).run(writing.lease.dead_run)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
@@ -255,6 +255,11 @@ def _waves_to_retake(writing: Writer, wave: ledger.Wave) -> list[ledger.Wave]:
         return [w for w in ledger.waves(writing.connection, wave.execution_id) if w.position <= wave.position]
 
 
+def _waiting(writing: Writer, waves: list[ledger.Wave], reasons: Sequence[str]) -> list[tuple[ledger.Wave, int]]:
+    with writing.connection.begin():
+        return aside.waiting(writing.connection, waves, reasons)
+
+
 def _retake(writing: Writer, store: Store, tally: Tally) -> None:
     """Take up again, one by one, what was busy or locked; what stays so is counted and left to the next run."""
     if tally.wave.kind != "sweep":
@@ -267,7 +272,7 @@ def _retake(writing: Writer, store: Store, tally: Tally) -> None:
 def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[float], reasons: Sequence[str]) -> None:
     waves = _waves_to_retake(writing, tally.wave)
     for pause in pauses:
-        left = aside.waiting(writing.connection, waves, reasons)
+        left = _waiting(writing, waves, reasons)
         if not left:
             return
         tally.say(f"{len(left)} documents are busy or locked; looking again")

@@ -206,7 +206,6 @@ def waiting(
            WHERE wave = ANY(%(waves)s) AND reason = ANY(%(reasons)s) ORDER BY wave, ordinal""",
         {"waves": list(of_name), "reasons": list(reasons)},
     )
-    connection.rollback()
     return [(of_name[row.wave], int(row.ordinal)) for row in found]
 
 

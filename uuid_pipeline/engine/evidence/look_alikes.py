@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import savepoints, sql
 from uuid_pipeline.engine.natural_keys import as_read
 from uuid_pipeline.engine.store import Entity, Store
 
@@ -99,15 +99,13 @@ def _same_text(connection: Connection, store: Store) -> LookAlikes:
 
 def _look(connection: Connection, kind: str, statement: sql.Composable) -> LookAlikes:
     """In a savepoint with a time limit: a look at most, whatever the size."""
-    savepoint = connection.begin_nested()
     try:
-        sql.execute(connection, "SELECT set_config('statement_timeout', %(limit)s, true)", {"limit": TIMEOUT})
-        found = sql.rows(connection, statement, {"shown": SHOWN})
+        with savepoints.undone(connection):
+            sql.execute(connection, "SELECT set_config('statement_timeout', %(limit)s, true)", {"limit": TIMEOUT})
+            found = sql.rows(connection, statement, {"shown": SHOWN})
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != "57014":
             raise
         return LookAlikes(kind, 0, 0, (), f"it would take longer than {TIMEOUT}")
-    finally:
-        savepoint.rollback()
     shown = tuple({"ids": list(row.ids), "rows": row.rows, "owners": row.owners} for row in found)
     return LookAlikes(kind, found[0].groups if found else 0, int(found[0].all_rows) if found else 0, shown)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import savepoints, sql
 from uuid_pipeline.engine.retrievals.owners_query import Query
 from uuid_pipeline.engine.store import Store
 
@@ -85,7 +85,7 @@ def asker(connection: Connection, store: Store) -> Asker:
     if retrieval is None or retrieval.role is None:
         return Asker(None, "without row-level security: the spec names no retrieval.role", defaults)
     try:
-        with _undone(connection):
+        with savepoints.undone(connection):
             _become(connection, retrieval.role)
     except DBAPIError as error:
         return Asker(None, f"without row-level security: {_first_line(error)}", defaults)
@@ -95,16 +95,6 @@ def asker(connection: Connection, store: Store) -> Asker:
 
 def _become(connection: Connection, role: str) -> None:
     sql.execute(connection, sql.compose("SET LOCAL ROLE {role}", role=sql.name(role)))
-
-
-@contextmanager
-def _undone(connection: Connection) -> Iterator[None]:
-    """A savepoint that is always undone, and with it the role and every setting made inside."""
-    savepoint = connection.begin_nested()
-    try:
-        yield
-    finally:
-        savepoint.rollback()
 
 
 def ask_all(
@@ -162,7 +152,7 @@ def _values(query: Query, subject: Subject) -> dict[str, Any]:
 @contextmanager
 def _as_user(connection: Connection, query: Query, subject: Subject, who: Asker, seconds: float) -> Iterator[None]:
     retrieval = query.store.spec.retrieval
-    with _undone(connection):
+    with savepoints.undone(connection):
         settings = {"row_security": "on", "statement_timeout": f"{max(1, int(seconds * 1000))}ms", "lock_timeout": "2s"}
         if retrieval is not None and retrieval.as_user is not None and subject.owner is not None:
             settings[retrieval.as_user] = subject.owner

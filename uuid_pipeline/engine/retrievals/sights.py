@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, savepoints, sql
 from uuid_pipeline.engine.batches import batch
 from uuid_pipeline.engine.installed import resolving
 from uuid_pipeline.engine.retrievals import asking, owners_query
@@ -240,14 +240,12 @@ def _bounded(
     view: Connection, statement: sql.Composable, values: Mapping[str, Any], seconds: float
 ) -> list[Any] | None:
     """Rows, or None when the server stopped at the time given."""
-    savepoint = view.begin_nested()
+    timeout = {"ms": f"{max(1, int(seconds * 1000))}ms"}
     try:
-        timeout = {"ms": f"{max(1, int(seconds * 1000))}ms"}
-        sql.execute(view, "SELECT set_config('statement_timeout', %(ms)s, true)", timeout)
-        return sql.rows(view, statement, values)
+        with savepoints.undone(view):
+            sql.execute(view, "SELECT set_config('statement_timeout', %(ms)s, true)", timeout)
+            return sql.rows(view, statement, values)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) not in asking.TOO_LONG:
             raise
         return None
-    finally:
-        savepoint.rollback()

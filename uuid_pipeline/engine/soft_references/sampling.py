@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import savepoints, sql
 from uuid_pipeline.engine.catalog import Table
 
 LOCK_TIMEOUT = "2s"
@@ -119,8 +119,7 @@ def bounded(connection: Connection, seconds: float, by_index: bool) -> Iterator[
 
     ``by_index``: few rows are looked up in tables of any size, so no join may read such a table whole.
     """
-    savepoint = connection.begin_nested()
-    try:
+    with savepoints.undone(connection):
         sql.execute(
             connection,
             """SELECT set_config('statement_timeout', %(timeout)s, true), set_config('lock_timeout', %(lock)s, true),
@@ -134,5 +133,3 @@ def bounded(connection: Connection, seconds: float, by_index: bool) -> Iterator[
             },
         )
         yield
-    finally:
-        savepoint.rollback()

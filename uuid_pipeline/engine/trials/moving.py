@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import savepoints, sql
 from uuid_pipeline.engine.natural_keys import as_read, cast_type, first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials.obstacles import references_to
@@ -54,11 +54,8 @@ def table(entity: Entity) -> sql.Composable:
 @contextmanager
 def looked_at(connection: Connection, store: Store) -> Iterator[dict[str, Looked]]:
     """Fill a temporary table an entity with its rows and their target ids; they are gone after the block."""
-    savepoint = connection.begin_nested()
-    try:
+    with savepoints.undone(connection):
         yield {entity.name: _look(connection, store, entity) for entity in store.entities}
-    finally:
-        savepoint.rollback()
 
 
 def _look(connection: Connection, store: Store, entity: Entity) -> Looked:
@@ -225,15 +222,11 @@ def _referring(connection: Connection, entity: Entity, reference: Any, keys: lis
         table=sql.table(reference.table.schema, reference.table.name),
         type=sql.Text("uuid" if entity.key_type == "uuid" else "text"),
     )
-    savepoint = connection.begin_nested()
     try:
-        sql.execute(connection, "SET LOCAL statement_timeout = '2s'")
-        found = [(row.key, row.n) for row in sql.rows(connection, statement, {"keys": keys})]
+        with savepoints.undone(connection):
+            sql.execute(connection, "SET LOCAL statement_timeout = '2s'")
+            return [(row.key, row.n) for row in sql.rows(connection, statement, {"keys": keys})]
     except DBAPIError as error:
-        savepoint.rollback()
         if getattr(error.orig, "sqlstate", None) != "57014":
             raise
         return []
-    savepoint.commit()
-    sql.execute(connection, "SET LOCAL statement_timeout = 0")
-    return found
