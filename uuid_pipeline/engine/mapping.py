@@ -56,9 +56,10 @@ def _root_of(store: Store, entity: Entity) -> Entity:
 # canary: the highest priority; recent: the newest of the rest; remaining: heap order, so each page is touched once.
 _ROOT = """
 INSERT INTO {part} (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
-WITH members AS (
-    SELECT i.*, {priority} AS priority, {turn} AS turn, ({due}) AS due
-    FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL),
+WITH {below}
+members AS (
+    SELECT i.*, {priority} AS priority, {turn} AS turn, i.id_class <> 'deterministic' OR {due_below} AS due
+    FROM {inventory} i {joined} WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL),
 due AS (SELECT m.*, {taken} AS taken FROM members m),
 survivors AS (SELECT * FROM due WHERE turn = 1 AND taken),
 ranked AS (SELECT s.*, row_number() OVER (ORDER BY priority DESC, created_at DESC NULLS LAST, position) AS rank
@@ -116,7 +117,7 @@ def _build_root(
         priority=sql.Text(PRIORITY),
         turn=sql.Text(_TURN).format(survivor=survivor_order(root)) if clusters else sql.literal(1),
         taken=sql.Text(_TAKEN if clusters else "m.due"),
-        due=sql.compose("i.id_class <> 'deterministic' {below}", below=_has_due_descendant(store, root, "i")),
+        **_due_below(store, root),
     )
     written = sql.execute(
         connection,
@@ -135,23 +136,43 @@ def _build_root(
     return written
 
 
-def _has_due_descendant(store: Store, entity: Entity, alias: str) -> sql.Composable:
-    """OR EXISTS (a child that must move, or has a descendant that must)."""
-    clauses: list[sql.Composable] = []
-    for child in store.children(entity):
-        inner = f"{alias}{entity.level + 1}"
-        clauses.append(
-            sql.compose(
-                """OR EXISTS (SELECT FROM {inventory} {inner} WHERE {inner}.assessment_no = %(no)s
-                   AND {inner}.parent_key = {outer}.key AND {inner}.quarantined IS NULL
-                   AND ({inner}.id_class <> 'deterministic' {below}))""",
+# Keys that are right themselves and have a child that must move, or that has such a descendant. From the bottom up,
+# each level once: nested in one another, the planner weighs every level in several ways, and doubles its work with
+# each. DISTINCT and joins, not IN, which for more rows than fit into memory reads them all for each row.
+_DUE_BELOW = """
+{name} AS (
+    SELECT DISTINCT i.parent_key AS key FROM {inventory} i {joined}
+    JOIN {parents} p ON p.assessment_no = %(no)s AND p.key = i.parent_key AND p.id_class = 'deterministic'
+    WHERE i.assessment_no = %(no)s AND i.quarantined IS NULL AND (i.id_class <> 'deterministic' OR {due_below})),
+"""
+
+
+def _due_below(store: Store, entity: Entity) -> dict[str, sql.Composable]:
+    """Parts of a statement over the inventory ``i``: whether a descendant is due, the joins and subqueries for it."""
+    children = store.children(entity)
+    named = [sql.name(f"due_{child.name}") for child in children]
+    below = [
+        piece
+        for child, name in zip(children, named, strict=True)
+        for parts in [_due_below(store, child)]
+        for piece in (
+            parts["below"],
+            sql.Text(_DUE_BELOW).format(
+                name=name,
                 inventory=ledger.inventory_table(child),
-                inner=sql.name(inner),
-                outer=sql.name(alias),
-                below=_has_due_descendant(store, child, inner),
-            )
+                parents=ledger.inventory_table(entity),
+                joined=parts["joined"],
+                due_below=parts["due_below"],
+            ),
         )
-    return sql.join(" ", clauses) if clauses else sql.Text("")
+    ]
+    joins = [sql.compose("LEFT JOIN {name} ON {name}.key = i.key", name=name) for name in named]
+    found = [sql.compose("{name}.key IS NOT NULL", name=name) for name in named]
+    return {
+        "below": sql.join(" ", below),
+        "joined": sql.join(" ", joins),
+        "due_below": sql.compose("({any})", any=sql.join(" OR ", found)) if found else sql.Text("false"),
+    }
 
 
 def _build_child(connection: Connection, store: Store, entity: Entity, assessment: int) -> None:

@@ -1,5 +1,6 @@
 """The id map's gates: what turns each of them red, and what need not be asked where no two rows share a target id."""
 
+import time
 import uuid
 
 import pytest
@@ -8,7 +9,8 @@ from sqlalchemy import Engine
 from uuid_pipeline.engine import inventory, ledger, mapping
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.proofs import second_opinion
-from uuid_pipeline.spec import load_spec, parse_spec
+from uuid_pipeline.spec import Spec, load_spec, parse_spec
+from uuid_pipeline_tests.conftest import NewDatabase, opened
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -232,3 +234,40 @@ def test_of_more_collisions_and_shared_target_ids_than_are_named_all_are_counted
     assert (taken.finding.count("held by a row"), taken.finding.endswith("; and 2 more")) == (10, True)
     assert not shared.passed
     assert (shared.finding.count("pair "), shared.finding.endswith("; and 3 more")) == (10, True)
+
+
+def chain(depth: int) -> tuple[str, Spec]:
+    """Entities one below the other, and a store of them with a row on each level under ids that are right but the
+    last one's."""
+    tables = ["CREATE SCHEMA s; CREATE TABLE s.t0 (id uuid PRIMARY KEY, name text)"]
+    spec = ["namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42", "schema: s", "entities:"]
+    spec.append("  e0: {table: t0, key: id, identity: '{name}'}")
+    at = uuid.uuid5(PAIRED.namespace, "top")
+    rows = [f"INSERT INTO s.t0 VALUES ('{at}', 'top')"]  # noqa: S608
+    for level in range(1, depth):
+        tables.append(f"CREATE TABLE s.t{level} (id uuid PRIMARY KEY, p uuid REFERENCES s.t{level - 1}, name text)")
+        spec.append(f"  e{level}: {{table: t{level}, key: id, parent: e{level - 1}, identity: '{{p}}:{{name}}'}}")
+        above, at = at, uuid.uuid4() if level == depth - 1 else uuid.uuid5(PAIRED.namespace, f"{at}:x")
+        rows.append(f"INSERT INTO s.t{level} VALUES ('{at}', '{above}', 'x')")  # noqa: S608
+    return ";".join([*tables, *rows]), parse_spec("\n".join(spec), "test")
+
+
+def test_a_row_moves_though_all_above_it_is_right_however_deep_it_lies_and_depth_costs_no_more_than_itself(
+    new_database: NewDatabase,
+) -> None:
+    seconds = {}
+    for depth in (7, 14):
+        store, spec = chain(depth)
+        with opened(new_database(None)) as engine:
+            cycle.run_sql(engine, store)
+            began = time.monotonic()
+            assessed = cycle.assess(engine, spec)
+            seconds[depth] = time.monotonic() - began
+            found = cycle.run_sql(engine, "SELECT role, old_id::text FROM uuid_pipeline.id_map_e0")
+            cycle.run_sql(engine, "DROP SCHEMA uuid_pipeline CASCADE")
+            cycle.run_all(engine, spec)
+            [(last, above)] = cycle.run_sql(engine, f"SELECT id::text, p::text FROM s.t{depth - 1}")  # noqa: S608
+        assert [role for role, _ in found] == ["keep"]
+        assert assessed.gates["recomputed_independently"].figures["recomputed"] == depth
+        assert last == str(uuid.uuid5(PAIRED.namespace, f"{above}:x"))
+    assert seconds[14] < 5 * seconds[7]
