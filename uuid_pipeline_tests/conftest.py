@@ -359,6 +359,13 @@ def server_17() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def server_18() -> Iterator[str]:
+    """The wheel's newest version with the extensions that come with PostgreSQL, which the wheel has not."""
+    with _bare_server(FROM_NPM / "pg18/native/bin") as url:
+        yield url
+
+
 Pooled = Callable[[str], str]
 
 

@@ -204,19 +204,39 @@ def never_across_users(connection: Connection, store: Store, assessment: int) ->
     )
 
 
-# Unique indexes over part of a table or over expressions, and exclusion constraints: what a turned row would meet there
-# cannot be foreseen. A constraint depends on its columns, and its index on the constraint.
+# Unique indexes over part of a table or over expressions, and exclusion constraints (a key WITHOUT OVERLAPS is one):
+# what a turned row would meet there cannot be foreseen, nor what it meets in a column that the server makes of its ids.
+# A constraint depends on its columns, and its index on the constraint.
 _ODD_UNIQUE = """
+WITH made AS (
+    SELECT d.adnum AS attnum
+    FROM pg_attrdef d JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
+    JOIN pg_attribute a ON a.attrelid = p.refobjid AND a.attnum = p.refobjsubid
+    WHERE d.adrelid = %(oid)s AND p.refobjid = d.adrelid AND a.attname = ANY(%(columns)s) AND a.attnum <> d.adnum)
 SELECT format(CASE WHEN i.indisexclusion THEN 'the exclusion constraint %%s holds an id'
+              WHEN i.indpred IS NULL AND i.indexprs IS NULL
+                  THEN 'the unique index %%s is over a column that is generated from an id'
               ELSE 'the unique index %%s is partial or over an expression that uses an id' END, i.indexrelid::regclass)
        AS sentence
-FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype = 'x'
+FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('x', 'p', 'u')
 WHERE i.indrelid = %(oid)s
-  AND (i.indisexclusion OR i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL))
+  AND (i.indisexclusion OR i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
+                                              OR EXISTS (SELECT FROM made m WHERE m.attnum = ANY(i.indkey))))
   AND EXISTS (SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
               WHERE (d.classid, d.objid) IN (('pg_class'::regclass, i.indexrelid), ('pg_constraint'::regclass, k.oid))
-                AND d.refobjid = i.indrelid AND a.attname = ANY(%(columns)s))
+                AND d.refobjid = i.indrelid
+                AND (a.attname = ANY(%(columns)s) OR a.attnum IN (SELECT m.attnum FROM made m)))
 """
+
+
+def _over_periods(store: Store) -> list[str]:
+    """Foreign keys over periods that hold an id: which rows cover a period together, merging does not follow."""
+    ids = {(m.table.schema, m.table.name, column) for m in store.tables for column, _ in m.columns}
+    return [
+        f"the foreign key {key.name} of {key.table_schema}.{key.table} is over periods and holds an id"
+        for key in store.catalog.foreign_keys
+        if key.period and any((key.table_schema, key.table, column) in ids for column in key.columns)
+    ]
 
 
 def _across_parents(connection: Connection, store: Store, assessment: int) -> list[str]:
@@ -270,6 +290,7 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
         faults += [row.sentence for row in odd]
     if found:
+        faults += _over_periods(store)
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
     said = (
         "no two children share a natural key"

@@ -250,14 +250,30 @@ def _dangling_whole(connection: Connection, store: Store) -> dict[str, int]:
 
 
 def _dangling_statement(key: ForeignKey) -> sql.Composable:
-    pairs = zip(key.columns, key.target_columns, strict=True)
+    """Counts rows with a whole key to which no row is as all its columns say, or no rows cover its period."""
+    pairs = list(zip(key.columns, key.target_columns, strict=True))
     present = [sql.compose("r.{c} IS NOT NULL", c=sql.name(column)) for column in key.columns]
+    same = [
+        sql.compose("t.{b} = r.{a}", a=sql.name(a), b=sql.name(b)) for a, b in (pairs[:-1] if key.period else pairs)
+    ]
+    found = sql.compose(
+        "EXISTS (SELECT FROM {target} t WHERE {same})",
+        target=sql.table(key.target_schema, key.target),
+        same=sql.join(" AND ", same),
+    )
+    if key.period:
+        found = sql.compose(
+            """coalesce((SELECT range_agg(t.{b}) @> r.{a} FROM {target} t WHERE {same} AND t.{b} && r.{a}), false)""",
+            a=sql.name(key.columns[-1]),
+            b=sql.name(key.target_columns[-1]),
+            target=sql.table(key.target_schema, key.target),
+            same=sql.join(" AND ", same),
+        )
     return sql.compose(
-        "SELECT count(*) FROM {table} r WHERE {present} AND NOT EXISTS (SELECT FROM {target} t WHERE {same})",
+        "SELECT count(*) FROM {table} r WHERE {present} AND NOT {found}",
         table=sql.table(key.table_schema, key.table),
         present=sql.join(" AND ", present),
-        target=sql.table(key.target_schema, key.target),
-        same=sql.join(" AND ", [sql.compose("t.{b} = r.{a}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+        found=found,
     )
 
 

@@ -289,8 +289,8 @@ WHERE i.indrelid = ANY(%(oids)s) AND (NOT i.indisvalid OR (i.indisunique AND i.i
 # rowfilter came with 15.
 _PUBLICATIONS = """
 SELECT format('%%s is published by %%I: its subscribers get each moved row as an UPDATE', c.oid::regclass, p.pubname)
-       || coalesce(format(', or as INSERT or DELETE where the filter (%%s) reads the new row otherwise than the old',
-                          to_jsonb(p) ->> 'rowfilter'), '') AS sentence
+       || coalesce(', or as INSERT or DELETE where the filter (' || (to_jsonb(p) ->> 'rowfilter')
+                   || ') reads the new row otherwise than the old', '') AS sentence
 FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
 WHERE c.oid = ANY(%(oids)s) ORDER BY 1

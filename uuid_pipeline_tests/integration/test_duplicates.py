@@ -149,12 +149,20 @@ def test_of_more_clusters_than_are_listed_every_one_is_counted_and_looked_at(
         ("EXCLUDE USING btree (n WITH =, lower(thing_id::text) WITH =)", "shop.held_x holds an id"),
         ("EXCLUDE USING btree (part WITH =)", None),
         ("UNIQUE (thing_id, n)", None),
+        ("UNIQUE (code, n)", "the unique index shop.held_x is over a column that is generated from an id"),
+        ("EXCLUDE USING btree (code WITH =)", "the exclusion constraint shop.held_x holds an id"),
+        ("UNIQUE (other)", None),
     ],
 )
 def test_what_merging_would_meet_in_an_exclusion_constraint_is_a_red_gate(
     empty_store: Engine, constraint: str, said: str | None
 ) -> None:
     cycle.run_sql(empty_store, shop.STORE)
+    cycle.run_sql(
+        empty_store,
+        """ALTER TABLE shop.parts ADD code text GENERATED ALWAYS AS (thing_id::text) STORED,
+                                  ADD other int GENERATED ALWAYS AS (n + 1) STORED""",
+    )
     cycle.run_sql(empty_store, f"ALTER TABLE shop.parts ADD CONSTRAINT held_x {constraint}")
     assert cycle.assess(empty_store, shop.SPEC).gates["conflicts_resolvable"].passed
     cycle.run_sql(empty_store, "UPDATE shop.things SET code = 'same'")

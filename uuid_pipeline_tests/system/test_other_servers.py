@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from uuid_pipeline.engine.batches import deletions, writing
 from uuid_pipeline.engine.proofs import comparison
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.conftest import Pooled, opened
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_second_schema import (
@@ -249,3 +250,54 @@ def beats(engine: Engine, seconds: float) -> int:
         seen.update(cycle.run_sql(engine, "SELECT renewed_at FROM uuid_pipeline.lease"))
         time.sleep(0.02)
     return len(seen) - 1
+
+
+PERIODS = """
+CREATE EXTENSION btree_gist;
+CREATE SCHEMA s;
+CREATE TABLE s.docs (id uuid PRIMARY KEY, name text NOT NULL);
+CREATE TABLE s.versions (doc uuid NOT NULL REFERENCES s.docs, during daterange,
+                         PRIMARY KEY (doc, during WITHOUT OVERLAPS));
+CREATE TABLE s.uses (n int PRIMARY KEY, doc uuid, during daterange,
+                     FOREIGN KEY (doc, PERIOD during) REFERENCES s.versions (doc, PERIOD during));
+INSERT INTO s.docs SELECT gen_random_uuid(), 'name ' || n FROM generate_series(1, 5) n;
+INSERT INTO s.versions SELECT id, span::daterange FROM s.docs
+    CROSS JOIN (VALUES ('[2024-01-01,2024-07-01)'), ('[2024-07-01,2025-01-01)')) v(span);
+INSERT INTO s.uses SELECT row_number() OVER (), id, '[2024-06-01,2024-08-01)' FROM s.docs;
+"""
+PERIODS_SPEC = """
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+schema: s
+entities:
+  doc: {table: docs, key: id, identity: "{name}"}
+"""
+
+
+@pytest.mark.system
+def test_a_foreign_key_over_periods_moves_along_and_dangles_only_where_they_are_not_covered(server_18: str) -> None:
+    with psycopg.connect(server_18, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS periods WITH (FORCE)")
+        connection.execute("CREATE DATABASE periods")
+    with opened(server_18.replace("/postgres?", "/periods?")) as engine:
+        cycle.run_sql(engine, PERIODS)
+        spec = parse_spec(PERIODS_SPEC, "test")
+        joined = """SELECT d.name, count(DISTINCT v.*), count(DISTINCT u.*) FROM s.docs d
+                    JOIN s.versions v ON v.doc = d.id JOIN s.uses u ON u.doc = d.id GROUP BY 1 ORDER BY 1"""
+        before = cycle.run_sql(engine, joined)
+
+        cycle.run_all(engine, spec)
+
+        assert cycle.run_sql(engine, joined) == before == [(f"name {n}", 2, 1) for n in range(1, 6)]
+        ids = cycle.run_sql(engine, "SELECT id::text, name FROM s.docs")
+        assert all(found == str(uuid.uuid5(spec.namespace, name)) for found, name in ids)
+        uncovered = """SET session_replication_role = replica;
+                       UPDATE s.uses SET during = '[2024-06-01,2026-01-01)' WHERE n = 1; RESET ALL"""
+        cycle.run_sql(engine, uncovered)
+        assert "uses.(doc, during) 1" in cycle.assess(engine, spec).gates["no_orphans"].finding
+
+        twins = "DELETE FROM s.uses WHERE n = 1; UPDATE s.docs SET name = 'one' WHERE name IN ('name 1', 'name 2')"
+        cycle.run_sql(engine, twins)
+        gate = cycle.assess(engine, spec).gates["conflicts_resolvable"]
+        assert not gate.passed
+        assert "the exclusion constraint s.versions_pkey holds an id" in gate.finding
+        assert "the foreign key uses_doc_during_fkey of s.uses is over periods and holds an id" in gate.finding
