@@ -21,7 +21,8 @@ _SENT: dict[str, LiteralString] = {
     "owner": "textsend(t.{column}::text)",
     "created_at": "timestamptz_send(t.{column}::timestamptz)",
     "status": "textsend(t.{column}::text)",
-    "size": "int8send(round(t.{column}::numeric)::bigint)",
+    # What no file is as large as (or NaN, an infinity) is unknown.
+    "size": "int8send(CASE WHEN abs(t.{column}::numeric) < 9e18 THEN round(t.{column}::numeric)::bigint END)",
     "title": "textsend(t.{column}::text)",
 }
 
@@ -37,6 +38,7 @@ class Summary:
     quarantined: int
     users: int | None
     affected_users: int | None
+    changing_users: int | None
     high_impact_users: int | None
     bytes: int | None
     recent: int | None
@@ -282,9 +284,10 @@ SELECT count(*) AS documents, count(*) FILTER (WHERE id_class = 'deterministic')
        count(*) FILTER (WHERE id_class = 'random') AS random, count(*) FILTER (WHERE id_class = 'stray') AS stray,
        count(quarantined) AS quarantined, count(DISTINCT owner) AS users,
        count(DISTINCT owner) FILTER (WHERE id_class <> 'deterministic') AS affected_users,
+       count(DISTINCT owner) FILTER (WHERE id_class <> 'deterministic' AND quarantined IS NULL) AS changing_users,
        (SELECT count(*) FROM (SELECT FROM {table} WHERE assessment_no = %(no)s AND id_class <> 'deterministic'
             GROUP BY owner HAVING count(*) >= %(high)s) u) AS high_impact_users,
-       coalesce(sum(size), 0)::bigint AS bytes,
+       least(coalesce(sum(size), 0), 9e18)::bigint AS bytes,
        count(*) FILTER (WHERE created_at > now() - make_interval(days => %(days)s)) AS recent,
        count(*) FILTER (WHERE status = ANY(%(failed)s) OR (status IS NULL AND %(null_failed)s)) AS failed,
        count(*) FILTER (WHERE children > 0) AS with_children, sum(children)::bigint AS children
@@ -314,6 +317,7 @@ def summarize(connection: Connection, store: Store, assessment: ledger.Assessmen
         quarantined=row.quarantined,
         users=row.users if known.owner else None,
         affected_users=row.affected_users if known.owner else None,
+        changing_users=row.changing_users if known.owner else None,
         high_impact_users=row.high_impact_users if known.owner else None,
         bytes=row.bytes if known.size else None,
         recent=row.recent if known.created_at else None,

@@ -22,6 +22,7 @@ from uuid_pipeline.engine.batches import aside, batch, lanes, throttle
 from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult
 from uuid_pipeline.engine.batches.tries import RETRIED, run_batch
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
+from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.retrievals import retrieval
@@ -309,10 +310,26 @@ def open_spans(connection: Connection, wave: ledger.Wave) -> list[lanes.Ordinals
     return [(row.first, row.last) for row in spans]
 
 
+# Of a table that nobody has analyzed so many rows are counted; of more, each takes so many bytes, indexes included.
+COUNTED_ROWS, ROW_BYTES = 100_000, 200
+
+
 def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
-    """Documents a batch, so that it writes about the spec's ``batch_rows`` rows, by the average of the whole store."""
-    total = sum(moved.table.estimated_rows for moved in store.tables)
-    roots = sum(entity.table.estimated_rows for entity in store.roots)
+    """Documents a batch, so that it writes about the spec's ``batch_rows`` rows, by the average of the whole store.
+
+    Of entities by the inventory's own count, of other tables by the server's statistics.
+    """
+    profile = sql.scalar(
+        connection,
+        "SELECT profile FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
+        {"no": wave.assessment_no},
+    )
+    counts = {name: count["counted"] for name, count in (profile or {}).get("counts", {}).items()}
+    rows = {entity.table.oid: counts[entity.name] for entity in store.entities if entity.name in counts}
+    for moved in store.tables:
+        if moved.table.oid not in rows:
+            rows[moved.table.oid] = moved.table.estimated_rows or _unanalyzed(connection, moved.table)
+    total, roots = sum(rows.values()), sum(rows[root.table.oid] for root in store.roots)
     mapped = 0
     for entity in store.entities:
         counted = sql.compose("SELECT count(*) FROM {map} WHERE assessment_no = %(no)s", map=ledger.map_table(entity))
@@ -327,3 +344,11 @@ def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
     connection.rollback()
     rows_a_document = max(total / max(roots, 1), mapped / max(documents, 1), 1.0)
     return max(1, int(store.spec.batch_rows / rows_a_document))
+
+
+def _unanalyzed(connection: Connection, table: Table) -> int:
+    statement = sql.compose(
+        "SELECT count(*) FROM (SELECT FROM {table} LIMIT %(most)s) t", table=sql.table(table.schema, table.name)
+    )
+    counted = int(sql.scalar(connection, statement, {"most": COUNTED_ROWS}))
+    return counted if counted < COUNTED_ROWS else max(counted, table.bytes // ROW_BYTES)

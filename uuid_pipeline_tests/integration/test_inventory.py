@@ -44,7 +44,8 @@ def test_the_figures_are_the_reports(incident: Engine) -> None:
 
     assert found == inventory.Summary(
         documents=38, deterministic=0, random=38, stray=0, quarantined=0, users=27, affected_users=27,
-        high_impact_users=1, bytes=3_520_000, recent=38, failed=1, with_children=29, children=87, orphans=0,
+        changing_users=27, high_impact_users=1, bytes=3_520_000, recent=38, failed=1, with_children=29, children=87,
+        orphans=0,
     )  # fmt: skip
     assert found.consistency == pytest.approx(0.763, abs=0.0005)
 
@@ -141,6 +142,40 @@ def test_what_the_pattern_matches_after_normalising_is_derived(incident: Engine)
     with_hashes(incident, "A" * 64, " \t\n\r\f\v" + "a" * 64 + "\n", "aB" * 32)
 
     assert quarantined(incident, cycle.assess(incident, SPEC)) == {}
+
+
+def test_users_of_quarantined_documents_alone_are_affected_and_see_no_id_change(incident: Engine) -> None:
+    [(user,)] = cycle.run_sql(
+        incident, "SELECT user_id::text FROM upload_pipeline.documents GROUP BY 1 HAVING count(*) = 1 LIMIT 1"
+    )
+    blank = "UPDATE upload_pipeline.documents SET file_sha256 = 'none' WHERE user_id = %(user)s::uuid"
+    cycle.run_sql(incident, blank, user=user)
+
+    plan = cycle.assess_and_plan(incident, SPEC)
+
+    [risk] = [one for one in plan.content["risk_register"] if one["rule"] == "remembered_id"]
+    assert risk["finding"].startswith("26 of 27 users have documents whose id changes")
+    assert plan.content["figures"]["affected_users"] == 27
+
+
+@pytest.mark.parametrize(
+    ("kind", "beyond"),
+    [("bigint", "9223372036854775807"), ("numeric", "'NaN'"), ("numeric", "1e30"), ("double precision", "'-Infinity'")],
+)
+def test_sizes_beyond_all_bounds_stop_nothing(incident: Engine, kind: str, beyond: str) -> None:
+    cycle.run_sql(
+        incident,
+        f"ALTER TABLE upload_pipeline.documents ALTER bytes_len TYPE {kind}, ALTER bytes_len SET DEFAULT {beyond}",
+    )
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.documents SET bytes_len = DEFAULT
+           WHERE document_id IN (SELECT document_id FROM upload_pipeline.documents ORDER BY 1 LIMIT 2)""",
+    )
+
+    found = cycle.assess(incident, SPEC).summary
+
+    assert 0 < (found.bytes or 0) <= 9 * 10**18
 
 
 def test_a_natural_key_with_a_null_part_is_quarantined_with_its_chunks(incident: Engine) -> None:

@@ -162,6 +162,8 @@ def test_a_merged_document_and_a_quarantined_one_are_told_to_their_owner(twins: 
     told = lines(made)[broken[0]]
     assert told["quarantined"] == 1
     assert broken[1] in told["body"]
+    assert "Of 0 documents" not in told["body"]
+    assert ("may have stopped working" in told["body"]) == (told["changing"] > 0)
 
 
 @pytest.mark.begins("planned")

@@ -14,8 +14,8 @@ def counted(documents: int, random: int, stray: int, with_children: int | None =
     """A summary of a store whose spec describes nothing."""
     return Summary(
         documents=documents, deterministic=documents - random - stray, random=random, stray=stray, quarantined=0,
-        users=None, affected_users=None, high_impact_users=None, bytes=None, recent=None, failed=None,
-        with_children=with_children, children=None, orphans=0,
+        users=None, affected_users=None, changing_users=None, high_impact_users=None, bytes=None, recent=None,
+        failed=None, with_children=with_children, children=None, orphans=0,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from uuid_pipeline.engine.plans.risk_findings import Findings, Rebuilt, Trigger,
 
 # A migration of which nothing is to be said.
 CALM = Findings(
-    documents=100, moves=300, users=None, affected_users=None, failed=0, with_children=100, quarantined=0,
+    documents=100, moves=300, users=None, changing_users=None, failed=0, with_children=100, quarantined=0,
     unindexed=(), witnesses=2, tier="R", tier_reason="it may", fired=(), silenced=(), merges=(),
     without_counterpart=(), rebuilt=(), row_security=(), policies=(), others_at_work=False, unreadable=(),
     throttled=True, long_transaction=None, derived=(), unsearched=(), kept_ids=(), backup="dump",
@@ -37,7 +37,7 @@ TRIGGERED: dict[str, dict[str, Any]] = {
     "fired_trigger": {"fired": (AUDIT,)},
     "silenced_trigger": {"silenced": (AUDIT,)},
     "long_transaction": {"long_transaction": "the oldest transaction of others is 75.0 s old"},
-    "remembered_id": {"users": 30, "affected_users": 27},
+    "remembered_id": {"users": 30, "changing_users": 27},
     "without_chunks": {"with_children": 91},
     "quarantined_row": {"quarantined": 4},
     "left_behind": {"left": 18, "covers": "the first waves"},
@@ -85,8 +85,8 @@ def test_a_rule_finds_its_risk_and_no_other_does(rule: str) -> None:
         ("unmeasured_speed", {"speed_measured": False}),
         ("unthrottled", {"throttled": False}),
         ("without_chunks", {"with_children": None}),
-        ("remembered_id", {"users": 3, "affected_users": 0}),
-        ("remembered_id", {"affected_users": None}),
+        ("remembered_id", {"users": 3, "changing_users": 0}),
+        ("remembered_id", {"changing_users": None}),
         ("no_sweep", {"sweep_passes": 0, "moves": 0}),
     ],
 )
@@ -106,8 +106,8 @@ def test_levels_follow_the_figures() -> None:
     ]
     assert found(with_children=90)["without_chunks"].impact == "medium"
     assert found(with_children=89)["without_chunks"].impact == "high"
-    assert found(users=10, affected_users=5)["remembered_id"].impact == "medium"
-    assert found(users=10, affected_users=6)["remembered_id"].impact == "high"
+    assert found(users=10, changing_users=5)["remembered_id"].impact == "medium"
+    assert found(users=10, changing_users=6)["remembered_id"].impact == "high"
 
 
 def test_findings_hold_the_figures_they_come_from() -> None:
@@ -115,7 +115,7 @@ def test_findings_hold_the_figures_they_come_from() -> None:
     assert merged.startswith("3 chunk rows")
     assert "foreign key error or a unique error" in merged
     assert "9 of 100 documents" in found(with_children=91)["without_chunks"].finding
-    assert "27 of 30 users" in found(users=30, affected_users=27)["remembered_id"].finding
+    assert "27 of 30 users" in found(users=30, changing_users=27)["remembered_id"].finding
     assert "18 documents" in found(left=18)["left_behind"].finding
 
 

@@ -24,7 +24,7 @@ _DUE: LiteralString = "count(*) FILTER (WHERE i.id_class <> 'deterministic') AS 
 
 _USERS: LiteralString = (
     "SELECT i.owner, count(*) AS documents, " + _DUE + ", count(*) FILTER (WHERE i.children = 0) AS without_children, "
-    "sum(i.children)::bigint AS children, sum(i.size)::bigint AS bytes" + _FROM
+    "sum(i.children)::bigint AS children, least(sum(i.size), 9e18)::bigint AS bytes" + _FROM
     + "AND i.owner IS NOT NULL GROUP BY i.owner ORDER BY due DESC, documents DESC, i.owner LIMIT %(limit)s"
 )  # fmt: skip
 _IMPACT: LiteralString = """
@@ -79,14 +79,14 @@ _CHILD_BANDS = ("none", "1 to 3", "4 to 10", "11 to 30", "31 to 100", "more than
 _SIZES: LiteralString = (
     """SELECT CASE WHEN i.size IS NULL THEN 6 WHEN i.size < 1e4 THEN 0 WHEN i.size < 1e5 THEN 1 WHEN i.size < 1e6 THEN 2
                    WHEN i.size < 1e7 THEN 3 WHEN i.size < 1e8 THEN 4 ELSE 5 END AS place,
-              count(*) AS documents, coalesce(sum(i.size), 0)::bigint AS bytes, """
+              count(*) AS documents, least(coalesce(sum(i.size), 0), 9e18)::bigint AS bytes, """
     + _DUE + _FROM + "GROUP BY 1 ORDER BY 1"
 )  # fmt: skip
 _SIZE_BANDS = (
     "under 10 kB", "10 to 100 kB", "100 kB to 1 MB", "1 to 10 MB", "10 to 100 MB", "100 MB and more", "no size",
 )  # fmt: skip
 _STORAGE: LiteralString = (
-    """SELECT coalesce(sum(i.size), 0)::bigint AS bytes, coalesce(max(i.size), 0)::bigint AS largest,
+    """SELECT least(coalesce(sum(i.size), 0), 9e18)::bigint AS bytes, coalesce(max(i.size), 0)::bigint AS largest,
               coalesce(percentile_disc(0.5) WITHIN GROUP (ORDER BY i.size), 0)::bigint AS median""" + _FROM
 )  # fmt: skip
 _QUARANTINED: LiteralString = (

@@ -45,7 +45,7 @@ class Findings:
     documents: int
     moves: int
     users: int | None
-    affected_users: int | None
+    changing_users: int | None
     failed: int | None
     with_children: int | None
     quarantined: int
@@ -83,7 +83,7 @@ def of(content: Mapping[str, Any], summary: Summary, profile: Mapping[str, Any])
         documents=summary.documents,
         moves=sum(content["moves"].values()),
         users=summary.users,
-        affected_users=summary.affected_users,
+        changing_users=summary.changing_users,
         failed=summary.failed,
         with_children=summary.with_children,
         quarantined=summary.quarantined,

@@ -266,12 +266,12 @@ def quarantined_row(found: Findings) -> Iterator[Risk]:
 
 
 def remembered_id(found: Findings) -> Iterator[Risk]:
-    if found.moves and found.affected_users:
+    if found.moves and found.changing_users:
         of_all = f" of {found.users}" if found.users is not None else ""
-        wide = found.users is not None and 2 * found.affected_users > found.users
+        wide = found.users is not None and 2 * found.changing_users > found.users
         yield Risk(
             "remembered_id",
-            f"{found.affected_users}{of_all} users have documents whose id changes: a link or client that remembers an "
+            f"{found.changing_users}{of_all} users have documents whose id changes: a link or client that remembers an "
             "old id and looks it up finds nothing, unless it asks uuid_pipeline.resolve_ENTITY",
             "medium", "high" if wide else "medium",
             "send the notices (uuid-pipeline notices --kind before); let look-ups by id ask the function",
