@@ -343,6 +343,21 @@ def test_look_alikes_are_found_across_owners_and_by_text_and_change_nothing(inci
     assert held in [sorted(g["ids"]) for g in texts.shown]
 
 
+def test_natural_keys_that_lack_a_part_are_not_alike(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE SCHEMA shop;
+           CREATE TABLE shop.things (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text, owner int);
+           INSERT INTO shop.things (code, owner) VALUES (NULL, 1), (NULL, 2), ('same', 3), ('same', 4), ('own', 5)""",
+    )
+    text = shop.SPEC_TEXT.replace('identity: "{code}"', 'identity: "{owner}:{code}", describe: {owner: owner}')
+    with empty_store.begin() as connection:
+        spec = parse_spec(text.partition("soft_references")[0], "test")
+        [across, _] = look_alikes.find(connection, cycle.bound(connection, spec))
+
+    assert (across.groups, across.rows) == (1, 2)
+
+
 def test_without_owner_or_content_nobody_can_look_for_look_alikes(empty_store: Engine) -> None:
     store = shop.build(empty_store)
     with store.begin() as connection:

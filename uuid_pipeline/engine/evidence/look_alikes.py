@@ -57,7 +57,10 @@ def _across_owners(connection: Connection, entity: Entity) -> LookAlikes:
         ids=sql.literal(IDS),
         owners=sql.compose("count(DISTINCT t.{o})", o=sql.name(owner)),
         source=sql.compose("{t} t", t=sql.table(entity.table.schema, entity.table.name)),
-        present=sql.compose("t.{c} IS NOT NULL", c=sql.name(content)) if content else sql.Text("true"),
+        # A natural key that lacks a part says nothing of the content.
+        present=sql.compose("t.{c} IS NOT NULL", c=sql.name(content))
+        if content
+        else sql.compose("NOT {parts} @> '[null]'", parts=as_read(entity, without=owner)),
         differ=sql.compose("count(DISTINCT t.{o}) > 1", o=sql.name(owner)),
     )
     return _look(connection, kind, statement)

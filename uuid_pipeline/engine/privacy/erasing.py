@@ -144,7 +144,7 @@ def _erase(connection: Connection, store: Store, user: str) -> Erasure:
     deleted: dict[str, int] = {}
     replaced: dict[str, int] = {}
     for table in list(_tables(connection)):
-        if not table.stays and (gone := _delete_rows(connection, table)):
+        if not table.stays and (gone := _delete_rows(connection, table, ids)):
             deleted[table.name] = gone
         if changed := _replace_values(connection, table, ids):
             replaced[table.name] = changed
@@ -207,24 +207,36 @@ def _tables(connection: Connection) -> Iterator[_Table]:
         yield _Table(row.name, exact, loose, row.name in _STAYS or row.referenced)
 
 
-def _delete_rows(connection: Connection, table: _Table) -> int:
+def _delete_rows(connection: Connection, table: _Table, ids: frozenset[str]) -> int:
     """Rows with an id of the user's as a value of a column, or inside JSON that keeps a row as it was."""
     conditions = [
         sql.compose("t.{c}::text IN (SELECT id FROM pg_temp.erased_ids)", c=sql.name(column)) for column in table.exact
     ]
     if table.name == "repointed":
-        conditions += [
-            sql.compose(
-                """EXISTS (SELECT FROM jsonb_each_text(t.{c}) v JOIN pg_temp.erased_ids e
-                           ON e.id = v.value OR (length(e.id) >= 8 AND strpos(v.value, e.id) > 0))""",
-                c=sql.name(column),
-            )
-            for column in ("row_key", "before", "after")
-        ]
+        places = _rows_as_they_were(connection, table, ids)
+        conditions.append(sql.compose("t.ctid = ANY(%(places)s::text[]::tid[])"))
+    else:
+        places = []
     if not conditions:
         return 0
     statement = sql.compose("DELETE FROM {table} t WHERE {any}", table=table.relation, any=sql.join(" OR ", conditions))
-    return int(sql.execute(connection, statement).rowcount)
+    return int(sql.execute(connection, statement, {"places": places}).rowcount)
+
+
+def _rows_as_they_were(connection: Connection, table: _Table, ids: frozenset[str]) -> list[str]:
+    """Places of the rows whose JSON names one of the ids; each text is read once, however many ids there are."""
+    sought = wanted(ids)
+
+    def names(text: str) -> bool:
+        values = [value if isinstance(value, str) else json.dumps(value) for value in json.loads(text).values()]
+        return any(value in ids or mentions(value, sought) for value in values)
+
+    read = sql.compose("SELECT t.ctid::text, t.row_key::text, t.before::text, t.after::text FROM {table} t",
+                       table=table.relation)  # fmt: skip
+    return [
+        at for rows in sql.stream(connection, read, {}) for at, *texts in rows
+        if any(text is not None and names(text) for text in texts)
+    ]  # fmt: skip
 
 
 def _pruned(text: str, ids: frozenset[str]) -> str:
