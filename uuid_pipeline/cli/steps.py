@@ -1,6 +1,7 @@
 """The steps that verbs are made of: each runs jobs and adds to the answer what came of them."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -49,10 +50,12 @@ def show_inventory(session: Session, answer: Answer, outcome: Outcome) -> None:
         assessment = ledger.assessment_of_run(connection, outcome.run_id)
         summary = inventory.summarize(connection, session.store, assessment)
         aside = inventory.quarantined(connection, session.store, assessment.assessment_no)
+        of_aside = inventory.quarantined_counts(connection, session.store, assessment.assessment_no)
         classes = inventory.id_classes(connection, session.store, assessment.assessment_no)
     answer.data["inventory"] = {**asdict(summary), "consistency": summary.consistency}
     answer.data["id_classes"] = classes
     answer.data["quarantined"] = aside
+    answer.data["quarantined_found"] = of_aside
     answer.section("Inventory")
     answer.pairs(inventory_lines(summary))
     for entity, by_class in classes.items():
@@ -60,6 +63,10 @@ def show_inventory(session: Session, answer: Answer, outcome: Outcome) -> None:
             answer.pairs([(f"{entity} ids", ", ".join(f"{n} {name}" for name, n in by_class.items()) or "none")])
     for row in aside:
         answer.say(f"  quarantined {row['entity']} {row['id']}: {row['reason']}")
+    listed = Counter(row["entity"] for row in aside)
+    for entity, count in of_aside.items():
+        if count > listed[entity]:
+            answer.say(f"  and {count - listed[entity]} more rows of {entity} are quarantined")
 
 
 def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> Outcome:
@@ -201,7 +208,7 @@ def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
     command = plan.approve_command
     answer.data["approve_with"] = command
     answer.exit_code = WAITS_FOR_APPROVAL
-    answer.say("", f"Nothing has moved. To approve this plan: {command}", "and then: uuid-pipeline run")
+    answer.say("", f"Planning has moved nothing. To approve this plan: {command}", "and then: uuid-pipeline run")
 
 
 def approve(

@@ -363,6 +363,24 @@ def quarantined(connection: Connection, store: Store, assessment: int, limit: in
     ]
 
 
+def quarantined_counts(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
+    """Quarantined rows by entity; entities without any are left out."""
+    found = {
+        entity.name: int(
+            sql.scalar(
+                connection,
+                sql.compose(
+                    "SELECT count(quarantined) FROM {table} WHERE assessment_no = %(no)s",
+                    table=ledger.inventory_table(entity),
+                ),
+                {"no": assessment},
+            )
+        )
+        for entity in store.entities
+    }
+    return {name: count for name, count in found.items() if count}
+
+
 def documents(connection: Connection, store: Store, assessment: int, limit: int) -> list[dict[str, Any]]:
     """The main entity's rows, highest priority first."""
     statement = sql.compose(

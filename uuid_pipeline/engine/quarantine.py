@@ -105,7 +105,9 @@ def _quarantine(connection: Connection, entity: Entity, assessment: int) -> None
         blocked=_blocked(entity),
         due=_in_a_due_cluster(entity) if is_document else sql.Text(""),
     )
-    reason = "another row has its id, or one below it" if is_document else "ids change places in its document"
+    reason = (
+        "another row has its id, or one below it" if is_document else "another row has an id of its document's rows"
+    )
     sql.execute(connection, statement, {"no": assessment, "reason": f"{reason} (docs/traps.md)"})
 
 

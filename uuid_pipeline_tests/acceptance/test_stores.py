@@ -86,6 +86,8 @@ def test_rows_whose_natural_key_cannot_be_read_are_named_counted_and_left_and_th
     assert (looked.code, looked.data["inventory"]["quarantined"]) == (0, 5)
     named = {row["id"]: row["reason"] for row in looked.data["quarantined"] if row["entity"] == "document"}
     assert set(named) == left
+    aside = Counter(row["entity"] for row in looked.data["quarantined"])
+    assert looked.data["quarantined_found"] == aside
     pattern = "^[0-9a-f]{64}$"
     assert Counter(named.values()) == {
         "a part of the natural key is NULL": 1, f"file_sha256 does not match {pattern}": 4

@@ -86,7 +86,10 @@ def _entity(entity: ProposedEntity) -> list[str]:
 def _about_identity(entity: ProposedEntity) -> list[str]:
     lines = []
     if entity.choice is None:
-        lines.append("# No unique key besides the primary key, and no content hash, says what makes a row what it is.")
+        lines.append(
+            "# No unique key over all rows that an identity could be made of, and no content hash, says what makes a"
+        )
+        lines.append("# row what it is.")
         lines.append('# Write the template that the application fills, such as "{owner_id}:{content_hash}".')
     else:
         lines.append(comment(f"from the columns {entity.choice}"))
@@ -188,5 +191,5 @@ def _rest(made: Draft) -> list[str]:
         for column in entity.table.columns.values():
             if re.match(r"(.+\.)?(vector|halfvec)\(", column.type):
                 line = f"{{vector: {scalar(column.name)}, distance: cosine, chunk_table: {scalar(entity.table.name)}}}"
-                lines.append(f"# retrieval: {line}   # the application's own similarity query")
+                lines.append(f"# retrieval: {line}   # as the application asks: cosine, l2 or inner_product")
     return [*lines, "# docs/specification.md has every field."]
