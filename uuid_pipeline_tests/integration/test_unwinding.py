@@ -41,7 +41,7 @@ soft_references:
   - {{table: shelves, column: ids, entity: paper}}
   - {{table: shelves, column: notes, entity: paper, path: doc}}
 backup: none
-batch_rows: 5
+batch_rows: 80
 waves: {{canary: 4, recent: 6, remaining: 25}}
 """
 FOREIGN_KEYS = (("cites", "src"), ("cites", "dst"), ("docs", "other"))

@@ -50,10 +50,11 @@ def _aside_statement(store: Store, name: str, assessment_no: int, direction: Dir
     """A row that is held but no longer as planned, or whose goal another row has; a planned one that is not there."""
     root, held = store.entity(name), held_of(store, name)
     return sql.compose(
-        """WITH planned AS (
+        """WITH given_away AS ({given_away}), planned AS (
                SELECT m.ordinal, m.{source} AS source, CASE
                    WHEN h.at IS NULL THEN CASE WHEN %(forward)s THEN 'gone' END
-                   WHEN %(forward)s AND (NOT h.as_planned OR {given_away}) THEN 'changed'
+                   WHEN %(forward)s AND (NOT h.as_planned OR h.ordinal IN (SELECT a.ordinal FROM given_away a))
+                       THEN 'changed'
                    WHEN m.{goal} <> m.{source} AND EXISTS (
                        SELECT FROM {table} o WHERE o.{key} = m.{goal} AND NOT EXISTS (
                            SELECT FROM {held} twin WHERE twin.key = o.{key} AND twin.ordinal = m.ordinal))
@@ -70,24 +71,27 @@ def _aside_statement(store: Store, name: str, assessment_no: int, direction: Dir
         map=map_part(name, assessment_no),
         table=held.table,
         key=sql.name(root.key),
-        given_away=_given_away(store, name) if direction is FORWARD else sql.Text("false"),
+        given_away=_given_away(store, name, assessment_no),
         roles=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
         not_aside=sql.Text(NOT_ASIDE),
     )
 
 
-def _given_away(store: Store, name: str) -> sql.Composable:
-    """Whether the row to be merged, of the map ``m`` and held as ``h``, has another owner by now than its survivor."""
-    root, held = store.entity(name), held_of(store, name)
+def _given_away(store: Store, name: str, assessment_no: int) -> sql.Composable:
+    """The clusters, by ordinal, whose rows have different owners by now, or some of them none."""
+    root = store.entity(name)
     owner = root.spec.describe.owner
     if owner is None:
-        return sql.Text("false")
+        return sql.Text("SELECT NULL::bigint AS ordinal WHERE false")
     return sql.compose(
-        """(m.role = 'merge' AND EXISTS (
-               SELECT FROM {table} loser JOIN {held} o ON o.ordinal = m.ordinal JOIN {table} other ON other.ctid = o.at
-               WHERE loser.ctid = h.at AND other.{owner} IS DISTINCT FROM loser.{owner}))""",
-        table=held.table,
-        held=held.relation,
+        """SELECT h.ordinal FROM {held} h JOIN {table} t ON t.ctid = h.at
+           WHERE h.ordinal IN (SELECT m.ordinal FROM {map} m
+                               WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge')
+           GROUP BY h.ordinal
+           HAVING min(t.{owner}::text) <> max(t.{owner}::text) OR count(t.{owner}) BETWEEN 1 AND count(*) - 1""",
+        held=held_of(store, name).relation,
+        table=sql.table(root.table.schema, root.table.name),
+        map=map_part(name, assessment_no),
         owner=sql.name(owner),
     )
 
