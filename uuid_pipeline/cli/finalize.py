@@ -12,17 +12,23 @@ from uuid_pipeline.engine.installed import aliases
 
 def finalize(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask on a terminal.")] = False,
+    despite: Annotated[bool, typer.Option("--despite-red-gates", help="Also where a gate found rows wrong.")] = False,
     as_json: JsonOption = False,
     spec: SpecOption = None,
 ) -> None:
-    """Remove the aliases: after this, nothing can be rolled back. Refused while old ids are in use."""
+    """Remove the aliases: after this, nothing can be rolled back. Refused while old ids are in use, or a gate red."""
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
             with session.engine.begin() as connection:
                 finalizing.require_closed(connection)
+                red = finalizing.red_gates(connection)
+                if not despite:
+                    finalizing.require_green(connection)
                 lost = finalizing.consequences(connection)
                 used = aliases.uses(connection, session.store)
+            if lost:
+                lost += red
             answer.data["consequences"] = lost
             answer.data["alias_uses"] = [
                 {"entity": use.entity, "uses": use.uses, "last_used": use.last_used} for use in used
@@ -33,7 +39,7 @@ def finalize(
                 return
             confirm("Finalizing:", lost, yes)
             answer.say("Finalizing:", *[f"  {line}" for line in lost])
-            outcome = session.run("finalize")
+            outcome = session.run("finalize", finalize_executions={"despite_red_gates": despite})
             if outcome.error is not None:
                 raise outcome.error
             answer.data["message"] = "Finalized: the aliases are gone. To remove the ledger: uuid-pipeline drop-ledger"

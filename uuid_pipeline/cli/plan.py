@@ -12,7 +12,7 @@ def plan(as_json: JsonOption = False, spec: SpecOption = None) -> None:
         with open_session() as session:
             made = steps.make_plan(session, answer)
             if not steps.nothing_to_do(session, answer, made):
-                steps.wait_for_approval(answer, made)
+                steps.wait_for_approval(session, answer, made)
                 answer.exit_code = 0
 
     answer_with(verb, as_json, spec)

@@ -45,7 +45,7 @@ def run_all(
         if steps.nothing_to_do(session, answer, plan):
             return
         if not approve:
-            steps.wait_for_approval(answer, plan)
+            steps.wait_for_approval(session, answer, plan)
             return
         execution = steps.approve(session, answer, plan.plan_id, attested, plan.assessment_no)
         begun = True

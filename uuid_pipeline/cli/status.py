@@ -174,8 +174,14 @@ def next_step(
         return "wait for the run that is at work"
     if ledger.rolling_back(connection):
         return "uuid-pipeline run, or uuid-pipeline rollback --all: a rollback is not finished"
-    if open_one is None:
-        return _begin(connection, executions, plan)
+    red = finalizing.red_gates(connection)
+    if red:
+        again = "run" if open_one is not None else "validate"
+        return f"uuid-pipeline rollback --all; or mend what is wrong, then: uuid-pipeline {again}. {'; '.join(red)}"
+    return _begin(connection, executions, plan) if open_one is None else _continue(connection, open_one, plan)
+
+
+def _continue(connection: Connection, open_one: ledger.Execution, plan: planning.Plan | None) -> str:
     newer = plan if plan is not None and plan.assessment_no > open_one.assessment_no else None
     if open_one.status == "approved" and newer is not None and not newer.nothing_to_do:
         return f"{newer.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"

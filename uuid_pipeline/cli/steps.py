@@ -8,7 +8,7 @@ from typing import Any
 
 from uuid_pipeline.cli.output import WAITS_FOR_APPROVAL, Answer, show_table
 from uuid_pipeline.cli.session import PROGRESS, Session
-from uuid_pipeline.engine import control, duplicates, inventory, lease, ledger, mapping, planning, rollback
+from uuid_pipeline.engine import approval, control, duplicates, inventory, lease, ledger, mapping, planning, rollback
 from uuid_pipeline.engine.backups import backup, backup_gate
 from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.evidence import look_alikes
@@ -203,11 +203,17 @@ def _why_nothing(plan: planning.Plan, figures: dict[str, Any]) -> str:
     return f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic{aside}"
 
 
-def wait_for_approval(answer: Answer, plan: planning.Plan) -> None:
-    """End at the plan, with the command that approves it."""
+def wait_for_approval(session: Session, answer: Answer, plan: planning.Plan) -> None:
+    """End at the plan, with the command that approves it, or with what must be finished before."""
+    with session.engine.begin() as connection:
+        hindered = approval.hindrance(connection, session.store, plan.plan_id)
     command = plan.approve_command
     answer.data["approve_with"] = command
+    answer.data["hindered"] = hindered
     answer.exit_code = WAITS_FOR_APPROVAL
+    if hindered is not None:
+        answer.say("", f"Planning has moved nothing, and this plan cannot be approved yet. {hindered}")
+        return
     answer.say("", f"Planning has moved nothing. To approve this plan: {command}", "and then: uuid-pipeline run")
 
 
@@ -254,14 +260,20 @@ def open_execution(session: Session, answer: Answer) -> ledger.Execution | None:
         execution = ledger.unfinished(connection)
         newest = planning.newest(connection)
         of_newest = [e for e in ledger.executions(connection) if newest and e.assessment_no == newest.assessment_no]
+        back = ledger.rolling_back(connection)
+        stale = newest is not None and planning.stale_reason(connection, session.store, newest) is not None
     if execution is not None:
         return execution
+    if back:
+        raise RefusedError(
+            f"Refused: execution {back[0].execution_id} is being rolled back. Run: uuid-pipeline rollback --all"
+        )
     if newest is not None and newest.nothing_to_do:
         answer.data["message"] = f"Nothing to migrate: plan {newest.plan_id} moves nothing."
     elif of_newest and of_newest[0].status in ("completed", "finalized"):
         done = f"execution {of_newest[0].execution_id} of the newest plan is {of_newest[0].status}"
         answer.data["message"] = f"Nothing to migrate: {done}."
-    elif newest is None or of_newest:
+    elif newest is None or of_newest or stale:
         raise RefusedError("Refused: no plan is approved. Run: uuid-pipeline plan")
     else:
         raise RefusedError(f"Refused: no plan is approved. Run: {newest.approve_command}")

@@ -91,7 +91,8 @@ def _approvable(connection: Connection, store: Store, plan_id: str, assessment: 
         if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
             return None
         raise RefusedError(
-            f"Plan {plan_id} has been carried out before. Run: uuid-pipeline plan, and approve the new plan."
+            f"Plan {plan_id} was approved before, and that execution has ended. Run: uuid-pipeline plan, and approve "
+            "what it makes; where nothing has changed, that has the same id."
         )
     plan = Plan(found[0].assessment_no, found[0].plan_id, found[0].content)
     if plan.nothing_to_do:
@@ -107,23 +108,29 @@ def _open_of(connection: Connection, plan_id: str) -> ledger.Execution:
     return found
 
 
+def hindrance(connection: Connection, store: Store, plan_id: str) -> str | None:
+    """Why no plan can be approved now: a rollback, or an execution, that is to be finished first."""
+    for execution in ledger.rolling_back(connection):
+        return f"Execution {execution.execution_id} is being rolled back. Run: uuid-pipeline rollback --all"
+    open_one = ledger.unfinished(connection)
+    if open_one is None or open_one.status != "running":
+        return None
+    if stale_reason(connection, store, of_assessment(connection, open_one.assessment_no)) is not None:
+        return None
+    return (
+        f"Execution {open_one.execution_id} (plan {open_one.plan_id}) has begun and can go on. "
+        f"Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) before approving {plan_id}."
+    )
+
+
 def _supersede_open(connection: Connection, store: Store, plan_id: str) -> None:
     """Close an open execution that a new plan replaces: one not begun, or one gone stale."""
-    for execution in ledger.rolling_back(connection):
-        raise RefusedError(
-            f"Execution {execution.execution_id} is being rolled back. Run: uuid-pipeline rollback --all"
-        )
+    hindered = hindrance(connection, store, plan_id)
+    if hindered is not None:
+        raise RefusedError(hindered)
     open_one = ledger.unfinished(connection)
     if open_one is None:
         return
-    if (
-        open_one.status == "running"
-        and stale_reason(connection, store, of_assessment(connection, open_one.assessment_no)) is None
-    ):
-        raise RefusedError(
-            f"Execution {open_one.execution_id} (plan {open_one.plan_id}) has begun and can go on. "
-            f"Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) before approving {plan_id}."
-        )
     writer = lease.holder(connection)
     if writer is not None and writer.alive:
         raise RefusedError(

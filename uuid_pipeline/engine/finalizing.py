@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
 
+from uuid_pipeline.engine import gates, ledger, sql
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.altered import rebuilding, silencing
+from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.installed import aliases, guard
 from uuid_pipeline.engine.installed.aliases import AliasUse
 from uuid_pipeline.engine.installed.resolving import GUARD
@@ -49,6 +50,40 @@ def require_closed(connection: Connection) -> None:
         raise RefusedError(
             f"Refused: execution {execution.execution_id} is {execution.status}. Finish it first: "
             f"uuid-pipeline {finish}"
+        )
+
+
+# What these find is wrong with rows, and is mended by a rollback or by hand. Schemas change for good reasons.
+_OF_ROWS = ("conservation", "no_dangling_reference", "ids_exact", "timestamps_untouched")
+
+
+def red_gates(connection: Connection) -> list[str]:
+    """What the newest results of gates on rows found wrong in what is under new ids now, a sentence each."""
+    found = []
+    for execution in _ending(connection) + list(filter(None, [ledger.unfinished(connection)])):
+        scopes = [
+            Scope(execution=execution.execution_id, wave=wave.wave)
+            for wave in ledger.waves(connection, execution.execution_id)
+            if wave.status == "moved"
+        ]
+        # After a part went back the whole is measured no more.
+        if execution.status in ("running", "completed"):
+            scopes.append(Scope(execution=execution.execution_id))
+        for scope in scopes:
+            for (_, gate), result in gates.latest(connection, scope).items():
+                if not result.passed and gate.removeprefix("whole_") in _OF_ROWS:
+                    found.append(f"{gate} is red in {scope}: {result.finding}")
+    return found
+
+
+def require_green(connection: Connection) -> None:
+    """Raise RefusedError while a gate on rows is red: what it found could then no longer be rolled back."""
+    red = red_gates(connection)
+    if red:
+        raise RefusedError(
+            "Refused: " + "; ".join(red) + ". After finalize nothing can be rolled back. Roll back (uuid-pipeline "
+            "rollback --all), or mend what is named and look again: uuid-pipeline validate. To finalize all the same: "
+            "uuid-pipeline finalize --despite-red-gates"
         )
 
 

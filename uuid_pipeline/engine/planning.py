@@ -300,9 +300,14 @@ def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None
     now = catalogs.read_catalog(connection, store.spec.schema_name)
     if plan.content["catalog_digest"] != catalogs.digest(catalogs.snapshot(connection, now)):
         return "the store's tables, constraints, indexes, triggers, policies or grants changed since"
-    if sql.scalar(connection, _MOVED_SINCE, {"no": plan.assessment_no}):
+    if moved_since(connection, plan):
         return "rows were moved or rolled back by another execution since"
     return None
+
+
+def moved_since(connection: Connection, plan: Plan) -> bool:
+    """Whether rows were moved, or rolled back, by another execution since the plan was made."""
+    return bool(sql.scalar(connection, _MOVED_SINCE, {"no": plan.assessment_no}))
 
 
 # What a plan took for deterministic may have its old id again, and the other way round.

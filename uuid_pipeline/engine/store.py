@@ -189,7 +189,10 @@ def _require_key(name: str, entity: EntitySpec, table: Table) -> None:
             f"Entity {name}: {table.name}.{entity.key} may be NULL, so it is no key. Make it NOT NULL first."
         )
     if (entity.key,) not in table.unique_keys:
-        raise UsageError(f"Entity {name}: {table.name}.{entity.key} has no unique index of its own, so it is no key.")
+        raise UsageError(
+            f"Entity {name}: {table.name}.{entity.key} has no unique index of its own, so it is no key. Where its "
+            f"values are unique: CREATE UNIQUE INDEX CONCURRENTLY ON {table.schema}.{table.name} ({entity.key});"
+        )
 
 
 def _parent_column(spec: Spec, catalog: Catalog, name: str, parent: Entity) -> str:
@@ -302,7 +305,8 @@ def _refuse_undeclared_parents(entities: tuple[Entity, ...], references: list[Re
                         "an identity cannot be made of the ids of its own table, each of which would hang on another."
                         if reference.entity == entity.name
                         else "an identity may use the key of one entity only, declared as "
-                        f"`parent: {reference.entity}`."
+                        f"`parent: {reference.entity}`. Where that cannot be, take {entity.name} out of the spec: its "
+                        "own ids then stay, and what its columns refer to is declared under soft_references."
                     )
                 )
 

@@ -168,7 +168,7 @@ def _outgoing_faults(store: Store) -> list[str]:
     moved = {(m.table.schema, m.table.name, column): entity for m in store.tables for column, entity in m.columns}
     return [
         f"{key.table}.{column} moves as {entity}, but its foreign key {key.name} refers to "
-        f"{key.target_schema}.{key.target}.{target}, which does not"
+        f"{key.target_schema}.{key.target}.{target}, which does not move with it"
         for key in store.catalog.foreign_keys
         for column, target in zip(key.columns, key.target_columns, strict=True)
         for entity in [moved.get((key.table_schema, key.table, column))]

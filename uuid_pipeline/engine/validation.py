@@ -29,6 +29,7 @@ def subject(connection: Connection) -> ledger.Execution:
 
     Raises RefusedError when nothing has been migrated, or some of it was rolled back.
     """
+    given_up: ledger.Execution | None = None
     for execution in ledger.executions(connection):
         if execution.status in ("running", "completed"):
             _require_not_erased(connection, execution)
@@ -44,9 +45,26 @@ def subject(connection: Connection) -> ledger.Execution:
                 f"Execution {execution.execution_id} was finalized, and its state before is kept no longer to compare "
                 "with. What is new since: uuid-pipeline plan"
             )
-        if execution.status in ("rolling_back", "rolled_back"):
+        if execution.status == "rolling_back":
+            raise RefusedError(
+                f"Execution {execution.execution_id} is being rolled back. To finish that: uuid-pipeline rollback --all"
+            )
+        if execution.status == "rolled_back":
             break
+        if given_up is None and execution.status in ("cancelled", "superseded") and _moved(connection, execution):
+            given_up = execution
+    if given_up is not None:
+        raise RefusedError(
+            f"Execution {given_up.execution_id} was {given_up.status} when it had moved a part, and the whole is "
+            "validated only once it is complete. To move the rest: uuid-pipeline run; to take this back: "
+            "uuid-pipeline rollback --all"
+        )
     raise RefusedError("Nothing is migrated that could be validated. Run: uuid-pipeline run")
+
+
+def _moved(connection: Connection, execution: ledger.Execution) -> bool:
+    moved = "SELECT EXISTS (SELECT FROM uuid_pipeline.batches WHERE execution_id = %(id)s)"
+    return bool(sql.scalar(connection, moved, {"id": execution.execution_id}))
 
 
 def _require_not_erased(connection: Connection, execution: ledger.Execution) -> None:

@@ -23,9 +23,18 @@ def _steering(name: str, description: str, act: Callable[[Connection], ledger.Ex
     return steering
 
 
+class Finalizing(dg.Config):
+    """``despite_red_gates``: also where a gate on rows is red, which could then no longer be rolled back."""
+
+    despite_red_gates: bool = False
+
+
 @dg.op(description="Remove the aliases and close every execution for good.")
-def finalize_executions(context: dg.OpExecutionContext, store: StoreResource) -> None:
+def finalize_executions(context: dg.OpExecutionContext, config: Finalizing, store: StoreResource) -> None:
     with store.open() as (engine, bound):
+        if not config.despite_red_gates:
+            with engine.begin() as connection:
+                finalizing.require_green(connection)
         ended = finalizing.finalize(engine, bound, context.run.run_id)
     context.log.info(f"Finalized: {', '.join(ended) or 'no execution'}; the aliases are gone")
 

@@ -23,7 +23,10 @@ from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
 LISTED = 30
 
 _DESCRIBED = {
-    "owner": (r"(user|owner|account|tenant|customer|author)(_id)?|created_by|uploaded_by", r"uuid|text|char|int"),
+    "owner": (
+        r"(user|owner|account|tenant|customer|author)(_id)?|created_by|uploaded_by",
+        r"uuid|text|char|(small|big)?int",
+    ),
     "created_at": (r"(created|inserted|uploaded|added)(_at|_on|_date|_time)?|creation_date", r"timestamp|date"),
     "status": (r"(.*_)?(status|state)", r"text|char"),
     "size": (r"(.*_)?(size|bytes|bytes_len|length|byte_size|size_bytes)", r"smallint|integer|bigint|numeric"),

@@ -149,7 +149,7 @@ def _assessment(connection: Connection, number: int) -> ledger.Assessment:
 
 
 def subject(connection: Connection) -> tuple[Plan, ledger.Execution | None] | None:
-    """What a report is about: the newest execution, or the plan made since where it has something to move.
+    """What a report is about: the newest execution, or the plan made since where it has something to move still.
 
     None when nothing was planned yet.
     """
@@ -160,6 +160,7 @@ def subject(connection: Connection) -> tuple[Plan, ledger.Execution | None] | No
     if not executions:
         return newest, None
     last = executions[0]
-    if newest.assessment_no > last.assessment_no and not newest.nothing_to_do:
+    newer = newest.assessment_no > last.assessment_no and not newest.nothing_to_do
+    if newer and not planning.moved_since(connection, newest):
         return newest, None
     return planning.of_assessment(connection, last.assessment_no), last
