@@ -4,6 +4,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
+from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import inventory, ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
@@ -164,13 +165,55 @@ def _shown(store: Store, found: list[dict[str, Any]], count: int) -> str:
     return f"{count} clusters: {shown}" + ("; …" if count > SHOWN else "")
 
 
+_PARTLY_UNIQUE = """
+SELECT i.indexrelid::regclass::text AS index, pg_get_expr(i.indpred, i.indrelid) AS predicate
+FROM pg_index i WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indpred IS NOT NULL ORDER BY 1
+"""
+
+
+def _on_both_sides(connection: Connection, entity: Entity, assessment: int) -> list[str]:
+    """Clusters with rows that a partial unique index counts and rows that it does not, as deleted ones may be.
+
+    To the application only the former are one and the same thing; which is to stay is for the spec to say.
+    """
+    catalogs.pin_names(connection)
+    faults = []
+    for index in sql.rows(connection, _PARTLY_UNIQUE, {"oid": entity.table.oid}):
+        statement = sql.compose(
+            """SELECT count(*) FROM (
+                   SELECT FROM {inventory} i JOIN ({shared}) s USING (target_id)
+                   JOIN (SELECT {key} AS row, ({predicate}) AS inside FROM {table}) t ON t.row = i.key
+                   WHERE i.assessment_no = %(no)s GROUP BY i.target_id
+                   HAVING count(*) FILTER (WHERE t.inside) BETWEEN 1 AND count(*) - 1) c""",
+            inventory=ledger.inventory_table(entity),
+            shared=_shared(entity, _EVERY),
+            key=sql.name(entity.key),
+            predicate=sql.Text(index.predicate.replace("%", "%%")),
+            table=sql.table(entity.table.schema, entity.table.name),
+        )
+        count = sql.scalar(connection, statement, {"no": assessment})
+        if count:
+            faults.append(
+                f"{count} clusters of {entity.name} hold rows on both sides of the unique index {index.index} "
+                f"(WHERE {index.predicate})"
+            )
+    return faults
+
+
 def each_cluster_decided(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: every cluster of documents has its survivor, unless the spec wants duplicates to block."""
+    """Gate: every cluster of documents has its survivor, unless the spec wants duplicates to block, or says nothing of
+    them where the application itself tells some of a cluster's rows from others."""
     roots = {entity.name for entity in store.roots}
     found = [c for c in clusters(connection, store, assessment) if c["entity"] in roots]
     counts = {name: count for name, count in counted(connection, store, assessment).items() if name in roots}
     blocking = [c for c in found if store.entity(c["entity"]).spec.on_duplicate == "block"]
     blocked = sum(counts[name] for name in {c["entity"] for c in blocking})
+    faults = (
+        [f"the spec says on_duplicate: block, and there are {_shown(store, blocking, blocked)}"] if blocking else []
+    )
+    for name in counts:
+        if "on_duplicate" not in store.entity(name).spec.model_fields_set:
+            faults += _on_both_sides(connection, store.entity(name), assessment)
     said = (
         f"each will be merged into its survivor: {_shown(store, found, sum(counts.values()))}"
         if found
@@ -178,11 +221,10 @@ def each_cluster_decided(connection: Connection, store: Store, assessment: int) 
     )
     return GateResult.of(
         "each_cluster_decided",
-        not blocking,
-        said
-        if not blocking
-        else f"the spec says on_duplicate: block, and there are {_shown(store, blocking, blocked)}",
-        "remove or re-own the surplus rows in the application, or set on_duplicate: merge; then plan again",
+        not faults,
+        said if not faults else "; ".join(faults),
+        "remove or re-own the surplus rows in the application, or write on_duplicate: merge into the spec, by whose "
+        "`survivor` one of each cluster stays; then plan again",
         figures={"clusters": sum(counts.values())},
     )
 

@@ -116,6 +116,30 @@ def test_a_row_of_nobody_is_not_merged_with_somebodys(incident: Engine, by_conte
     assert cycle.assess(incident, by_content).gates["never_across_users"].passed
 
 
+def test_a_cluster_of_which_the_application_counts_some_rows_only_waits_for_the_spec_to_say(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE SCHEMA shop;
+           CREATE TABLE shop.things (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text, size text, status text);
+           CREATE UNIQUE INDEX counted ON shop.things (code) WHERE status NOT LIKE '%%gone';
+           INSERT INTO shop.things (code, status)
+           VALUES ('a', 'there'), ('a', 'is gone'), ('b', 'gone'), ('b', 'gone'), ('c', 'there')""",
+    )
+    text = shop.SPEC_TEXT.partition("soft_references")[0]
+    silent = parse_spec(text, "test")
+    spoken = parse_spec(text.replace('identity: "{code}"', 'identity: "{code}", on_duplicate: merge'), "test")
+
+    red = cycle.assess(empty_store, silent).gates["each_cluster_decided"]
+
+    assert not red.passed
+    assert red.finding.startswith("1 clusters of thing hold rows on both sides of the unique index shop.counted (WHERE")
+    assert cycle.assess(empty_store, spoken).gates["each_cluster_decided"].passed
+    cycle.run_sql(empty_store, "UPDATE shop.things SET code = 'd' WHERE status = 'is gone'")
+    assert cycle.assess(empty_store, silent).gates["each_cluster_decided"].passed
+
+
 def test_of_more_clusters_than_are_listed_every_one_is_counted_and_looked_at(
     empty_store: Engine,
 ) -> None:
