@@ -138,9 +138,18 @@ def acquire(engine: Engine, connection: Connection, run_id: str) -> Lease:
             raise RefusedError(
                 f"Another run holds the lease on this store: {taken.holder} (run {taken.run_id}, "
                 f"last sign of life {taken.renewed_at:%Y-%m-%d %H:%M:%S} UTC). "
-                "Wait for it, or end that process; this one changes nothing more."
+                + ("It is paused: uuid-pipeline resume lets it go on. " if _is_paused(engine) else "")
+                + "Wait for it, or end that process; this one changes nothing more."
             )
         time.sleep(0.2)
+
+
+def _is_paused(engine: Engine) -> bool:
+    """Whether somebody has asked the open execution to wait: then its run would be waited for in vain."""
+    with engine.begin() as transaction:
+        asked = """SELECT EXISTS (SELECT FROM uuid_pipeline.executions
+                                  WHERE status IN ('approved', 'running') AND desired = 'pause')"""
+        return bool(sql.scalar(transaction, asked))
 
 
 def await_earlier_attempt(engine: Engine, run_id: str) -> None:
