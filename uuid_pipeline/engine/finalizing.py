@@ -60,7 +60,9 @@ _OF_ROWS = ("conservation", "no_dangling_reference", "ids_exact", "timestamps_un
 def red_gates(connection: Connection) -> list[str]:
     """What the newest results of gates on rows found wrong in what is under new ids now, a sentence each."""
     found = []
-    for execution in _ending(connection) + list(filter(None, [ledger.unfinished(connection)])):
+    for execution in ledger.executions(connection):
+        if execution.status in ("finalized", "rolled_back", "rolling_back"):
+            continue
         scopes = [
             Scope(execution=execution.execution_id, wave=wave.wave)
             for wave in ledger.waves(connection, execution.execution_id)
@@ -73,6 +75,8 @@ def red_gates(connection: Connection) -> list[str]:
             for (_, gate), result in gates.latest(connection, scope).items():
                 if not result.passed and gate.removeprefix("whole_") in _OF_ROWS:
                     found.append(f"{gate} is red in {scope}: {result.finding}")
+        if execution.status == "completed":
+            break  # the gates of the whole store are newer than anything of earlier executions
     return found
 
 

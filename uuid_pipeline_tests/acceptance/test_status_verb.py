@@ -3,6 +3,8 @@
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.engine import gates
+from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline_tests.acceptance.conftest import CommandLine
 from uuid_pipeline_tests.conftest import SPEC
 from uuid_pipeline_tests.integration import cycle
@@ -84,6 +86,23 @@ def test_while_a_gate_on_rows_is_red_it_offers_the_way_back_and_finalize_keeps_i
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("completed",)]
     ended = command_line("finalize", "--yes", "--json", "--despite-red-gates")
     assert (ended.code, any("is red" in one for one in ended.data["consequences"])) == (0, True)
+
+
+@pytest.mark.begins("begun")
+def test_what_a_later_execution_proved_for_the_whole_store_ends_what_an_earlier_ones_wave_had_found(
+    command_line: CommandLine, incident: Engine
+) -> None:
+    [wave, *_] = cycle.waves_of(incident, cycle.newest_execution(incident))
+    red = GateResult.of("no_dangling_reference", False, "dangling: events 1", "roll back")
+    with incident.begin() as connection:
+        gates.record(connection, Scope(execution=wave.execution_id, wave=wave.wave), gates.WAVE_STAGE, red, cycle.RUN)
+    assert "no_dangling_reference is red" in command_line("status", "--json").data["next"]
+    assert command_line("cancel").code == 0
+    assert "no_dangling_reference is red" in command_line("status", "--json").data["next"]
+
+    cycle.run_all(incident, SPEC)
+
+    assert command_line("status", "--json").data["next"].startswith("uuid-pipeline plan, for what is new")
 
 
 def test_a_plan_that_waits_for_an_execution_under_way_says_so(command_line: CommandLine, incident: Engine) -> None:
