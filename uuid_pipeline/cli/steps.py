@@ -429,6 +429,10 @@ def roll_back(session: Session, answer: Answer, wave: str | None) -> None:
         left = rollback.left_in_archive(connection, session.store, answer.data["rolled_back"])
     _finish(outcome)
     answer.data["message"] = f"Rolled back {len(waves)} waves, {documents} documents: old ids again."
+    if not waves and open_one is not None:
+        answer.data["message"] = (
+            f"Nothing had moved; execution {open_one.execution_id} is ended, and its approval with it."
+        )
     answer.data["left_in_archive"] = left
     answer.say(answer.data["message"])
     for table, rows in left.items():

@@ -144,3 +144,13 @@ def test_a_plan_made_while_another_was_carried_out_is_no_subject_of_the_report(
     cycle.finish(incident, SPEC, execution)
 
     assert execution.execution_id in command_line("report", "--json").data["report"]["path"]
+
+
+@pytest.mark.begins("approved")
+def test_a_rollback_of_what_has_moved_nothing_says_that_the_approval_has_ended(
+    command_line: CommandLine, incident: Engine
+) -> None:
+    said = command_line("rollback", "--all", "--json")
+
+    assert (said.code, said.data["message"].startswith("Nothing had moved; execution ")) == (0, True)
+    assert cycle.newest_execution(incident).status == "rolled_back"
