@@ -22,13 +22,12 @@ def finalize(
         with open_session() as session:
             with session.engine.begin() as connection:
                 finalizing.require_closed(connection)
-                red = finalizing.red_gates(connection)
                 if not despite:
                     finalizing.require_green(connection)
                 lost = finalizing.consequences(connection)
+                if lost and despite:
+                    lost += finalizing.red_gates(connection)
                 used = aliases.uses(connection, session.store)
-            if lost:
-                lost += red
             answer.data["consequences"] = lost
             answer.data["alias_uses"] = [
                 {"entity": use.entity, "uses": use.uses, "last_used": use.last_used} for use in used

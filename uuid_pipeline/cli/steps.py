@@ -258,12 +258,12 @@ def open_execution(session: Session, answer: Answer) -> ledger.Execution | None:
     """
     with session.engine.begin() as connection:
         execution = ledger.unfinished(connection)
+        if execution is not None:
+            return execution
         newest = planning.newest(connection)
         of_newest = [e for e in ledger.executions(connection) if newest and e.assessment_no == newest.assessment_no]
         back = ledger.rolling_back(connection)
         stale = newest is not None and planning.stale_reason(connection, session.store, newest) is not None
-    if execution is not None:
-        return execution
     if back:
         raise RefusedError(
             f"Refused: execution {back[0].execution_id} is being rolled back. Run: uuid-pipeline rollback --all"

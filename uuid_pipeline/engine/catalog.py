@@ -266,6 +266,14 @@ def table_oid(connection: Connection, schema: str, table: str) -> int | None:
     return oid
 
 
+def rows_up_to(connection: Connection, table: Table, most: int) -> int:
+    """How many rows a table has; of more than ``most`` no more are counted."""
+    counted = sql.compose(
+        "SELECT count(*) FROM (SELECT FROM {table} LIMIT %(most)s) t", table=sql.table(table.schema, table.name)
+    )
+    return int(sql.scalar(connection, counted, {"most": most}))
+
+
 def pin_names(connection: Connection) -> None:
     """With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role."""
     sql.execute(

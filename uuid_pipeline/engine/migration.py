@@ -347,8 +347,5 @@ def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
 
 
 def _unanalyzed(connection: Connection, table: Table) -> int:
-    statement = sql.compose(
-        "SELECT count(*) FROM (SELECT FROM {table} LIMIT %(most)s) t", table=sql.table(table.schema, table.name)
-    )
-    counted = int(sql.scalar(connection, statement, {"most": COUNTED_ROWS}))
+    counted = catalogs.rows_up_to(connection, table, COUNTED_ROWS)
     return counted if counted < COUNTED_ROWS else max(counted, table.bytes // ROW_BYTES)

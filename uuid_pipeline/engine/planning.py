@@ -300,12 +300,12 @@ def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None
     now = catalogs.read_catalog(connection, store.spec.schema_name)
     if plan.content["catalog_digest"] != catalogs.digest(catalogs.snapshot(connection, now)):
         return "the store's tables, constraints, indexes, triggers, policies or grants changed since"
-    if moved_since(connection, plan):
+    if is_overtaken(connection, plan):
         return "rows were moved or rolled back by another execution since"
     return None
 
 
-def moved_since(connection: Connection, plan: Plan) -> bool:
+def is_overtaken(connection: Connection, plan: Plan) -> bool:
     """Whether rows were moved, or rolled back, by another execution since the plan was made."""
     return bool(sql.scalar(connection, _MOVED_SINCE, {"no": plan.assessment_no}))
 

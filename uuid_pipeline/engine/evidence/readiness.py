@@ -161,6 +161,6 @@ def subject(connection: Connection) -> tuple[Plan, ledger.Execution | None] | No
         return newest, None
     last = executions[0]
     newer = newest.assessment_no > last.assessment_no and not newest.nothing_to_do
-    if newer and not planning.moved_since(connection, newest):
+    if newer and not planning.is_overtaken(connection, newest):
         return newest, None
     return planning.of_assessment(connection, last.assessment_no), last

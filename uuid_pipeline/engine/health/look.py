@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.catalog import rows_up_to
 from uuid_pipeline.engine.health.identified import Identified
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
@@ -49,11 +50,7 @@ def is_small(connection: Connection, store: Store) -> bool:
     if sum(moved.table.estimated_rows for moved in store.tables) > left:
         return False
     for moved in store.tables:
-        counted = sql.compose(
-            "SELECT count(*) FROM (SELECT FROM {table} LIMIT %(most)s) t",
-            table=sql.table(moved.table.schema, moved.table.name),
-        )
-        left -= int(sql.scalar(connection, counted, {"most": left + 1}))
+        left -= rows_up_to(connection, moved.table, left + 1)
         if left < 0:
             return False
     return True

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import savepoints, sql
+from uuid_pipeline.engine.catalog import rows_up_to
 from uuid_pipeline.engine.natural_keys import as_read, cast_type, first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials.obstacles import references_to
@@ -101,11 +102,7 @@ def _write(connection: Connection, copy: str, records: list[tuple[Any, ...]]) ->
 
 def _parents_exact(connection: Connection, entity: Entity, rows: int) -> bool:
     """Children are looked at below looked-at parents only."""
-    count = sql.compose(
-        "SELECT count(*) FROM (SELECT FROM {table} LIMIT %(limit)s) t",
-        table=sql.table(entity.table.schema, entity.table.name),
-    )
-    return int(sql.scalar(connection, count, {"limit": rows + 1})) == rows
+    return rows_up_to(connection, entity.table, rows + 1) == rows
 
 
 def _indexed(connection: Connection, entity: Entity, looked: Looked) -> Looked:
