@@ -30,7 +30,7 @@ class RefusedError(PipelineError):
 
 
 class InterruptedRunError(PipelineError):
-    """Somebody asked the process to end (Ctrl-C, SIGTERM): exit code 130, as a shell gives it."""
+    """Somebody asked the process to end (Ctrl-C, SIGTERM, SIGHUP): exit code 130, as a shell gives it."""
 
     exit_code = 130
 

@@ -1,4 +1,4 @@
-"""That a request to end (Ctrl-C, SIGTERM) reaches the verb at work, whatever Python and Dagster are doing then.
+"""That a request to end (Ctrl-C, SIGTERM, SIGHUP) reaches the verb at work, whatever Python and Dagster are doing then.
 
 A signal's handler raises, and there are two places where that is lost: inside a destructor, where Python ignores every
 exception, and where Dagster notes the signal for later and then forgets the note.
@@ -12,21 +12,24 @@ import threading
 from collections.abc import Callable
 
 AGAIN_SECONDS = 0.05
-_ASKED_BY = {signal.SIGINT, signal.SIGTERM}
+_ASKED_BY = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _REQUESTS = {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}
 _noted: list[socket.socket] = []
 Hook = Callable[["sys.UnraisableHookArgs"], object]
 
 
 def heed() -> None:
-    """From now on SIGTERM is what Ctrl-C is, for who asks us to end (a service manager, docker stop); main thread only.
+    """From now on SIGTERM (a service manager, docker stop) and SIGHUP (a lost connection) are what Ctrl-C is.
 
-    Also in a job of a shell's background, which inherits that Ctrl-C is ignored: Dagster would give SIGTERM the same.
+    Main thread only. Who started us by nohup wants us to outlive the terminal: there SIGHUP stays ignored.
+    Not so Ctrl-C in a job of a shell's background, which inherits that it is ignored: Dagster would give SIGTERM the
+    same.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _ASKED_BY:
-        signal.signal(number, signal.default_int_handler)
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+            signal.signal(number, signal.default_int_handler)
     if not _noted:
         reader, writer = socket.socketpair()
         reader.setblocking(False)

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -140,9 +141,15 @@ def _print(answer: Answer, as_json: bool) -> None:
         # The work is done, and its exit code stands; Python would try to write the rest again, and exit with another.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(fault, BrokenPipeError):  # who reads no more (head) knows
-            sys.stderr.write(f"The answer could not be written to stdout: {fault.strerror or fault}.\n")
+            _tell(f"The answer could not be written to stdout: {fault.strerror or fault}.")
     if error:
-        sys.stderr.write(f"Error: {error}\n")
+        _tell(f"Error: {error}")
+
+
+def _tell(line: str) -> None:
+    # Where the terminal is gone nobody reads it, and the exit code stands.
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
 
 
 def _jsonable(value: object) -> object:

@@ -9,8 +9,9 @@ import sys
 def main() -> None:
     """Load the command line and run it."""
     _open_streams()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+            signal.signal(number, _end)
     from uuid_pipeline.cli.main import main as run
 
     run()

@@ -174,7 +174,7 @@ def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Ho
         try:
             row = sql.rows(transaction, _HOLDER + " FOR UPDATE", {"ttl": LEASE_SECONDS})[0]
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != "55P03":
+            if sql.sqlstate(error) != sql.LOCK_NOT_AVAILABLE:
                 raise
             raise RefusedError("Another run is writing to this store right now. See: uuid-pipeline status") from error
         if row.alive:

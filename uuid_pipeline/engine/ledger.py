@@ -202,7 +202,7 @@ def require_unapproved(connection: Connection, assessment: int) -> None:
     try:
         sql.execute(connection, found, {"no": assessment})
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "40001":
+        if sql.sqlstate(error) != "40001":
             raise
         raise RefusedError(f"Assessment {assessment} was approved while this stage began. {again}") from error
     held = sql.scalar(

@@ -289,7 +289,7 @@ def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[
                 writing.connection.commit()
             except DBAPIError as error:
                 writing.connection.rollback()
-                if getattr(error.orig, "sqlstate", None) not in RETRIED:
+                if sql.sqlstate(error) not in RETRIED:
                     raise
             else:
                 tally.add(0, result)

@@ -24,7 +24,7 @@ Done = TypeVar("Done")
 # What making a trigger asks for, and what dropping one does.
 Mode = Literal["SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE"]
 
-BUSY = frozenset({"55P03", "40P01"})  # lock not available, deadlock
+BUSY = frozenset({sql.LOCK_NOT_AVAILABLE, "40P01"})  # deadlock
 SHORT_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 4.0
 WAIT_GROWTH = 1.5
@@ -51,7 +51,7 @@ def patiently(
         try:
             return work(waits.seconds)
         except DBAPIError as error:
-            if sqlstate(error) not in retried:
+            if sql.sqlstate(error) not in retried:
                 raise
             if time.monotonic() > deadline:
                 raise OutOfPatienceError from error
@@ -162,9 +162,3 @@ def _holders_of_table(connection: Connection, place: tuple[str, str], mode: Mode
     with connection.begin():
         oid = catalogs.table_oid(connection, *place)
         return holders(connection, [oid] if oid is not None else [], mode)
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """The server's code for the error; None when it is not the server's."""
-    state: str | None = getattr(error.orig, "sqlstate", None)
-    return state

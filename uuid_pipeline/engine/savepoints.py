@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine.patience import sqlstate
+from uuid_pipeline.engine import sql
 
-QUERY_CANCELED = "57014"
 # A limit of a millisecond may end the statement that undoes it, on a machine at work several times.
 TRIES = 100
 
@@ -39,6 +38,6 @@ def _undo(connection: Connection, name: str) -> None:
             connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {name}")
             break
         except DBAPIError as error:
-            if sqlstate(error) != QUERY_CANCELED or not left:
+            if sql.sqlstate(error) != sql.QUERY_CANCELED or not left:
                 raise
     connection.exec_driver_sql(f"RELEASE SAVEPOINT {name}")

@@ -11,6 +11,9 @@ from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
 ROWS_AT_ONCE = 5_000
+QUERY_CANCELED = "57014"  # by a time limit, or by a person
+LOCK_NOT_AVAILABLE = "55P03"
+INSUFFICIENT_PRIVILEGE = "42501"
 _streams = itertools.count()
 
 Found = TypeVar("Found")
@@ -116,3 +119,9 @@ def _as_elsewhere(driver: Any, text: str, work: Callable[[], Found]) -> Found:
     except psycopg.Error as error:
         raised: Exception = DBAPIError.instance(text, {}, error, psycopg.Error, connection_invalidated=driver.closed)
         raise raised from error
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """The server's code for the error; None when it is not the server's."""
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state

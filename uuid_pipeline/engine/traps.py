@@ -106,7 +106,7 @@ def _refused(connection: Connection, statement: sql.Composable) -> str | None:
     try:
         sql.execute(connection, statement)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == "42501":
+        if sql.sqlstate(error) == sql.INSUFFICIENT_PRIVILEGE:
             return None
         return " ".join(str(error.orig).split())
     else:

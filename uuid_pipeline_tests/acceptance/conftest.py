@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,19 @@ class CommandLine:
         for name, value in self.environment.items():
             patch.setenv(name, value)
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Run a verb in a process of its own."""
+    def start(self, *arguments: str, terminal: int | None = None) -> "subprocess.Popen[str]":
+        """Run a verb in a process of its own; on a terminal, it is that one's foreground job."""
         own = {name: value for name, value in os.environ.items() if name not in OURS}
         return subprocess.Popen(
             [sys.executable, "-c", "from uuid_pipeline.cli.main import main; main()", *arguments],
             cwd=ROOT,
             env=own | self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=terminal,
+            stdout=subprocess.PIPE if terminal is None else terminal,
+            stderr=subprocess.PIPE if terminal is None else terminal,
             text=True,
+            # Between fork and exec it makes system calls only, which no other thread's lock can stop.
+            preexec_fn=None if terminal is None else partial(os.login_tty, terminal),  # noqa: PLW1509
         )
 
     def process(self, *arguments: str) -> Said:

@@ -1,5 +1,6 @@
 """Pause, resume, cancel, finalize and drop-ledger as a user meets them."""
 
+import os
 import signal
 import subprocess
 import time
@@ -133,7 +134,7 @@ def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     assert command_line("run", "--approve", "--json").code == 0
 
 
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_asked_to_end_says_so_and_the_next_one_goes_on(
     command_line: CommandLine, incident: Engine, patient_spec: str, asked: signal.Signals
 ) -> None:
@@ -151,6 +152,22 @@ def test_a_run_that_is_asked_to_end_says_so_and_the_next_one_goes_on(
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     assert command_line("rollback", "--all", "--spec", patient_spec).code == 0
     assert cycle.catalog_of(incident) == objects
+
+
+def test_a_run_whose_terminal_closes_gives_the_lease_back_and_the_next_one_goes_on(
+    command_line: CommandLine, incident: Engine, patient_spec: str
+) -> None:
+    before = cycle.rows_of(incident)
+    arguments = ("run", "--approve", "--spec", patient_spec)
+    master, terminal = os.openpty()
+    with kept_waiting(incident, lambda: command_line.start(*arguments, terminal=terminal)) as running:
+        os.close(terminal)
+        os.close(master)
+        assert running.wait(timeout=60) == 130
+
+    assert cycle.run_sql(incident, "SELECT holder FROM uuid_pipeline.lease") == [(None,)]
+    assert command_line(*arguments).code == 0
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
 def test_a_cancelled_run_says_how_to_go_back_and_going_back_restores_every_row(

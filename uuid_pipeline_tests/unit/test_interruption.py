@@ -89,7 +89,7 @@ def test_a_request_that_would_be_lost_ends_the_verb_all_the_same(moment: str) ->
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_verb_in_a_shells_background_can_be_asked_to_end_too(asked: signal.Signals) -> None:
     process = verb("work", *IN_THE_BACKGROUND)
     assert process.stdout is not None
@@ -103,6 +103,20 @@ def test_a_verb_in_a_shells_background_can_be_asked_to_end_too(asked: signal.Sig
     assert time.monotonic() - began < SECONDS / 2
 
 
+def test_a_verb_started_by_nohup_outlives_the_terminal() -> None:
+    process = verb("work", "sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGTERM)
+
+    code, err = code_of(process)
+
+    assert code == 130, err
+
+
 def test_another_fault_in_a_destructor_is_shown_and_ends_nothing() -> None:
     code, err = code_of(verb("a_fault_in_a_destructor"))
 
@@ -110,7 +124,7 @@ def test_another_fault_in_a_destructor_is_shown_and_ends_nothing() -> None:
     assert "a fault, and no request" in err
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_that_comes_while_the_verbs_are_still_loaded_is_answered_as_any(asked: signal.Signals) -> None:
     program = "import os, signal, sys; from uuid_pipeline.cli import start; "
     # Typer is among what is loaded; whoever asks for it now has the signal come in the middle.

@@ -121,7 +121,7 @@ def _put_back_one(engine: Engine, connection: Connection, lease: Lease, index: V
             _clear(connection, lease, index, failure)  # half-built: it finds nothing, and costs every write
         elif failure is not None and settings is _ROOMY and _lacked_room(failure):
             failure, settings = None, _AS_THE_SERVER_HAS_IT
-        elif failure is not None and (tries == BUILD_TRIES or patience.sqlstate(failure) not in patience.BUSY):
+        elif failure is not None and (tries == BUILD_TRIES or sql.sqlstate(failure) not in patience.BUSY):
             raise NotBuiltError(_not_built(index, failure)) from failure
         else:
             say(f"{where}: building it again, {tries + 1}. try; similarity search scans the table until it is done")
@@ -166,7 +166,7 @@ _AS_THE_SERVER_HAS_IT: tuple[LiteralString, ...] = (_NO_TIMEOUTS,)
 
 def _lacked_room(failure: DBAPIError) -> bool:
     """Whether the machine had not the memory, or the shared memory of a container, that the server counts on."""
-    return (patience.sqlstate(failure) or "").startswith("53")
+    return (sql.sqlstate(failure) or "").startswith("53")
 
 
 def _build(
@@ -200,7 +200,7 @@ def _build(
         try:
             building.result()
         except DBAPIError as error:
-            if patience.sqlstate(error) is None:
+            if sql.sqlstate(error) is None:
                 raise
             return error
     return None
@@ -208,7 +208,7 @@ def _build(
 
 def _not_built(index: VectorIndex, failure: DBAPIError) -> str:
     remedy = "Mend the reason and run again"
-    if patience.sqlstate(failure) == "57014":
+    if sql.sqlstate(failure) == sql.QUERY_CANCELED:
         remedy = (
             "It was cancelled, by a person or by statement_timeout: connect past the pooler, or ALTER ROLE … SET "
             "statement_timeout = 0, and run again"

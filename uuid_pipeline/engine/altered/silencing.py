@@ -212,7 +212,7 @@ def _locked(connection: Connection, lease: Lease, schema: str, table: str, work:
     except patience.OutOfPatienceError as error:
         raise RefusedError(_held(connection, schema, table)) from error
     except DBAPIError as error:
-        if patience.sqlstate(error) != "42501":
+        if sql.sqlstate(error) != sql.INSUFFICIENT_PRIVILEGE:
             raise
         raise RefusedError(
             f"This role may not change the triggers of {schema}.{table}: {error.orig}. "

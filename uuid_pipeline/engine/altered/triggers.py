@@ -119,7 +119,7 @@ def may_silence_triggers(connection: Connection) -> bool:
     try:
         sql.execute(connection, "SET LOCAL session_replication_role = replica")
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "42501":
+        if sql.sqlstate(error) != sql.INSUFFICIENT_PRIVILEGE:
             raise
         return False
     else:

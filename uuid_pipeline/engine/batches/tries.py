@@ -8,14 +8,14 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import ledger, patience
+from uuid_pipeline.engine import ledger, patience, sql
 from uuid_pipeline.engine.batches import aside, batch, diagnosis, new_references
 from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult, Direction
 from uuid_pipeline.engine.batches.writing import Writer
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import BatchError, RefusedError
 
-RETRIED = frozenset({"55P03", "40P01", "40001"})  # lock not available, deadlock, serialization failure
+RETRIED = frozenset({sql.LOCK_NOT_AVAILABLE, "40P01", "40001"})  # deadlock, serialization failure
 TAKEN = "23505"  # unique violation
 DANGLING = "23503"  # foreign key violation
 
@@ -67,7 +67,7 @@ def run_batch(
             result = _try_batch(writing, store, wave, plan, direction, attempt)
         except DBAPIError as error:
             writing.connection.rollback()
-            state = getattr(error.orig, "sqlstate", None)
+            state = sql.sqlstate(error)
             if state == TAKEN and not wary:
                 wary = True
                 continue

@@ -107,7 +107,7 @@ def _look(connection: Connection, kind: str, statement: sql.Composable) -> LookA
             sql.execute(connection, "SELECT set_config('statement_timeout', %(limit)s, true)", {"limit": TIMEOUT})
             found = sql.rows(connection, statement, {"shown": SHOWN})
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "57014":
+        if sql.sqlstate(error) != sql.QUERY_CANCELED:
             raise
         return LookAlikes(kind, 0, 0, (), f"it would take longer than {TIMEOUT}")
     shown = tuple({"ids": list(row.ids), "rows": row.rows, "owners": row.owners} for row in found)

@@ -131,7 +131,7 @@ def _reads(connection: Connection, pattern: str) -> bool:
     try:
         sql.scalar(connection, "SELECT '' ~ %(pattern)s", {"pattern": pattern})
     except DBAPIError as error:
-        if not (getattr(error.orig, "sqlstate", None) or "").startswith("22"):
+        if not (sql.sqlstate(error) or "").startswith("22"):
             raise
         return False
     else:

@@ -19,7 +19,7 @@ from uuid_pipeline.engine.store import Store
 QUERY_SECONDS = 5.0
 # Neighbours beyond the k-th that are as near as it; of more only those that are nearer are compared.
 SHOWN_TIES = 200
-TOO_LONG = ("57014", "55P03")  # statement timeout, lock timeout
+TOO_LONG = (sql.QUERY_CANCELED, sql.LOCK_NOT_AVAILABLE)
 
 Neighbour = tuple[str, str | None, float | None]
 
@@ -187,7 +187,7 @@ def _number(distance: float) -> float | None:
 def _failed(error: DBAPIError) -> Answer:
     if error.connection_invalidated:
         raise error
-    state = getattr(error.orig, "sqlstate", None)
+    state = sql.sqlstate(error)
     return Answer(failure=_first_line(error), too_long=state in TOO_LONG)
 
 

@@ -246,6 +246,6 @@ def _bounded(
             sql.execute(view, "SELECT set_config('statement_timeout', %(ms)s, true)", timeout)
             return sql.rows(view, statement, values)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in asking.TOO_LONG:
+        if sql.sqlstate(error) not in asking.TOO_LONG:
             raise
         return None

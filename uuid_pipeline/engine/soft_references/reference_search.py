@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.soft_references.derived_values import CONTAINS, IdInRow
 from uuid_pipeline.engine.soft_references.held_ids import (
@@ -27,7 +28,7 @@ from uuid_pipeline.engine.soft_references.sampling import Budget, Extent, Picked
 from uuid_pipeline.engine.store import Store
 
 # Timeouts, locks held by others, a right taken away: what they keep us from reading is said, the search goes on.
-_UNREADABLE = ("57014", "55P03", "42501")
+_UNREADABLE = (sql.QUERY_CANCELED, sql.LOCK_NOT_AVAILABLE, sql.INSUFFICIENT_PRIVILEGE)
 _BAD_VALUE = ("22", "54")
 SIZE_SECONDS = 5
 _KINDS_LEFT_OUT = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
@@ -253,19 +254,15 @@ def _ask(asked: _Asked, target: Target, picked: Picked, by_index: bool) -> _Answ
                 return _Answer(tuple(hits), rows, reading)
         except DBAPIError as error:
             failure = _failure(error, seconds)
-            if not _state(error).startswith(_BAD_VALUE):
+            if not (sql.sqlstate(error) or "").startswith(_BAD_VALUE):
                 break
     return _Answer(failure=failure)
 
 
-def _state(error: DBAPIError) -> str:
-    return getattr(error.orig, "sqlstate", None) or ""
-
-
 def _failure(error: DBAPIError, seconds: float) -> str:
     """What kept us from reading, in words; raises the error again when it is no such thing."""
-    state = _state(error)
-    if state == "57014":
+    state = sql.sqlstate(error) or ""
+    if state == sql.QUERY_CANCELED:
         return f"reading it took longer than {seconds:.0f} s"
     if state not in _UNREADABLE and not state.startswith(_BAD_VALUE):
         raise error

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import patience, sql
+from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials import copying, counting, entries, moving, obstacles, trying
@@ -91,7 +91,7 @@ def _counted(connection: Connection, store: Store, known: Sequence[Obstacle], fo
         counted = *entries.counted(connection, store, known, found), counting.look_alikes(connection, store.main)
     except DBAPIError as error:
         savepoint.rollback()
-        if patience.sqlstate(error) != psycopg.errors.QueryCanceled.sqlstate:
+        if sql.sqlstate(error) != sql.QUERY_CANCELED:
             raise
         return None
     savepoint.commit()

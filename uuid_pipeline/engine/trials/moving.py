@@ -224,6 +224,6 @@ def _referring(connection: Connection, entity: Entity, reference: Any, keys: lis
             sql.execute(connection, "SET LOCAL statement_timeout = '2s'")
             return [(row.key, row.n) for row in sql.rows(connection, statement, {"keys": keys})]
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != "57014":
+        if sql.sqlstate(error) != sql.QUERY_CANCELED:
             raise
         return []

@@ -77,7 +77,7 @@ def _refusal(
     connection: Connection, store: Store, entity: Entity, row: Sampled, known: Sequence[Obstacle], doing: str,
     error: DBAPIError,
 ) -> Refusal:  # fmt: skip
-    state = getattr(error.orig, "sqlstate", None) or ""
+    state = sql.sqlstate(error) or ""
     diagnosis = getattr(error.orig, "diag", None)
     if not state or state.startswith(("57", "08", "53")):
         raise error
