@@ -109,7 +109,8 @@ def show(answer: Answer, holder: lease.Holder | None) -> None:
     ):
         if lines:
             answer.say(f"{label}:", *[f"  {line}" for line in lines])
-    answer.say(_writer(holder), f"Next: {data['next']}")
+    unfinished = any(one["status"] in ("approved", "running", "rolling_back") for one in data["executions"])
+    answer.say(_writer(holder, unfinished), f"Next: {data['next']}")
 
 
 def _execution(one: dict[str, Any]) -> dict[str, Any]:
@@ -152,11 +153,11 @@ def _wait(one: dict[str, Any], holder: lease.Holder | None) -> str:
     return f"{since} (the process that waited is gone)"
 
 
-def _writer(holder: lease.Holder | None) -> str:
+def _writer(holder: lease.Holder | None, unfinished: bool) -> str:
     if holder is None:
         return "No run is writing to this store."
-    state = "is writing" if holder.alive else "died while writing; the next run goes on where it ended"
-    return f"{holder.holder} (run {holder.run_id}) {state}."
+    died = "died while writing" + ("; the next run goes on where it ended" if unfinished else "")
+    return f"{holder.holder} (run {holder.run_id}) {'is writing' if holder.alive else died}."
 
 
 def next_step(

@@ -176,6 +176,85 @@ def test_without_a_unique_key_a_content_hash_is_proposed_with_a_warning_or_the_s
     assert [r.name for r in store.references if r.foreign_key is None] == ["uses.also"]
 
 
+def test_an_index_that_is_unique_among_some_rows_or_by_small_letters_is_proposed_with_what_it_leaves_open(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(
+        empty_store,
+        'CREATE TABLE public.files (id uuid PRIMARY KEY, owner_id int, body_hash text, "Slug" text, deleted_at date);'
+        'CREATE UNIQUE INDEX ON public.files (owner_id, "Slug") WHERE deleted_at IS NULL;'
+        "CREATE UNIQUE INDEX ON public.files (owner_id, lower(body_hash));"
+        "CREATE UNIQUE INDEX ON public.files (md5(body_hash));"
+        "CREATE TABLE public.uses (file uuid REFERENCES public.files)",
+    )
+
+    made, text = drafted(empty_store)
+
+    assert made.entities[0].spec.identity == "{owner_id}:{body_hash}"
+    assert "# from the columns (owner_id, body_hash): unique by lower(body_hash)" in text
+    assert "# normalize: {body_hash: [lower]}" in text
+    assert "# another choice: (owner_id, Slug): unique among the rows WHERE (deleted_at IS NULL)" in text
+    assert "NO INDEX" not in text
+
+    cycle.run_sql(empty_store, "ALTER TABLE public.files DROP body_hash")
+    made, text = drafted(empty_store)
+
+    assert made.entities[0].spec.identity == "{owner_id}:{Slug}"
+    assert "waits until on_duplicate is written out" in text
+
+
+def test_a_join_table_with_a_polymorphic_column_in_its_unique_key_keeps_its_ids(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        "CREATE TABLE public.blobs (id uuid PRIMARY KEY, key text NOT NULL UNIQUE);"
+        "CREATE TABLE public.posts (id uuid PRIMARY KEY, slug text NOT NULL UNIQUE);"
+        "CREATE TABLE public.replies (id uuid PRIMARY KEY, post_id uuid NOT NULL REFERENCES public.posts);"
+        "CREATE TABLE public.attachments (id uuid PRIMARY KEY, record_type text NOT NULL, record_id uuid NOT NULL,"
+        " blob_id uuid NOT NULL REFERENCES public.blobs, UNIQUE (record_type, record_id, blob_id));"
+        "INSERT INTO public.blobs SELECT gen_random_uuid(), 'k' || n FROM generate_series(1, 9) n;"
+        "INSERT INTO public.posts SELECT gen_random_uuid(), 's' || n FROM generate_series(1, 9) n;"
+        "INSERT INTO public.attachments SELECT gen_random_uuid(), 'Post', p.id, b.id"
+        " FROM public.posts p JOIN public.blobs b ON right(p.slug, 1) = right(b.key, 1)",
+    )
+
+    made, text = drafted(empty_store)
+
+    assert {entity.name for entity in made.entities} == {"blob", "post"}
+    assert "attachments: its unique key holds ids of post in record_id, which change" in text
+    assert [f.column for f in made.soft] == ["record_id"]
+    loaded(empty_store, text)
+
+
+def test_a_table_whose_key_is_text_of_another_kind_is_named_with_the_reason(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        "CREATE TABLE public.files (id uuid PRIMARY KEY, path text NOT NULL UNIQUE);"
+        "CREATE TABLE public.letters (id char(36) PRIMARY KEY, path text NOT NULL UNIQUE);"
+        "CREATE TABLE public.numbers (id int PRIMARY KEY, path text NOT NULL UNIQUE);"
+        "CREATE TABLE public.uses (file uuid REFERENCES public.files, letter char(36) REFERENCES public.letters,"
+        " number int REFERENCES public.numbers)",
+    )
+
+    _, text = drafted(empty_store)
+
+    assert "letters: its key is character(36); an id can be derived into uuid, text, varchar" in text
+    assert "numbers" not in text
+
+
+def test_the_distance_of_a_vector_column_is_that_of_its_index_where_it_has_one(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        "CREATE EXTENSION IF NOT EXISTS vector;"
+        "CREATE TABLE public.files (id uuid PRIMARY KEY, path text NOT NULL UNIQUE, near vector(3), far halfvec(3));"
+        "CREATE INDEX ON public.files USING hnsw (near vector_ip_ops)",
+    )
+
+    _, text = drafted(empty_store)
+
+    assert "retrieval: {vector: near, distance: inner_product, chunk_table: files}   # that of its index" in text
+    assert "retrieval: {vector: far, distance: cosine, chunk_table: files}   # as the application asks" in text
+
+
 def test_ids_that_no_spec_can_declare_are_written_down_as_comments(empty_store: Engine) -> None:
     cycle.run_sql(empty_store, LEDGER)
     cycle.run_sql(

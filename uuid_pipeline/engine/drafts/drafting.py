@@ -57,6 +57,7 @@ class _Ground:
     namespace: uuid.UUID
     surrogates: Mapping[int, frozenset[str]]
     soft: tuple[FoundReference, ...] = ()
+    never: frozenset[int] = frozenset()  # tables that are no children of any
 
     def spec(self, entities: Iterable[ProposedEntity]) -> Spec:
         return Spec(
@@ -106,8 +107,8 @@ class Draft:
     left: tuple[LeftTable, ...]
     search: Search
     statuses: tuple[str | None, ...]
-
     soft: tuple[FoundReference, ...]
+    distances: Mapping[tuple[int, str], str]
 
     @property
     def todo(self) -> list[str]:
@@ -147,6 +148,10 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
             proposed[entity.name] = entity
     owners, rest = table_choices.left_out(catalog, seeds)
     left += [LeftTable(table.name, "people or tenants: ask for it with --table") for table in owners]
+    left += [
+        LeftTable(table.name, f"its key is {kind}; an id can be derived into uuid, text, varchar of at least 36")
+        for table, kind in table_choices.of_unfit_type(catalog)
+    ]
     if rest and not tables:
         left.append(LeftTable(_listed(rest), "others are referred to by more tables: ask for these with --table"))
     if not proposed:
@@ -162,12 +167,19 @@ def _listed(tables: Sequence[Table]) -> str:
 
 def _searched(ground: _Ground, proposed: dict[str, ProposedEntity], left: Sequence[LeftTable]) -> Draft:
     """The draft with its children and soft references; a child found by those is searched for in its turn."""
+    seeds = frozenset(proposed)
     while True:
         proposed = _with_children(ground, proposed)
         store = ground.store(proposed.values())
         search = references.search(ground.connection, store)
         found = [f for f in search.found if f.status in ("declared", "undeclared") and f.obstacle is None]
         known = _with_soft_parents(proposed, found)
+        mixed = _mixed(known, seeds, found)
+        if mixed:
+            left = [*left, *mixed.values()]
+            ground = replace(ground, never=ground.never | {known[name].table.oid for name in mixed})
+            proposed = {name: entity for name, entity in proposed.items() if name in seeds}
+            continue
         ground = replace(ground, soft=tuple(f for f in found if not _in_the_way(f, known)))
         grown = _with_children(ground, known)
         if grown.keys() == proposed.keys():
@@ -175,7 +187,34 @@ def _searched(ground: _Ground, proposed: dict[str, ProposedEntity], left: Sequen
         proposed = grown
     entities = tuple(known.values())
     statuses = _statuses(ground.connection, entities[0])
-    return Draft(ground.namespace, ground.store(entities), entities, tuple(left), search, statuses, ground.soft)
+    return Draft(
+        ground.namespace,
+        ground.store(entities),
+        entities,
+        tuple(left),
+        search,
+        statuses,
+        ground.soft,
+        _distances(ground.connection, entities),
+    )
+
+
+# By pgvector's names of operator classes: vector_cosine_ops, halfvec_l2_ops and the like.
+_DISTANCES = """
+SELECT i.indrelid AS oid, a.attname::text AS column, min(d.name) AS distance
+FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, opclass)
+JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+JOIN pg_opclass o ON o.oid = k.opclass
+JOIN (VALUES ('cosine', '_cosine_ops'), ('l2', '_l2_ops'), ('inner_product', '_ip_ops')) d(name, suffix)
+  ON o.opcname::text LIKE '%%' || replace(d.suffix, '_', '\\_')
+WHERE i.indrelid = ANY(%(oids)s) GROUP BY 1, 2 HAVING count(DISTINCT d.name) = 1
+"""
+
+
+def _distances(connection: Connection, entities: Sequence[ProposedEntity]) -> dict[tuple[int, str], str]:
+    """By table and vector column, the distance that its indexes are for, where it is one."""
+    oids = [entity.table.oid for entity in entities]
+    return {(row.oid, row.column): row.distance for row in sql.rows(connection, _DISTANCES, {"oids": oids})}
 
 
 def _with_soft_parents(
@@ -193,6 +232,23 @@ def _with_soft_parents(
             spec = entity.spec.model_copy(update={"parent": parents.pop()})
             made[name] = replace(entity, spec=spec, describe={})
     return made
+
+
+def _mixed(
+    proposed: Mapping[str, ProposedEntity], seeds: frozenset[str], found: Sequence[FoundReference]
+) -> dict[str, LeftTable]:
+    """Children whose natural key holds moving ids beside the parent's, as of a polymorphic column: no id is made of it.
+
+    Such a table's own ids may stay; what it holds moves with what it refers to.
+    """
+    mixed = {}
+    for name, entity in proposed.items():
+        others = [f for f in found if name not in seeds and _in_the_way(f, {name: entity})]
+        if others:
+            columns = ", ".join(sorted({f.column for f in others}))
+            ids = ", ".join(sorted({f.entity for f in others}))
+            mixed[name] = LeftTable(entity.table.name, f"its unique key holds ids of {ids} in {columns}, which change")
+    return mixed
 
 
 def _in_the_way(found: FoundReference, proposed: Mapping[str, ProposedEntity]) -> bool:
@@ -287,7 +343,7 @@ def _with_children(ground: _Ground, proposed: Mapping[str, ProposedEntity]) -> d
         taken = {entity.table.oid for entity in grown.values()}
         by_table = ground.held(grown)
         for table in table_choices.candidates(ground.catalog):
-            held = by_table.get(table.oid, {}) if table.oid not in taken else {}
+            held = by_table.get(table.oid, {}) if table.oid not in taken | ground.never else {}
             choices = ground.choices(table) if held else []
             of_parent = [choice for choice in choices if choice.unique and held.keys() & set(choice.columns)]
             entity = _propose(ground, grown, table, of_parent)

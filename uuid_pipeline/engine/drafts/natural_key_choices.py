@@ -22,18 +22,26 @@ _UNFIT = re.compile(r"(.+\.)?(json|jsonb|xml|real|double precision|bytea|vector|
 
 @dataclass(frozen=True)
 class KeyChoice:
-    """Columns that could make a row what it is; of the rows ``looked_at`` some have a NULL, ``distinct`` differ."""
+    """Columns that could make a row what it is; of the rows ``looked_at`` some have a NULL, ``distinct`` differ.
+
+    ``unique``: by an index over all rows. ``among``: the SQL condition of the rows that an index is unique over, where
+    it is not all. ``folded``: columns of which an index compares the small letters.
+    """
 
     columns: tuple[str, ...]
     unique: bool
     obstacle: str | None
+    among: str | None = None
+    folded: tuple[str, ...] = ()
     looked_at: int | None = None
     with_null: int = 0
     distinct: int = 0
     hex_length: Mapping[str, int] | None = None
 
     def __str__(self) -> str:
-        kind = "unique" if self.unique else "not unique by any index"
+        kind = "unique" if self.unique or self.among or self.folded else "not unique by any index"
+        kind += f" by lower({', '.join(self.folded)})" if self.folded else ""
+        kind += f" among the rows WHERE {self.among}" if self.among else ""
         return f"({', '.join(self.columns)}): {kind}{self._counted()}" + (f"; {self.obstacle}" if self.obstacle else "")
 
     def _counted(self) -> str:
@@ -65,11 +73,41 @@ def of(
     """The choices for a table, the likeliest first, each tried on some of its rows."""
     unique = [columns for columns in table.unique_keys if not set(columns) & set(table.primary_key)]
     own = numbered.get(table.oid, frozenset())
-    choices = [KeyChoice(columns, True, _obstacle(catalog, table, columns, own)) for columns in dict.fromkeys(unique)]
+    choices = [KeyChoice(columns, True, None) for columns in dict.fromkeys(unique)]
+    choices += [c for c in _of_odd_indexes(connection, table) if not set(c.columns) & set(table.primary_key)]
+    choices = [replace(choice, obstacle=_obstacle(catalog, table, choice.columns, own)) for choice in choices]
     if not any(choice.obstacle is None for choice in choices):
         choices += [KeyChoice(columns, False, None) for columns in _hash_with_owner(table)]
     ranked = sorted(choices, key=lambda choice: _rank(table, choice))
     return [_tried(connection, table, choice) for choice in ranked]
+
+
+# Unique over a part of the rows, as soft deletion wants it, or over the small letters of a text. Other expressions name
+# no column that an identity could spell.
+_ODD_INDEXES = """
+WITH parts AS (
+    SELECT i.indexrelid, pg_get_expr(i.indpred, i.indrelid) AS among, k.position, k.attnum,
+           CASE k.attnum WHEN 0
+               THEN substring(pg_get_indexdef(i.indexrelid, k.position::int, false)
+                              FROM '^lower\\(\\(?([a-z_][a-z0-9_]*|"[^"]+")(?:\\)::text)?\\)$') END AS folded
+    FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, position)
+    WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND k.position <= i.indnkeyatts
+      AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)),
+named AS (
+    SELECT p.*, a.attname::text AS name FROM parts p LEFT JOIN pg_attribute a
+    ON a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+       AND (a.attnum = p.attnum OR quote_ident(a.attname) = p.folded))
+SELECT among, array_agg(name ORDER BY position) AS columns,
+       coalesce(array_agg(name ORDER BY position) FILTER (WHERE folded IS NOT NULL), '{}') AS folded
+FROM named GROUP BY indexrelid, among HAVING bool_and(name IS NOT NULL) ORDER BY indexrelid
+"""
+
+
+def _of_odd_indexes(connection: Connection, table: Table) -> list[KeyChoice]:
+    return [
+        KeyChoice(tuple(row.columns), unique=False, obstacle=None, among=row.among, folded=tuple(row.folded))
+        for row in sql.rows(connection, _ODD_INDEXES, {"oid": table.oid})
+    ]
 
 
 def _obstacle(catalog: Catalog, table: Table, columns: Sequence[str], numbered: frozenset[str]) -> str | None:
@@ -102,11 +140,11 @@ def looks_like_hash(column: str) -> bool:
     return _HASH.search(column.lower()) is not None
 
 
-def _rank(table: Table, choice: KeyChoice) -> tuple[bool, bool, bool, bool, int]:
+def _rank(table: Table, choice: KeyChoice) -> tuple[bool, bool, bool, bool, bool, int]:
     nullable = any(not table.columns[column].not_null for column in choice.columns)
     hashed = any(looks_like_hash(column) for column in choice.columns)
     owned = any(_OWNER.fullmatch(column.lower()) for column in choice.columns)
-    return choice.obstacle is not None, nullable, not hashed, not owned, len(choice.columns)
+    return choice.obstacle is not None, not choice.unique, nullable, not hashed, not owned, len(choice.columns)
 
 
 def _tried(connection: Connection, table: Table, choice: KeyChoice) -> KeyChoice:

@@ -72,7 +72,7 @@ def _entity(entity: ProposedEntity) -> list[str]:
         lines.append(f"    parent: {scalar(entity.spec.parent)}")
     lines += [f"    {line}" for line in _about_identity(entity)]
     lines.append(f"    identity: {identity}")
-    lines += [f"    {line}" for line in _hash_rules(entity)]
+    lines += [f"    {line}" for line in _suggested_rules(entity)]
     if entity.describe:
         described = ", ".join(f"{purpose}: {scalar(column)}" for purpose, column in entity.describe.items())
         lines.append(f"    describe: {{{described}}}   # columns for people; found by name and type")
@@ -93,7 +93,12 @@ def _about_identity(entity: ProposedEntity) -> list[str]:
         lines.append('# Write the template that the application fills, such as "{owner_id}:{content_hash}".')
     else:
         lines.append(comment(f"from the columns {entity.choice}"))
-        if not entity.choice.unique:
+        if entity.choice.among:
+            lines.append(
+                "# Rows outside of that condition may agree in it with others, and would become one with them:"
+            )
+            lines.append("# the plan says where, and waits until on_duplicate is written out below.")
+        elif not entity.choice.unique and not entity.choice.folded:
             lines.append("# NO INDEX makes this unique: rows that agree in it become one. Make sure that they are one.")
         if entity.spec.parent:
             lines.append(comment(f"in it, the column that refers to the {entity.spec.parent} stands for its new id"))
@@ -101,12 +106,15 @@ def _about_identity(entity: ProposedEntity) -> list[str]:
     return lines
 
 
-def _hash_rules(entity: ProposedEntity) -> list[str]:
-    """What a content hash suggests; only the application knows whether it folds case before it makes an id."""
-    if entity.choice is None or not entity.choice.hex_length:
+def _suggested_rules(entity: ProposedEntity) -> list[str]:
+    """What an index or a content hash suggests; only the application knows whether it folds case first."""
+    if entity.choice is None:
         return []
-    lines = []
-    for column, length in entity.choice.hex_length.items():
+    lines = [
+        f"# normalize: {{{scalar(column)}: [lower]}}   # if the application makes its ids of small letters, too"
+        for column in entity.choice.folded
+    ]
+    for column, length in (entity.choice.hex_length or {}).items():
         lines.append(f"# normalize: {{{scalar(column)}: [strip, lower]}}   # if the application does so too")
         lines.append(f'# valid: {{{scalar(column)}: "^[0-9a-f]{{{length}}}$"}}   # others are quarantined')
     return lines
@@ -190,6 +198,9 @@ def _rest(made: Draft) -> list[str]:
     for entity in made.entities:
         for column in entity.table.columns.values():
             if re.match(r"(.+\.)?(vector|halfvec)\(", column.type):
-                line = f"{{vector: {scalar(column.name)}, distance: cosine, chunk_table: {scalar(entity.table.name)}}}"
-                lines.append(f"# retrieval: {line}   # as the application asks: cosine, l2 or inner_product")
+                indexed = made.distances.get((entity.table.oid, column.name))
+                why = "that of its index" if indexed else "as the application asks: cosine, l2 or inner_product"
+                distance, table = indexed or "cosine", scalar(entity.table.name)
+                line = f"{{vector: {scalar(column.name)}, distance: {distance}, chunk_table: {table}}}"
+                lines.append(f"# retrieval: {line}   # {why}")
     return [*lines, "# docs/specification.md has every field."]

@@ -16,6 +16,7 @@ _OWNERS = re.compile(
     r"|organi[sz]ations?|orgs?)$"
 )
 _DOCUMENTS = re.compile(r"document|docs?($|_)|file|upload|article|paper|asset|record")
+_OTHER_TEXT = re.compile(r"character|(.+\.)?citext$")
 
 PROPOSED = 20
 
@@ -51,6 +52,17 @@ def key_of(table: Table) -> str | None:
     kind, _, length = column.type.partition("(")
     fits = not length or int(length.rstrip(")")) >= 36
     return column.name if kind in KEY_TYPES and fits else None
+
+
+def of_unfit_type(catalog: Catalog) -> list[tuple[Table, str]]:
+    """Tables that others refer to and whose key is text of a kind that no id can be derived into, with that type."""
+    found = []
+    for (schema, _), table in catalog.tables.items():
+        if schema == catalog.schema and len(table.primary_key) == 1 and key_of(table) is None:
+            kind = table.columns[table.primary_key[0]].type
+            if _OTHER_TEXT.match(kind) and referring(catalog, table):
+                found.append((table, kind))
+    return sorted(found, key=lambda one: one[0].name)
 
 
 def referring(catalog: Catalog, table: Table) -> tuple[str, ...]:
