@@ -4,7 +4,7 @@ import itertools
 import uuid
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store
@@ -76,13 +76,18 @@ def test_a_plain_owner_with_aliases_in_place_gives_them_back_too(incident: Engin
     cycle.make_owner(incident, role)
     before = cycle.rows_of(incident)
     as_owner = open_store(incident.url.set(username=role).render_as_string(hide_password=False))
+    refused: list[str] = []
+    event.listen(as_owner, "handle_error", lambda context: refused.append(str(context.statement)))
 
     execution = cycle.run_all(as_owner, spec)
     with as_owner.begin() as connection:
         assert ledger.execution(connection, execution.execution_id).status == "completed"
     assert cycle.rows_of(incident)["notes"] == notes(before, first, targets[first])
     cycle.roll_back(as_owner, spec)
+    connections = as_owner.pool.checkedin()  # type: ignore[attr-defined]
     as_owner.dispose()
+    # Each is an ERROR in the server's log.
+    assert 1 <= refused.count("SET LOCAL session_replication_role = replica") <= connections, refused
 
     assert cycle.rows_of(incident) == before
 

@@ -113,8 +113,20 @@ def _written(store: Store, oid: int) -> set[str]:
     return {column for column, _ in moved.columns} | {held.column for held in moved.embedded} | generated
 
 
+_TRIED = "uuid_pipeline.may_silence_triggers"
+
+
 def may_silence_triggers(connection: Connection) -> bool:
-    """Whether the role may set session_replication_role: tried, as hosted services allow it by hooks."""
+    """Whether the role may set session_replication_role: tried, as hosted services allow it by hooks.
+
+    Once a connection: each try that is refused is an ERROR in the server's log.
+    """
+    if _TRIED not in connection.info:
+        connection.info[_TRIED] = _try_to_silence(connection)
+    return bool(connection.info[_TRIED])
+
+
+def _try_to_silence(connection: Connection) -> bool:
     savepoint = connection.begin_nested()
     try:
         sql.execute(connection, "SET LOCAL session_replication_role = replica")
