@@ -19,6 +19,8 @@ from uuid_pipeline.spec import Spec
 from uuid_pipeline_tests.conftest import opened, server_of_our_own
 from uuid_pipeline_tests.integration import cycle
 
+pytestmark = pytest.mark.system
+
 SPEC = cycle.spec_with(batch_rows=1)
 JOURNAL = "SELECT first_ordinal, last_ordinal, count(*) FROM uuid_pipeline.batches GROUP BY 1, 2 ORDER BY 1"
 ONCE_EACH = [(ordinal, ordinal, 1) for ordinal in range(1, 39)]

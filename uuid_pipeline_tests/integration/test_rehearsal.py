@@ -75,6 +75,7 @@ def test_the_incident_is_migrated_and_rolled_back_in_the_copy_and_the_store_is_a
     assert cycle.run_sql(incident, "SELECT FROM uuid_pipeline.executions") == []
 
 
+@pytest.mark.system
 def test_twins_are_merged_and_brought_back(empty_store: Engine, workshop: Workshop) -> None:
     with empty_store.begin() as c:
         twins.build_twins(c)
@@ -149,6 +150,7 @@ def test_a_red_gate_in_the_copy_is_named(incident: Engine, workshop: Workshop) -
     assert made.differences[0].startswith("duplicate_clusters.each_cluster_decided did not pass")
 
 
+@pytest.mark.system
 def test_a_row_that_differs_after_the_rollback_makes_it_red(
     incident: Engine, workshop: Workshop, server: EmbeddedServer
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_row_that_differs_after_the_rollback_makes_it_red(
     assert any("after the rollback upload_pipeline.upload_jobs" in said for said in made.differences)
 
 
+@pytest.mark.system
 def test_a_role_that_may_make_no_database_rehearses_on_the_embedded_server(
     incident_url: str, new_role: NewRole, server_16: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def gate_of(engine: Engine, plan: planning.Plan, spec: Spec) -> gates.GateResult
         return rehearsal.passed(c, store, plan)
 
 
+@pytest.mark.system
 def test_where_it_is_required_the_gate_wants_one_that_passed_for_this_spec_and_size(
     incident: Engine, workshop: Workshop
 ) -> None:
@@ -224,6 +228,7 @@ def estimate(engine: Engine) -> tuple[float, str]:
     return content["estimate"]["seconds"], content["estimate"]["basis"]
 
 
+@pytest.mark.system
 def test_the_estimate_says_whose_speed_it_is_by(incident: Engine, workshop: Workshop) -> None:
     assert estimate(incident)[1].startswith("assumed")
     execution = cycle.approve(incident, SPEC, cycle.newest_plan(incident).plan_id)
