@@ -13,6 +13,7 @@ from uuid_pipeline.cli.session import open_configured_store
 from uuid_pipeline.engine import finalizing, lease, ledger, planning, sql, traps
 from uuid_pipeline.engine.batches import aside
 from uuid_pipeline.engine.installed import aliases
+from uuid_pipeline.engine.plans.approach import SHOWN
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import progress, state
 from uuid_pipeline.reports.tables import counts
@@ -197,12 +198,22 @@ def _begin(connection: Connection, executions: list[ledger.Execution], plan: pla
     # A plan made before rows moved, or went back, is about another state of the store.
     if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
         return plan.approve_command
+    if plan is not None and plan.nothing_to_do and sum(plan.content["left"].values()):
+        return _none_by_the_spec(plan)
     if installed:
         what = "to migrate again" if executions and executions[0].status == "rolled_back" else "for what is new"
         return f"uuid-pipeline plan, {what}; once no id of before is used any more: uuid-pipeline finalize"
     if executions and all(e.status == "finalized" for e in executions):
         return "uuid-pipeline plan, for what is new; to remove the ledger: uuid-pipeline drop-ledger"
     return "uuid-pipeline plan"
+
+
+def _none_by_the_spec(plan: planning.Plan) -> str:
+    """What to do where the plan moves nothing because the spec wants it so."""
+    otherwise = "to move the documents that are due all the same: strategy.approach out of the spec, uuid-pipeline plan"
+    if plan.content["approach"] == SHOWN["regenerate"]:
+        return f"uuid-pipeline regenerate: the spec leaves ids as they are; {otherwise}"
+    return f"nothing: the spec leaves ids as they are; {otherwise}"
 
 
 def _go_on(connection: Connection, execution: ledger.Execution) -> str:

@@ -174,6 +174,9 @@ def show_look_alikes(answer: Answer, found: Sequence[LookAlikes]) -> None:
             answer.say(f"  {kind.kind}: {kind.rows} documents in {kind.groups} groups; for information, left alone")
 
 
+NOT_RETRIEVABLE = "What the application is to make anew is listed, and queued on approval, by: uuid-pipeline regenerate"
+
+
 def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool:
     """Whether the plan moves nothing; says why."""
     if not plan.nothing_to_do:
@@ -183,7 +186,7 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
     if figures["documents"] == 0:
         message = f"The store is empty: {table} has no rows. Nothing to do."
     else:
-        message = _why_nothing(plan, figures)
+        message = _why_nothing(session.store.spec.strategy.approach, plan, figures)
         if answer.data["quarantined"] and not figures["quarantined"]:
             message += " Rows below documents are quarantined: they are named with the inventory."
     answer.data["nothing_to_do"] = True
@@ -192,12 +195,12 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
     return True
 
 
-def _why_nothing(plan: planning.Plan, figures: dict[str, Any]) -> str:
+def _why_nothing(approach: str, plan: planning.Plan, figures: dict[str, Any]) -> str:
     left = sum(plan.content["left"].values())
     if left:
         return (
-            f"Nothing to do: the spec sets approach {plan.content['approach']}, by which {left} documents that are due "
-            "keep their ids."
+            f"Nothing to do: the spec sets approach {approach}, by which {left} documents that are due keep their ids."
+            + (f" {NOT_RETRIEVABLE}" if approach == "regenerate" else "")
         )
     aside = f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else "."
     return f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic{aside}"

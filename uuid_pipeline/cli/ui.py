@@ -42,6 +42,8 @@ def ui(
         # A run's process loads all of Dagster before it answers; on a busy machine that takes longer than the minute
         # that Dagster grants, and the run would be a failure that nobody caused.
         os.environ.setdefault("DAGSTER_GRPC_TIMEOUT_SECONDS", "300")
+        # Links in alerts lead here, unless people reach the UI elsewhere.
+        os.environ.setdefault("UUID_PIPELINE_UI_URL", f"http://{HOST}:{port}")
         command = [dagster, "dev", "-w", str(workspace), "-h", HOST, "-p", str(port)]
         # The UI takes this process over, so that a signal to it ends the UI and nothing stays behind.
         os.execv(dagster, command)

@@ -8,7 +8,7 @@ from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import inventory, ledger, sql
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
-from uuid_pipeline.engine.merges import foreseen
+from uuid_pipeline.engine.merges import counterparts, foreseen
 from uuid_pipeline.engine.natural_keys import as_stored
 from uuid_pipeline.engine.priorities import complete_statuses
 from uuid_pipeline.engine.privacy import redaction
@@ -333,6 +333,11 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         faults += [row.sentence for row in odd]
     if found:
         faults += _over_periods(store)
+        faults += [
+            f"{count} rows of {name} hold ids of rows that merging archives with nothing in their place: give it "
+            "`orphans: keep` in the spec if these may stay as they are written"
+            for name, count in sorted(counterparts.held(connection, store, assessment).items())
+        ]
         faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
     said = (
         "no two children share a natural key"

@@ -80,6 +80,9 @@ def _admitted(writing: Writer, store: Store, wave_name: str) -> ledger.Wave:
     return wave
 
 
+_NOTHING_TO_UNDO = ("rolled_back", "finalized")
+
+
 def _closed(connection: Connection, execution: ledger.Execution) -> str:
     """Why an execution takes no wave any more, and what to do."""
     said = f"Refused: execution {execution.execution_id} is {execution.status}"
@@ -89,7 +92,8 @@ def _closed(connection: Connection, execution: ledger.Execution) -> str:
             f"{said}: plan {newer.plan_id} was approved by {newer.approved_by} since, as execution "
             f"{newer.execution_id} ({newer.status}). To go on with that one: uuid-pipeline run"
         )
-    return f"{said}. Run: uuid-pipeline plan, then approve. To undo what it has moved: uuid-pipeline rollback --all"
+    undo = ". To undo what it has moved: uuid-pipeline rollback --all"
+    return f"{said}. Run: uuid-pipeline plan, then approve{'' if execution.status in _NOTHING_TO_UNDO else undo}"
 
 
 def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> ledger.Wave:

@@ -86,7 +86,7 @@ def _error(
 
     An interruption comes before all of these: what was going on then fails in ways that say nothing.
     """
-    if any(_interrupted(event) for event in result.all_events):
+    if any(interrupted(event) for event in result.all_events):
         return InterruptedRunError()
     for event in result.all_events:
         if event.event_type != dg.DagsterEventType.STEP_FAILURE:
@@ -109,7 +109,8 @@ def _error(
     return RefusedError(f"The run {result.run_id} failed. See it in: uuid-pipeline ui")
 
 
-def _interrupted(event: dg.DagsterEvent) -> bool:
+def interrupted(event: dg.DagsterEvent) -> bool:
+    """Whether a run, or a step of it, failed because somebody asked it to end."""
     if event.event_type == dg.DagsterEventType.RUN_FAILURE:
         return "Execution was interrupted" in (event.message or "")
     if event.event_type != dg.DagsterEventType.STEP_FAILURE:

@@ -112,7 +112,10 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("Ids to change", counts(plan.moves) or "none"),
         ("Rows to merge", counts(plan.merges) or "none"),
         ("Waves", waves),
-        ("Sweeps after them", f"at most {passes}, for what arrives meanwhile" if passes else "none"),
+        (
+            "Sweeps after them",
+            f"at most {passes}, for what arrives meanwhile" if passes and not plan.nothing_to_do else "none",
+        ),
         ("Tier", f"{content['tier']}: {content['tier_reason']}"),
         *_trigger_lines("Trigger kept silent", content["silenced_triggers"]),
         *_trigger_lines("Trigger that fires", content["fired_triggers"]),

@@ -9,6 +9,7 @@ from uuid_pipeline.engine import lease, ledger, migration, validation
 from uuid_pipeline.engine.batches.writing import Progress, Report
 from uuid_pipeline.engine.proofs import dangling, exactness
 from uuid_pipeline.engine.retrievals import retrieval
+from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.progress import waited
 from uuid_pipeline.stages.checks import wave_check
 from uuid_pipeline.stages.migration_plan import migration_plan
@@ -107,6 +108,10 @@ def report_dead_run(context: dg.AssetExecutionContext | dg.OpExecutionContext, r
 )
 def migrated_documents(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
+        if not context.has_partition_key:
+            raise RefusedError(
+                "No wave was named. Choose the partition to move; status shows the waves in their order."
+            )
         lease.await_earlier_attempt(engine, context.run.run_id)
         run = migration.run_wave(engine, bound, context.partition_key, context.run.run_id, progress_events(context))
         with engine.begin() as connection:

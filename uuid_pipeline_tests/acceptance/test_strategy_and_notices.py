@@ -74,15 +74,20 @@ def test_notices_leave_only_when_asked_and_a_failing_channel_is_told_without_its
         assert SECRET not in said.out + said.err
 
 
+@pytest.mark.parametrize(
+    ("approach", "next_step"), [("forward-only", "nothing: the spec"), ("regenerate", "uuid-pipeline regenerate: the")]
+)
 def test_an_approach_that_moves_nothing_ends_green_and_says_what_it_left(
-    command_line: CommandLine, incident: Engine, tmp_path: Path
+    command_line: CommandLine, incident: Engine, tmp_path: Path, approach: str, next_step: str
 ) -> None:
     before = cycle.rows_of(incident)
     spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC.read_text() + "\nstrategy: {approach: forward-only}\n")
+    spec.write_text(SPEC.read_text() + f"\nstrategy: {{approach: {approach}}}\n")
 
     done = command_line("run", "--approve", "--json", "--spec", str(spec))
 
     assert (done.code, done.data["nothing_to_do"], done.data["strategy"]["covers"]) == (0, True, "nothing")
-    assert "approach forward-only, by which 38 documents that are due keep their ids" in done.data["message"]
+    assert f"approach {approach}, by which 38 documents that are due keep their ids" in done.data["message"]
+    assert ("uuid-pipeline regenerate" in done.data["message"]) == (approach == "regenerate")
+    assert command_line("status", "--json", "--spec", str(spec)).data["next"].startswith(next_step)
     assert cycle.rows_of(incident) == before

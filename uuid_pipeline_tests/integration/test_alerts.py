@@ -1,10 +1,15 @@
 """The sensors on a real instance, with real runs behind them and real receivers before them."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from email import message_from_string, policy
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from uuid_pipeline.operations.alerts import delivery, events, sensors
 from uuid_pipeline.operations.alerts.decision import State
@@ -30,6 +35,13 @@ def small_enough() -> dg.AssetCheckResult:
 @dg.asset
 def broken() -> dg.MaterializeResult[None]:
     raise dg.Failure("the store said no: password=hunter2secret")
+
+
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(["canary"]))
+def interrupted() -> dg.MaterializeResult[None]:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+    return dg.MaterializeResult()
 
 
 @dg.asset_check(asset=measured, blocking=True)
@@ -189,3 +201,18 @@ def test_a_run_that_a_red_gate_ended_is_told_by_the_gate_alone(instance: dg.Dags
     ticked(instance, checks)
 
     assert [one["title"] for one in hook.bodies] == ["[uuid-pipeline] FAILED (error): measured.gate"]
+
+
+def test_a_run_that_somebody_ended_is_told_in_words_with_what_ran(instance: dg.DagsterInstance, hook: Received) -> None:
+    cursor, _ = ticked(instance, None, sensors.look_at_runs)
+
+    with suppress(KeyboardInterrupt, DagsterExecutionInterruptedError):
+        dg.Definitions(assets=[interrupted]).resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance, partition_key="canary", asset_selection=[interrupted.key], raise_on_error=False
+        )
+    ticked(instance, cursor, sensors.look_at_runs)
+
+    [sent] = hook.bodies
+    assert sent["title"].endswith(": interrupted [canary]")
+    assert "Interrupted. What was committed stands" in sent["message"]
+    assert "DagsterExecutionInterruptedError" not in sent["message"]

@@ -2,14 +2,14 @@
 
 import re
 import uuid
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
 
-from uuid_pipeline.engine import migration, profile, rollback
+from uuid_pipeline.engine import duplicates, migration, profile, rollback
 from uuid_pipeline.engine.privacy import erasing
+from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -175,23 +175,48 @@ INSERT INTO app.notes SELECT 1, jsonb_build_object('chunk', id) FROM app.chunks 
 )
 
 
+# Of the smaller set two rows have no counterpart: of one an id stands in JSON, of the row below the other in an array.
+NOTES_BELOW = (
+    VECTORS  # noqa: S608
+    + """
+CREATE TABLE app.lines (id uuid PRIMARY KEY, chunk_id uuid NOT NULL REFERENCES app.chunks, n int NOT NULL);
+INSERT INTO app.lines SELECT gen_random_uuid(), id, 1 FROM app.chunks;
+CREATE TABLE app.notes (nid int PRIMARY KEY, payload jsonb, lines uuid[]);
+INSERT INTO app.notes SELECT 1, jsonb_build_object('chunk', c.id), ARRAY[l.id]
+FROM app.chunks c JOIN app.lines l ON l.chunk_id = c.id WHERE c.ord = 7;
+INSERT INTO app.notes SELECT 2, jsonb_build_object('chunk', min(id::text)) FROM app.chunks WHERE ord = 0;
+"""
+)
+LINES = '  line: {table: lines, key: id, parent: chunk, identity: "{chunk_id}:{n}"}\n'
+
+
 @pytest.mark.parametrize("keep", [True, False])
-def test_an_id_in_json_of_a_row_without_counterpart_may_stay_where_the_spec_keeps_orphans(
+def test_an_id_of_a_row_without_counterpart_may_stay_in_json_and_arrays_where_the_spec_keeps_orphans(
     empty_store: Engine, keep: bool
 ) -> None:
-    built(empty_store, NOTES)
+    """And nothing moves before it does."""
+    built(empty_store, NOTES_BELOW)
     orphans = ", orphans: keep" if keep else ""
     spec = spec_of(
-        CHUNKS, f"soft_references:\n  - {{table: notes, column: payload, entity: chunk, path: chunk{orphans}}}\n"
+        CHUNKS + LINES,
+        f"soft_references:\n  - {{table: notes, column: payload, entity: chunk, path: chunk{orphans}}}\n"
+        f"  - {{table: notes, column: lines, entity: line{orphans}}}\n",
     )
+    if not keep:
+        plan = cycle.assess_and_plan(empty_store, spec)
+        with empty_store.begin() as connection:
+            store = cycle.bound(connection, spec)
+            red = duplicates.conflicts_resolvable(connection, store, plan.assessment_no)
+        assert "1 rows of notes.payload.chunk hold ids of rows that merging archives with nothing" in red.finding
+        assert "1 rows of notes.lines hold ids" in red.finding
+        with pytest.raises(RefusedError, match="conflicts_resolvable"):
+            cycle.approve(empty_store, spec, plan.plan_id)
+        return
     execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
     [wave, *_] = cycle.waves_of(empty_store, execution)
     cycle.migrate(empty_store, spec, wave)
 
-    red: dict[str, Any] = {g.gate: g for g in cycle.check_wave(empty_store, spec, wave) if not g.passed}
-
-    assert list(red) == ([] if keep else ["no_dangling_reference"])
-    assert keep or "`orphans: keep`" in red["no_dangling_reference"].remedy
+    assert [g.gate for g in cycle.check_wave(empty_store, spec, wave) if not g.passed] == []
 
 
 def test_a_user_whose_ids_stand_in_an_array_of_anothers_archived_row_can_be_erased(empty_store: Engine) -> None:

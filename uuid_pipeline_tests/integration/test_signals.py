@@ -1,6 +1,7 @@
 """Health signals, each made to trip for real, and a wave that waits for them."""
 
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,6 +174,27 @@ def test_a_query_that_fails_or_would_write_is_unknown_and_writes_nothing(
     assert (locks.state, latency.state) == ("normal", "unknown")
     assert said in latency.reason
     assert cycle.run_sql(empty_store, "SELECT n FROM public.kept") == [(1,)]
+
+
+def test_a_request_to_end_while_the_query_runs_ends_the_reading_and_is_no_fault_of_the_query(
+    empty_store: Engine,
+) -> None:
+    """As Dagster makes it of a termination: no KeyboardInterrupt, on which the driver would cancel the query."""
+
+    class RequestedError(BaseException):
+        pass
+
+    def request(*_: object) -> None:
+        raise RequestedError
+
+    before = signal.signal(signal.SIGALRM, request)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(RequestedError):
+            reading(empty_store, query_latency.read, Throttle(query="SELECT pg_sleep(3)", query_milliseconds=5000))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def waits(engine: Engine) -> list[tuple[Any, ...]]:

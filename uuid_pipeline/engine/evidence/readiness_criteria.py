@@ -201,12 +201,13 @@ def new_documents(evidence: Evidence) -> Criterion:
         figure = f"{now.new_deterministic} of {now.new} documents created since the approval are deterministic"
     if now.new is None:
         figure = "the spec names no creation date" if evidence.execution else "nothing is approved yet"
-    what = "upload one document through the application, then look again"
+    what, command = "upload one document through the application, then look again", "uuid-pipeline report"
     if passed is False:
         what = f"mend what makes ids for new documents (limit: {100 * GENERATION_LIMIT:g} % deterministic)"
+        command = "uuid-pipeline guard"
     return Criterion(
         "new_documents", "Generation of new documents", "ids of the documents created since the approval, recomputed",
-        figure, verdict_of(passed), None if passed else Action(APPLICATION, what, "uuid-pipeline report"),
+        figure, verdict_of(passed), None if passed else Action(APPLICATION, what, command),
         binds=passed is False,
     )  # fmt: skip
 

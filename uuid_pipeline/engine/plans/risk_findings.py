@@ -6,11 +6,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.inventory import Summary
+from uuid_pipeline.engine.merges import counterparts
 from uuid_pipeline.engine.signals import long_transactions
 from uuid_pipeline.engine.signals.sessions import OTHERS_AT_WORK
-from uuid_pipeline.engine.store import Entity, Store
+from uuid_pipeline.engine.store import Store
 from uuid_pipeline.spec import Throttle
 
 OLD_SECONDS = 60.0
@@ -144,47 +145,11 @@ def circumstances(connection: Connection, store: Store, assessment: int) -> dict
     """What holds at planning, and may not when the plan is carried out: who is at work, what merges displace."""
     reading = long_transactions.read(connection, Throttle(long_transaction_seconds=OLD_SECONDS))
     children = {
-        entity.name: without_counterpart(connection, store, entity, assessment)
-        for entity in store.entities
-        if entity.parent is not None and entity.spec.merge_as_set
+        entity.name: counterparts.lost(connection, store, entity, assessment)
+        for entity in counterparts.merged_as_sets(store)
     }
     return {
         "long_transaction": None if reading.state == "normal" else reading.reason,
         "without_counterpart": {name: count for name, count in children.items() if count},
         "others_at_work": bool(sql.scalar(connection, OTHERS_AT_WORK)),
     }
-
-
-# As a batch decides it: of each set below one document the source with most rows stays whole, the survivor's own when
-# even; of the others the rows whose natural key the kept set lacks are archived and have nothing in their place.
-_WITHOUT_COUNTERPART = """
-WITH clusters AS (
-    SELECT m.old_id AS parent, m.new_id AS owner, m.role <> 'merge' AS own FROM {parents} m
-    WHERE m.assessment_no = %(no)s AND m.ordinal IN (
-        SELECT ordinal FROM {parents} WHERE assessment_no = %(no)s AND role = 'merge')),
-rows AS (
-    SELECT i.natural_key, i.parent_key AS parent, c.owner, c.own, jsonb_build_array({columns}) AS set_of
-    FROM clusters c JOIN {inventory} i ON i.assessment_no = %(no)s AND i.parent_key = c.parent
-    JOIN {table} t ON t.{key} = i.key WHERE i.natural_key IS NOT NULL AND i.quarantined IS NULL),
-counted AS (
-    SELECT r.*, count(*) OVER source AS size, bool_or(own) OVER source AS owners FROM rows r
-    WINDOW source AS (PARTITION BY owner, set_of, parent)),
--- Each set is read once: joined with itself, many clusters would be compared row by row.
-placed AS (
-    SELECT owner, natural_key,
-           dense_rank() OVER (PARTITION BY owner, set_of ORDER BY size DESC, owners DESC, parent) AS place FROM counted)
-SELECT coalesce(sum(n), 0) FROM (
-    SELECT count(*) AS n FROM placed GROUP BY owner, natural_key HAVING bool_and(place > 1)) gone
-"""
-
-
-def without_counterpart(connection: Connection, store: Store, entity: Entity, assessment: int) -> int:
-    """Rows of an entity merged as sets that would be archived while nothing takes their place, by today's rows."""
-    statement = sql.Text(_WITHOUT_COUNTERPART).format(
-        parents=ledger.map_table(store.entity(entity.parent or "")),
-        inventory=ledger.inventory_table(entity),
-        table=sql.table(entity.table.schema, entity.table.name),
-        key=sql.name(entity.key),
-        columns=sql.join(", ", [sql.compose("t.{c}", c=sql.name(column)) for column in entity.spec.merge_as_set]),
-    )
-    return int(sql.scalar(connection, statement, {"no": assessment}))

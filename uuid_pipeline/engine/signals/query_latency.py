@@ -46,6 +46,12 @@ def _milliseconds(connection: Connection, query: str, limit: float) -> float:
             _run(connection, query)
         except psycopg.errors.QueryCanceled:
             return max(cancel_at, 1000 * (time.perf_counter() - began))
+        except Exception:
+            raise
+        except BaseException:
+            # A request to end. The query is still under way, so that undoing the transaction would fail in its place.
+            connection.invalidate()
+            raise
         return 1000 * (time.perf_counter() - began)
 
 

@@ -46,7 +46,7 @@ class FailedRun:
 
     event: int
     run_id: str
-    job: str
+    subject: str
     message: str
     at: float
 
@@ -128,7 +128,7 @@ def of_run(run: FailedRun) -> Alert:
     return Alert(
         id=f"run-{run.run_id}",
         kind="run failed",
-        subject=f"job {run.job}",
+        subject=run.subject,
         severity="error",
         finding=run.message,
         run_id=run.run_id,

@@ -7,8 +7,12 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import is_reserved_asset_job_name
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from uuid_pipeline.errors import InterruptedRunError
 from uuid_pipeline.operations.alerts.decision import Evaluation, FailedRun
+from uuid_pipeline.operations.runs import interrupted
 from uuid_pipeline.settings import read_settings, without_secrets
 
 # Evaluated by the alerts themselves: an alert about them would go where the failed one could not.
@@ -96,16 +100,26 @@ def _failed_run(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> Fail
     return FailedRun(
         event=record.storage_id,
         run_id=entry.run_id,
-        job=run.job_name if run else "unknown",
+        subject=_subject(run) if run else "a run",
         message=_reason(instance, entry),
         at=entry.timestamp,
     )
+
+
+def _subject(run: dg.DagsterRun) -> str:
+    """What ran, as people started it: the job of an asset materialized by itself is Dagster's own."""
+    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+    started = f"job {run.job_name}" if not is_reserved_asset_job_name(run.job_name) else ", ".join(assets)
+    partition = run.tags.get(PARTITION_NAME_TAG)
+    return f"{started or 'a run'} [{partition}]" if partition else started or "a run"
 
 
 def _reason(instance: dg.DagsterInstance, entry: dg.EventLogEntry) -> str:
     """Why the run failed: the first failed step's own words, else the run's."""
     steps: Any = instance.all_logs(entry.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     for step in steps:
+        if interrupted(step.dagster_event):
+            return InterruptedRunError().message
         failure = step.dagster_event.event_specific_data
         if failure.user_failure_data and failure.user_failure_data.description:
             return _shown(failure.user_failure_data.description)
