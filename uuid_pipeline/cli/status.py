@@ -12,13 +12,15 @@ from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import open_configured_store
 from uuid_pipeline.engine import finalizing, lease, ledger, planning, sql, traps
 from uuid_pipeline.engine.batches import aside
+from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.plans.approach import SHOWN
+from uuid_pipeline.engine.store import bind
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.reports import progress, state
 from uuid_pipeline.reports.tables import counts
 from uuid_pipeline.settings import read_settings
-from uuid_pipeline.spec import load_spec
+from uuid_pipeline.spec import Spec, load_spec
 
 SHOWN_EXECUTIONS = 3
 
@@ -35,7 +37,7 @@ def status(
         if watch and as_json:
             raise UsageError("--watch is for people; for a program: uuid-pipeline status --json, again and again.")
         settings = read_settings()
-        load_spec(settings.spec)
+        wanted = load_spec(settings.spec)
         engine = open_configured_store(settings)
         try:
             with engine.begin() as connection:
@@ -44,8 +46,9 @@ def status(
                     answer.data["next"] = "uuid-pipeline plan"
                     answer.say("This store has no ledger: nothing was ever assessed. Run: uuid-pipeline plan")
                     return
+                ledger.require_version(connection)
                 if not watch:
-                    describe(connection, answer)
+                    describe(connection, answer, wanted)
             if watch:
                 with suppress(KeyboardInterrupt):
                     answer.say(watching.watch(engine, interval))
@@ -55,7 +58,7 @@ def status(
     answer_with(verb, as_json, spec)
 
 
-def describe(connection: Connection, answer: Answer) -> None:
+def describe(connection: Connection, answer: Answer, spec: Spec) -> None:
     """The ledger's state in data and lines."""
     plan = planning.newest(connection)
     executions = ledger.executions(connection)
@@ -79,7 +82,7 @@ def describe(connection: Connection, answer: Answer) -> None:
         "altered": state.altered(connection),
         "waits": state.waits(connection),
         "progress": _progress(connection),
-        "next": next_step(connection, executions, wanted, plan, holder is not None and holder.alive),
+        "next": next_step(connection, spec, executions, wanted, plan, holder is not None and holder.alive),
     }  # fmt: skip
     show(answer, holder)
     answer.say(*[f"Commits: {row.sentence}" for row in sql.rows(connection, traps.NO_STANDBY)])
@@ -163,6 +166,7 @@ def _writer(holder: lease.Holder | None, unfinished: bool) -> str:
 
 def next_step(
     connection: Connection,
+    spec: Spec,
     executions: list[ledger.Execution],
     wanted: dict[str, str],
     plan: planning.Plan | None,
@@ -180,24 +184,42 @@ def next_step(
     if red:
         again = "run" if open_one is not None else "validate"
         return f"uuid-pipeline rollback --all; or mend what is wrong, then: uuid-pipeline {again}. {'; '.join(red)}"
-    return _begin(connection, executions, plan) if open_one is None else _continue(connection, open_one, plan)
+    if open_one is None:
+        return _begin(connection, spec, executions, plan)
+    return _continue(connection, spec, open_one, plan)
 
 
-def _continue(connection: Connection, open_one: ledger.Execution, plan: planning.Plan | None) -> str:
+def _stale(connection: Connection, spec: Spec, plan: planning.Plan) -> str | None:
+    """Why a plan cannot be carried out under the spec and in the store of now."""
+    try:
+        store = bind(spec, read_catalog(connection, spec.schema_name))
+    except UsageError as error:
+        return " ".join(error.message.split())
+    return planning.stale_reason(connection, store, plan)
+
+
+def _continue(connection: Connection, spec: Spec, open_one: ledger.Execution, plan: planning.Plan | None) -> str:
     newer = plan if plan is not None and plan.assessment_no > open_one.assessment_no else None
     if open_one.status == "approved" and newer is not None and not newer.nothing_to_do:
         return f"{newer.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
+    reason = _stale(connection, spec, planning.of_assessment(connection, open_one.assessment_no))
+    if reason is not None:
+        return (
+            f"uuid-pipeline plan, and approve what it makes: execution {open_one.execution_id} is {open_one.status}, "
+            f"and {reason}"
+        )
     instead = f"; if it cannot go on: {newer.approve_command}" if newer is not None and not newer.nothing_to_do else ""
     return _go_on(connection, open_one) + instead
 
 
-def _begin(connection: Connection, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:
+def _begin(connection: Connection, spec: Spec, executions: list[ledger.Execution], plan: planning.Plan | None) -> str:
     installed = aliases.installed(connection)
     if installed and finalizing.is_half_done(connection, executions):
         return f"uuid-pipeline finalize: it was interrupted, and alias triggers still stand on {', '.join(installed)}"
     # A plan made before rows moved, or went back, is about another state of the store.
     if plan is not None and not plan.nothing_to_do and not state.moved_since(connection, plan.assessment_no):
-        return plan.approve_command
+        reason = _stale(connection, spec, plan)
+        return plan.approve_command if reason is None else f"uuid-pipeline plan: of plan {plan.plan_id}, {reason}"
     if plan is not None and plan.nothing_to_do and sum(plan.content["left"].values()):
         return _none_by_the_spec(plan)
     if installed:

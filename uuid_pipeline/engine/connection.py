@@ -206,14 +206,16 @@ def copy_in(connection: sa.Connection, statement: str, data: bytes) -> None:
         copy.write(data)
 
 
+def cluster_identity(connection: sa.Connection) -> str | None:
+    """The cluster's system identifier; None where this role may not ask for it."""
+    may_ask = sql.scalar(connection, "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
+    return str(sql.scalar(connection, "SELECT system_identifier::text FROM pg_control_system()")) if may_ask else None
+
+
 def store_identity(connection: sa.Connection) -> str:
     """What tells one store from another: the cluster's system identifier and the database's oid and name."""
-    may_ask = sql.scalar(connection, "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
-    cluster = sql.scalar(
-        connection,
-        "SELECT system_identifier::text FROM pg_control_system()"
-        if may_ask
-        else "SELECT coalesce(inet_server_addr()::text, 'local')",
+    cluster = cluster_identity(connection) or sql.scalar(
+        connection, "SELECT coalesce(inet_server_addr()::text, 'local')"
     )
     database = sql.scalar(
         connection, "SELECT oid || '/' || datname FROM pg_database WHERE datname = current_database()"

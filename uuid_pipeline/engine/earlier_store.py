@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import sql
+from uuid_pipeline.engine import places, sql
 from uuid_pipeline.engine.catalog import Catalog, read_catalog, table_oid
+from uuid_pipeline.engine.merges import archive
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.spec import EntitySpec, SoftReference, Spec
 
 _PROFILE = "SELECT profile FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s"
@@ -25,16 +26,52 @@ def spec_of(connection: Connection, assessment: int) -> Spec:
 def store_of(connection: Connection, assessment: int) -> Store:
     """The store bound by the spec that an assessment was made with, whatever is given now.
 
-    Raises UsageError when a table of an entity is gone, or a column that identity is made of; RefusedError when a
-    foreign key from another schema is, without which its rows are not found.
+    Raises RefusedError when a table of an entity is gone, or a column that identity is made of; when what the plan
+    names has another name now; or when a foreign key from another schema is gone, without which its rows are not found.
     """
     profile = sql.scalar(connection, _PROFILE, {"no": assessment})
     spec = Spec.model_validate(profile["spec"])
     catalog = read_catalog(connection, spec.schema_name)
     references = [{"schema": spec.schema_name, **reference} for reference in profile["references"]]
-    store = bind(_as_things_are(spec, catalog, references), catalog)
+    _require_names(connection, assessment, spec, references)
+    try:
+        store = bind(_as_things_are(spec, catalog, references), catalog)
+    except UsageError as error:
+        raise RefusedError(
+            f"Refused: plan {_plan_id(connection, assessment)} keeps the spec that it was made with, whatever the spec "
+            f"of now says, and the store has changed since. {error.message}\nPut back what is missing, for as long as "
+            "it takes to undo what was moved."
+        ) from error
     _require_found(connection, store, references)
     return store
+
+
+def _plan_id(connection: Connection, assessment: int) -> str:
+    found = "SELECT plan_id FROM uuid_pipeline.plans WHERE assessment_no = %(no)s"
+    return str(sql.scalar(connection, found, {"no": assessment}))
+
+
+def _require_names(connection: Connection, assessment: int, spec: Spec, references: Sequence[dict[str, Any]]) -> None:
+    """Raise RefusedError when a table or column by whose name the ledger finds its rows was renamed since."""
+    found = "SELECT places_before FROM uuid_pipeline.executions WHERE assessment_no = %(no)s"
+    then = sql.scalar(connection, found, {"no": assessment})
+    needed = {(one["schema"], one["table"], one["column"]) for one in references}
+    for entity in spec.entities.values():
+        columns = (entity.key, *entity.template.fields, *entity.merge_as_set)
+        needed |= {(spec.schema_name, entity.table, column) for column in columns}
+    tables = {f"{schema}.{table}" for schema, table, _ in needed}
+    tables |= {row.name for row in sql.rows(connection, archive.ARCHIVED, {"no": assessment})}
+    renamed = [
+        one
+        for one in (places.renamed(connection, then) if then else ())
+        if ((one.schema, one.table, one.column) in needed if one.column else f"{one.schema}.{one.table}" in tables)
+    ]
+    if renamed:
+        raise RefusedError(
+            f"Refused: since plan {_plan_id(connection, assessment)} was carried out names were changed by which it is "
+            f"undone: {'; '.join(map(str, renamed))}. Rename them back for as long as that takes: "
+            + " ".join(one.back for one in renamed)
+        )
 
 
 def _as_things_are(spec: Spec, catalog: Catalog, references: Sequence[dict[str, Any]]) -> Spec:

@@ -109,6 +109,7 @@ def of_newest_plan(connection: Connection) -> Subject:
 def _require_ledger(connection: Connection) -> None:
     if not ledger.exists(connection):
         raise RefusedError("This store has no ledger: nothing was ever assessed. Run: uuid-pipeline plan")
+    ledger.require_version(connection)
 
 
 def _subject(connection: Connection, execution: ledger.Execution) -> Subject:

@@ -163,6 +163,7 @@ def _require_done(connection: Connection) -> None:
     require_closed(connection)
     installed = aliases.installed(connection)
     if installed or _ending(connection):
+        ledger.require_version(connection)
         raise RefusedError(
             "Refused: the ledger still holds what a rollback needs"
             + (f", and the alias triggers of {len(installed)} tables" if installed else "")

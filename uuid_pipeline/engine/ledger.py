@@ -17,7 +17,7 @@ from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import RefusedError
 
 SCHEMA = "uuid_pipeline"
-VERSION = 5
+VERSION = 6
 
 # The legal moves of an execution. A status not named as a key is final.
 #   approved            a plan was approved; nothing has moved
@@ -94,6 +94,14 @@ def create(connection: Connection, store: Store) -> None:
     if not exists(connection):
         _require_room(connection)
         connection.exec_driver_sql(ddl)
+    require_version(connection)
+    if is_owner(connection):
+        for entity in store.entities:
+            _create_typed(connection, store, entity)
+
+
+def require_version(connection: Connection) -> None:
+    """Raise RefusedError when another version of this program made the ledger."""
     version = sql.scalar(connection, "SELECT version FROM uuid_pipeline.ledger")
     if version != VERSION:
         newer = version is not None and version > VERSION
@@ -101,9 +109,6 @@ def create(connection: Connection, store: Store) -> None:
             f"The ledger in this store has version {version}; this program writes {VERSION}. "
             + ("Upgrade it." if newer else "Finish with the version that made it, drop the ledger, and plan anew.")
         )
-    if is_owner(connection):
-        for entity in store.entities:
-            _create_typed(connection, store, entity)
 
 
 def _require_room(connection: Connection) -> None:

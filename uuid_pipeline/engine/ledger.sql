@@ -43,6 +43,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.executions (
     expires_at timestamptz NOT NULL,
     finished_at timestamptz,
     catalog_before jsonb,
+    -- Where tables and columns were, to follow or to name what is renamed.
+    places_before jsonb,
     snapshot_before text
 );
 -- One open execution a store: a second approval must supersede the first.
@@ -381,4 +383,4 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.health_baselines (
 );
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
-INSERT INTO uuid_pipeline.ledger (version) VALUES (5) ON CONFLICT DO NOTHING;
+INSERT INTO uuid_pipeline.ledger (version) VALUES (6) ON CONFLICT DO NOTHING;

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import control, fingerprint, gates, ledger, planning, sql, sweep
+from uuid_pipeline.engine import control, fingerprint, gates, ledger, places, planning, sql, sweep
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.triggers import Tier
@@ -141,8 +141,13 @@ def _begin(connection: Connection, store: Store, execution: ledger.Execution) ->
     sql.execute(
         connection,
         """UPDATE uuid_pipeline.executions SET catalog_before = %(catalog)s::jsonb,
-               snapshot_before = pg_current_snapshot()::text WHERE execution_id = %(id)s""",
-        {"id": execution.execution_id, "catalog": json.dumps(catalogs.snapshot(connection, store.catalog))},
+               places_before = %(places)s::jsonb, snapshot_before = pg_current_snapshot()::text
+           WHERE execution_id = %(id)s""",
+        {
+            "id": execution.execution_id,
+            "catalog": json.dumps(catalogs.snapshot(connection, store.catalog)),
+            "places": json.dumps(places.read(connection, [table.oid for table in store.catalog.tables.values()])),
+        },
     )
     fingerprint.take_before(connection, store, execution)
     retrieval.take_baseline(connection, store, execution)

@@ -131,6 +131,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         stores = _stores(writing.connection, store, waves)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
+        _find_archives(writing, stores)
         if waves:
             aliases.install(engine, store, assessments)
         _open(writing.connection, waves, writing.lease)
@@ -147,6 +148,16 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         _close(writing.connection, writing.lease)
         _require_none_dangling(writing.connection, stores)
     return runs
+
+
+def _find_archives(writing: Writer, stores: dict[str, Store]) -> None:
+    """Before anything goes back: each archive is there, and its columns are called as those of its table now."""
+    with writing.connection.begin():
+        leases.hold(writing.connection, writing.lease)
+        for execution_id, store in stores.items():
+            number = ledger.execution(writing.connection, execution_id).assessment_no
+            archive.require_found(writing.connection, store, number)
+            archive.follow_renames(writing.connection, store, number)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def whole_check(
 
     @dg.asset_check(asset=gates.VALIDATION_STAGE, name=gate, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        with store.open() as (engine, bound), engine.begin() as connection:
+        with store.open_to_validate() as (engine, bound), engine.begin() as connection:
             execution = subject(connection)
             result = evaluate(connection, bound, execution, context.run.run_id)
             scope = Scope(execution=execution.execution_id)

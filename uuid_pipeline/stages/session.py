@@ -9,11 +9,11 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
-from uuid_pipeline.engine import catalog, earlier_store, ledger, profile, rollback
+from uuid_pipeline.engine import catalog, earlier_store, ledger, profile, rollback, validation
 from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained, open_store
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.errors import PipelineError
+from uuid_pipeline.errors import PipelineError, RefusedError
 from uuid_pipeline.settings import Settings, read_settings, without_secrets
 from uuid_pipeline.spec import load_spec
 
@@ -45,6 +45,10 @@ class StoreResource(dg.ConfigurableResource[None]):
     def open_to_undo(self) -> AbstractContextManager[tuple[Engine, Store]]:
         """The same with the store as the execution knew it that is to be undone."""
         return self._open(bound_to_undo)
+
+    def open_to_validate(self) -> AbstractContextManager[tuple[Engine, Store]]:
+        """The same with the store as the execution knew it that is validated, whatever the spec says since."""
+        return self._open(bound_to_validate)
 
     @contextmanager
     def _open(self, bound: Binder) -> Iterator[tuple[Engine, Store]]:
@@ -124,6 +128,19 @@ def bound_store(connection: Connection, settings: Settings) -> Store:
 def bound_to_undo(connection: Connection, settings: Settings) -> Store:
     """The store as the newest execution with rows under new ids knew it, if there is one."""
     assessment = rollback.newest_to_undo(connection)
+    if assessment is None:
+        return bound_store(connection, settings)
+    store = earlier_store.store_of(connection, assessment)
+    profile.require_access(connection, store)
+    return store
+
+
+def bound_to_validate(connection: Connection, settings: Settings) -> Store:
+    """The store as the execution that is validated knew it; by the spec of now where there is none."""
+    try:
+        assessment = validation.subject(connection).assessment_no if ledger.exists(connection) else None
+    except RefusedError:
+        assessment = None  # said by what then asks for the subject itself
     if assessment is None:
         return bound_store(connection, settings)
     store = earlier_store.store_of(connection, assessment)

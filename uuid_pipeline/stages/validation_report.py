@@ -21,7 +21,7 @@ from uuid_pipeline.stages.shown import table
     description="The whole store against the state before: rows, ids, references, dates, schema.",
 )
 def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-    with store.open() as (engine, bound), engine.begin() as connection:
+    with store.open_to_validate() as (engine, bound), engine.begin() as connection:
         execution = validation.subject(connection)
         compared = comparison.of_run(connection, bound, execution, context.run.run_id)
         before = figures.latest(connection, "lookups", assessment=execution.assessment_no)

@@ -1,5 +1,8 @@
 """``uuid-pipeline status`` answers in every state of a store, and names the command to give next."""
 
+import uuid
+from pathlib import Path
+
 import pytest
 from sqlalchemy import Engine
 
@@ -9,7 +12,23 @@ from uuid_pipeline_tests.acceptance.conftest import CommandLine
 from uuid_pipeline_tests.conftest import SPEC
 from uuid_pipeline_tests.integration import cycle
 
+DEFAULT = Path(__file__).parents[2] / "uuid_pipeline/specs/upload_pipeline.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
+
+
+@pytest.fixture
+def command_line(command_line: CommandLine, tmp_path: Path) -> CommandLine:
+    """With the spec that the states which tests begin in were made with."""
+    return with_spec(command_line, tmp_path, "backup: dump", "backup: none")
+
+
+def with_spec(command_line: CommandLine, directory: Path, old: str, new: str) -> CommandLine:
+    """With the demo's spec, or that of before, in which one thing is changed."""
+    before = Path(command_line.environment.get("UUID_PIPELINE_SPEC", DEFAULT)).read_text(encoding="utf-8")
+    assert old in before
+    path = directory / f"{uuid.uuid4().hex}.yaml"
+    path.write_text(before.replace(old, new), encoding="utf-8")
+    return command_line.but(UUID_PIPELINE_SPEC=str(path))
 
 
 @pytest.mark.parametrize(
@@ -154,3 +173,60 @@ def test_a_rollback_of_what_has_moved_nothing_says_that_the_approval_has_ended(
 
     assert (said.code, said.data["message"].startswith("Nothing had moved; execution ")) == (0, True)
     assert cycle.newest_execution(incident).status == "rolled_back"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("on_duplicate: merge", "on_duplicate: block", "the spec changed since"),
+        ("table: document_chunks", "table: pieces", "has no table pieces"),
+    ],
+)
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param("of plan", marks=pytest.mark.begins("planned")),
+        pytest.param("is approved", marks=pytest.mark.begins("approved")),
+        pytest.param("is running", marks=pytest.mark.begins("begun")),
+    ],
+)
+def test_a_plan_that_fits_no_longer_is_not_offered(
+    command_line: CommandLine, incident: Engine, tmp_path: Path, state: str, old: str, new: str, said: str
+) -> None:
+    changed = with_spec(command_line, tmp_path, old, new)
+
+    told = changed("status", "--json").data["next"]
+
+    assert told.startswith("uuid-pipeline plan")
+    assert state in told
+    assert said in told
+    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.documents ADD note text")
+    assert "indexes, triggers, policies or grants changed since" in command_line("status", "--json").data["next"]
+
+
+@pytest.mark.begins("migrated")
+def test_a_ledger_of_another_version_is_told_as_every_verb_tells_it(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.ledger SET version = version - 1")
+
+    export = ["export", "--output", str(tmp_path / "maps"), "--format", "csv"]
+    for verb in (["status"], export, ["drop-ledger"], ["plan"], ["finalize"]):
+        said = command_line(*verb, "--json")
+        assert (said.code, "Finish with the version that made it" in said.data["error"]) == (1, True), verb
+
+
+@pytest.mark.begins("migrated")
+def test_validation_is_by_the_spec_that_was_approved_whatever_it_says_now(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    """Also where a foreign key by which rows were found is gone: that alone is told, and that the schema changed."""
+    other = with_spec(command_line, tmp_path, "{document_id}:{chunker_name}", "{document_id}/{chunker_name}")
+
+    assert other("validate", "--json").code == 0
+    assert "uuid-pipeline plan" in other("status", "--json").data["next"]
+
+    cycle.run_sql(incident, "ALTER TABLE upload_pipeline.events DROP CONSTRAINT events_document_id_fkey")
+    said = other("validate", "--json")
+    assert said.code == 1
+    assert [gate["gate"] for gate in said.data["gates"] if not gate["passed"]] == ["whole_schema_unchanged"]

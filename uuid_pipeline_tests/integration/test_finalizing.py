@@ -216,7 +216,7 @@ def test_aliases_that_an_interrupted_finalize_left_are_told_and_removed_by_the_n
     with store.begin() as connection:
         executions = ledger.executions(connection)
         assert finalizing.is_half_done(connection, executions)
-        told = next_step(connection, executions, {}, plan, live=False)
+        told = next_step(connection, AT_ONCE, executions, {}, plan, live=False)
     assert told.startswith("uuid-pipeline finalize: it was interrupted, and alias triggers still stand on ")
     assert "upload_pipeline.document_chunks" in told
 

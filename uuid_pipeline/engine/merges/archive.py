@@ -1,11 +1,13 @@
 """Archives: rows that a merge displaces, whole and typed; restorable as long as their execution is."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import fingerprint, ledger, sql
+from uuid_pipeline.engine import fingerprint, ledger, places, sql
 from uuid_pipeline.engine.catalog import Column, Table
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
@@ -54,10 +56,12 @@ class Shelf:
 
 def shelf(table: Table, assessment: int) -> Shelf:
     """The archive as it is made for the table as it is."""
-    # The server cuts names at 63 bytes: what tells two archives apart stands at the end.
+    # The server cuts names at 63 bytes: what tells two archives apart stands at the end. It is made of names alone: a
+    # store that was dumped and restored must find its archives, and there a table has another number.
     name = f"archive_{table.schema}_{table.name}".encode()[:50].decode(errors="ignore")
+    mark = hashlib.sha256(json.dumps([table.schema, table.name]).encode()).hexdigest()[:6]
     columns = tuple(column for column in table.columns.values() if not column.generated)
-    return Shelf(table, sql.table(ledger.SCHEMA, f"{name}_{table.oid % 1000:03d}_{assessment}"), columns)
+    return Shelf(table, sql.table(ledger.SCHEMA, f"{name}_{mark}_{assessment}"), columns)
 
 
 def make_shelf(connection: Connection, kept: Shelf) -> None:
@@ -75,6 +79,90 @@ def make_shelf(connection: Connection, kept: Shelf) -> None:
     )
     sql.execute(connection, statement)
     sql.execute(connection, sql.compose("CREATE INDEX ON {archive} (uuid_pipeline_ordinal)", archive=kept.relation))
+    _note(connection, kept, places.read(connection, [kept.table.oid]))
+
+
+def _note(connection: Connection, kept: Shelf, made_of: places.Places) -> None:
+    """Write down, as the archive's comment, which column of the table each of its columns holds."""
+    statement = sql.compose(
+        "COMMENT ON TABLE {archive} IS {places}", archive=kept.relation, places=sql.literal(json.dumps(made_of))
+    )
+    sql.execute(connection, statement)
+
+
+def follow_renames(connection: Connection, store: Store, assessment: int) -> None:
+    """Give columns of archives the names that those of their tables have now; wants an open transaction.
+
+    Raises RefusedError where the table is another than then, restored from a dump or made anew, and nothing tells a
+    renamed column from a dropped one.
+    """
+    for kept in shelves(connection, store, assessment):
+        then = _noted(connection, kept)
+        renamed = [one for one in places.renamed(connection, then) if one.column is not None] if then else []
+        if renamed:
+            _rename(connection, kept, {str(one.column): str(one.column_now) for one in renamed})
+            _note(connection, kept, places.read(connection, [kept.table.oid]))
+        elif then is None or not places.hold(connection, then, kept.table.oid):
+            _require_no_rename(connection, kept)
+
+
+def _noted(connection: Connection, kept: Shelf) -> places.Places | None:
+    found = "SELECT obj_description(to_regclass(%(name)s), 'pg_class')"
+    text = sql.scalar(connection, found, {"name": sql.shown(kept.relation)})
+    return json.loads(text) if text else None
+
+
+# Tables, each named as "schema.table", of which this assessment's batches archived rows.
+ARCHIVED = """
+SELECT DISTINCT t.name FROM uuid_pipeline.batches b
+JOIN uuid_pipeline.executions e USING (execution_id)
+CROSS JOIN LATERAL jsonb_object_keys(b.moved->'merged'->'archived') t(name) WHERE e.assessment_no = %(no)s
+"""
+
+
+def require_found(connection: Connection, store: Store, assessment: int) -> None:
+    """Raise RefusedError when a table that rows were archived of is there, and their archive is not."""
+    found = {f"{kept.table.schema}.{kept.table.name}" for kept in shelves(connection, store, assessment)}
+    there = {f"{schema}.{name}" for schema, name in store.catalog.tables}
+    archived = {row.name for row in sql.rows(connection, ARCHIVED, {"no": assessment})}
+    missing = sorted(archived & there - found)
+    if missing:
+        raise RefusedError(
+            f"Refused: merging archived rows of {', '.join(missing)}, and the ledger has that archive no longer: they "
+            "would not come back. Restore the ledger's tables from your backup first."
+        )
+
+
+def _rename(connection: Connection, kept: Shelf, names: Mapping[str, str]) -> None:
+    """By names of our own in between: two may have changed theirs; what stands in the way is of a dropped column."""
+    there = _columns(connection, kept.relation).keys()
+    moves = {old: new for old, new in names.items() if old in there}
+    in_the_way = [new for new in moves.values() if new in there and new not in moves]
+    first = {old: f"uuid_pipeline_{number}" for number, old in enumerate([*moves, *in_the_way])}
+    second = {first[old]: new for old, new in moves.items()}
+    second |= {first[old]: f"uuid_pipeline_dropped_{number}" for number, old in enumerate(in_the_way)}
+    for old, new in [*first.items(), *second.items()]:
+        statement = sql.compose(
+            "ALTER TABLE {archive} RENAME COLUMN {old} TO {new}",
+            archive=kept.relation,
+            old=sql.name(old),
+            new=sql.name(new),
+        )
+        sql.execute(connection, statement)
+
+
+def _require_no_rename(connection: Connection, kept: Shelf) -> None:
+    now, archived = _columns(connection, kept.source), _columns(connection, kept.relation)
+    gone = [name for name in archived if name not in now and not name.startswith("uuid_pipeline_")]
+    new = [column.name for column in kept.table.columns.values() if column.name not in archived]
+    if gone and new:
+        place = f"{kept.table.schema}.{kept.table.name}"
+        raise RefusedError(
+            f"Refused: rows of {place} were archived with {', '.join(gone)}, which it has no longer, and it has "
+            f"got {', '.join(new)} since. Whether that is a rename cannot be known of a table that was restored from "
+            "a dump or made anew. Rename back what was renamed, or take away what is new, for as long as the rollback "
+            "takes."
+        )
 
 
 def exists(connection: Connection, kept: Shelf) -> bool:

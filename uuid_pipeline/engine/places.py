@@ -1,0 +1,84 @@
+"""Where tables and columns were, by the server's own numbers: a rename leaves these as they are.
+
+They mean something in the cluster alone where they were read: restored from a dump, a table has others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.connection import cluster_identity
+
+Places = Mapping[str, Any]
+
+_TABLES = """
+SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
+       (SELECT jsonb_object_agg(a.attnum::text, a.attname) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY(%(oids)s::bigint[])
+"""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A table, or where there is a ``column`` that column of it, under the name of then; and the names of now."""
+
+    schema: str
+    table: str
+    column: str | None
+    table_now: tuple[str, str]
+    column_now: str | None = None
+
+    def __str__(self) -> str:
+        then = ".".join(part for part in (self.schema, self.table, self.column) if part is not None)
+        return f"{then} is now {'.'.join(self.table_now) if self.column_now is None else self.column_now}"
+
+    @property
+    def back(self) -> str:
+        """The statement that gives it its name of then."""
+        now = sql.table(*self.table_now)
+        if self.column is not None and self.column_now is not None:
+            renamed = sql.compose("RENAME {n} TO {c}", n=sql.name(self.column_now), c=sql.name(self.column))
+            return sql.shown(sql.compose("ALTER TABLE {t} {renamed};", t=now, renamed=renamed))
+        if self.table_now[0] != self.schema:
+            return sql.shown(sql.compose("ALTER TABLE {t} SET SCHEMA {s};", t=now, s=sql.name(self.schema)))
+        return sql.shown(sql.compose("ALTER TABLE {t} RENAME TO {n};", t=now, n=sql.name(self.table)))
+
+
+def read(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
+    """The places of these tables and of their columns, as JSON takes them."""
+    found = sql.rows(connection, _TABLES, {"oids": list(oids)})
+    tables = {str(row.oid): {"schema": row.schema, "name": row.name, "columns": row.columns or {}} for row in found}
+    return {"cluster": cluster_identity(connection), "tables": tables}
+
+
+def renamed(connection: Connection, then: Places) -> list[Renamed]:
+    """What has another name than then; nothing where this is another cluster, as after a restore."""
+    tables: Mapping[str, Any] = then["tables"]
+    now = read(connection, [int(oid) for oid in tables])
+    if not _same_cluster(then, now):
+        return []
+    found = []
+    for oid, was in tables.items():
+        if oid not in now["tables"]:
+            continue
+        table = now["tables"][oid]
+        place = (table["schema"], table["name"])
+        if place != (was["schema"], was["name"]):
+            found.append(Renamed(was["schema"], was["name"], None, place))
+        for number, column in was["columns"].items():
+            if table["columns"].get(number, column) != column:
+                found.append(Renamed(was["schema"], was["name"], column, place, table["columns"][number]))
+    return found
+
+
+def hold(connection: Connection, then: Places, oid: int) -> bool:
+    """Whether this is the very table that was looked at then, and no other of its name."""
+    return _same_cluster(then, read(connection, [])) and str(oid) in then["tables"]
+
+
+def _same_cluster(then: Places, now: Places) -> bool:
+    return then["cluster"] is not None and then["cluster"] == now["cluster"]

