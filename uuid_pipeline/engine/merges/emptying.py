@@ -17,7 +17,7 @@ from uuid_pipeline.engine.merges import coming_back
 from uuid_pipeline.engine.merges.folding import Fold, folds
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.errors import BatchError
+from uuid_pipeline.errors import BatchError, RefusedError
 
 CASCADE = "c"
 
@@ -241,6 +241,34 @@ def fill(connection: Connection, store: Store, plan: BatchPlan) -> None:
     for key in _keys(store, remembered):
         sql.execute(connection, _filled(store.catalog.tables[key.table_schema, key.table], key), plan.values)
     sql.execute(connection, _FORGET, plan.values)
+
+
+# Each key of this assessment's batches with the columns that it emptied; a table is named as "schema.table".
+_EMPTIED = """
+SELECT r.table_name, r.foreign_key, array_agg(DISTINCT k.name) AS columns
+FROM uuid_pipeline.repointed r JOIN uuid_pipeline.executions e USING (execution_id)
+CROSS JOIN LATERAL jsonb_object_keys(r.before) k(name)
+WHERE e.assessment_no = %(no)s AND r.foreign_key IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2
+"""
+
+
+def require_keys(connection: Connection, store: Store, assessment: int) -> None:
+    """Raise RefusedError when a key that was emptied stands no longer under its name, and its columns do."""
+    keys = {(f"{key.table_schema}.{key.table}", key.name) for key in store.catalog.foreign_keys}
+    tables = {f"{schema}.{name}": table for (schema, name), table in store.catalog.tables.items()}
+    missing = [
+        f"{row.foreign_key} of {row.table_name} ({', '.join(row.columns)})"
+        for row in sql.rows(connection, _EMPTIED, {"no": assessment})
+        if (row.table_name, row.foreign_key) not in keys
+        and row.table_name in tables
+        and set(row.columns) <= tables[row.table_name].columns.keys()
+    ]
+    if missing:
+        raise RefusedError(
+            f"Refused: merging emptied foreign keys that stand no longer under their names: {'; '.join(missing)}. By "
+            "them rows are given back what they held. Put them back (NOT VALID is enough), or rename them back, for as "
+            "long as the rollback takes."
+        )
 
 
 _REMEMBERED = """
