@@ -63,6 +63,9 @@ def _require_names(connection: Connection, assessment: int, spec: Spec, referenc
     """Raise RefusedError when a table or column by whose name the ledger finds its rows was renamed since."""
     found = "SELECT places_before FROM uuid_pipeline.executions WHERE assessment_no = %(no)s"
     then = sql.scalar(connection, found, {"no": assessment})
+    every = places.renamed(connection, then) if then else []
+    if not every:
+        return
     needed = {(f"{one['schema']}.{one['table']}", one["column"]) for one in references}
     for entity in spec.entities.values():
         columns = (entity.key, *entity.template.fields, *entity.merge_as_set)
@@ -72,7 +75,7 @@ def _require_names(connection: Connection, assessment: int, spec: Spec, referenc
     tables |= {row.name for row in sql.rows(connection, archive.ARCHIVED, {"no": assessment})}
     renamed = [
         one
-        for one in (places.renamed(connection, then) if then else ())
+        for one in every
         if (
             f"{one.schema}.{one.table}" in tables
             if one.column is None

@@ -38,14 +38,19 @@ class Renamed:
 
     @property
     def back(self) -> str:
-        """The statement that gives it its name of then."""
-        now = sql.table(*self.table_now)
+        """The statements that give it its name of then; those of a table come after those of its columns."""
+        schema, table = self.table_now
+        now = sql.table(schema, table)
         if self.column is not None and self.column_now is not None:
-            renamed = sql.compose("RENAME {n} TO {c}", n=sql.name(self.column_now), c=sql.name(self.column))
-            return sql.shown(sql.compose("ALTER TABLE {t} {renamed};", t=now, renamed=renamed))
-        if self.table_now[0] != self.schema:
-            return sql.shown(sql.compose("ALTER TABLE {t} SET SCHEMA {s};", t=now, s=sql.name(self.schema)))
-        return sql.shown(sql.compose("ALTER TABLE {t} RENAME TO {n};", t=now, n=sql.name(self.table)))
+            names = {"now": sql.name(self.column_now), "then": sql.name(self.column)}
+            return sql.shown(sql.compose("ALTER TABLE {table} RENAME {now} TO {then};", table=now, **names))
+        steps = []
+        if table != self.table:
+            steps.append(sql.compose("ALTER TABLE {table} RENAME TO {then};", table=now, then=sql.name(self.table)))
+        if schema != self.schema:
+            there = sql.table(schema, self.table)
+            steps.append(sql.compose("ALTER TABLE {table} SET SCHEMA {then};", table=there, then=sql.name(self.schema)))
+        return " ".join(map(sql.shown, steps))
 
 
 def read(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
@@ -67,11 +72,11 @@ def renamed(connection: Connection, then: Places) -> list[Renamed]:
             continue
         table = now["tables"][oid]
         place = (table["schema"], table["name"])
-        if place != (was["schema"], was["name"]):
-            found.append(Renamed(was["schema"], was["name"], None, place))
         for number, column in was["columns"].items():
             if table["columns"].get(number, column) != column:
                 found.append(Renamed(was["schema"], was["name"], column, place, table["columns"][number]))
+        if place != (was["schema"], was["name"]):
+            found.append(Renamed(was["schema"], was["name"], None, place))
     return found
 
 

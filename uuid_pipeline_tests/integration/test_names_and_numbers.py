@@ -122,6 +122,14 @@ def test_of_a_restored_store_a_column_that_may_be_renamed_is_named_before_anythi
             'ALTER TABLE "upload_pipeline"."files" RENAME TO "documents";',
         ),
         (
+            "CREATE SCHEMA moved; ALTER TABLE upload_pipeline.documents RENAME file_sha256 TO digest;"
+            "ALTER TABLE upload_pipeline.documents RENAME TO files; ALTER TABLE upload_pipeline.files SET SCHEMA moved",
+            "upload_pipeline.documents.file_sha256 is now digest; upload_pipeline.documents is now moved.files",
+            'ALTER TABLE "moved"."files" RENAME "digest" TO "file_sha256"; '
+            'ALTER TABLE "moved"."files" RENAME TO "documents"; '
+            'ALTER TABLE "moved"."documents" SET SCHEMA "upload_pipeline";',
+        ),
+        (
             "ALTER TABLE upload_pipeline.documents RENAME file_sha256 TO digest",
             "upload_pipeline.documents.file_sha256 is now digest",
             'ALTER TABLE "upload_pipeline"."documents" RENAME "digest" TO "file_sha256";',
