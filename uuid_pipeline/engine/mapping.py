@@ -84,7 +84,7 @@ _TAKEN = "bool_or(m.due OR m.turn > 1) OVER (PARTITION BY m.target_id)"
 
 # How the survivor of a cluster is chosen; what is unknown decides nothing.
 _SURVIVOR: dict[str, LiteralString] = {
-    "complete": "(i.status = ANY(%(complete)s)) DESC NULLS LAST",
+    "complete": "coalesce(i.status = ANY(%(complete)s), false) DESC",
     "children": "i.children DESC NULLS LAST",
     "oldest": "i.created_at ASC NULLS LAST",
     "newest": "i.created_at DESC NULLS LAST",
@@ -92,7 +92,7 @@ _SURVIVOR: dict[str, LiteralString] = {
 
 
 SURVIVOR_LOOKS_AT: dict[str, LiteralString] = {
-    "complete": "i.status = ANY(%(complete)s)",
+    "complete": "coalesce(i.status = ANY(%(complete)s), false)",
     "children": "i.children",
     "oldest": "i.created_at",
     "newest": "i.created_at",

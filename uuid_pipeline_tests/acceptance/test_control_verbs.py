@@ -27,6 +27,14 @@ RETURNING document_id::text
 """
 
 
+@pytest.fixture(autouse=True)
+def hangups_end_us() -> Iterator[None]:
+    """Whatever started the tests: under nohup every process that they start would inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def patient_spec(tmp_path: Path) -> str:
     """The default spec in one wave of small batches that wait while somebody is long in a transaction."""

@@ -46,7 +46,7 @@ def archived(engine: Engine, before: cycle.Rows) -> dict[str, list[cycle.Row]]:
     found: dict[str, list[cycle.Row]] = {}
     for name, rows in cycle.rows_of(engine, "uuid_pipeline").items():
         for table in before:
-            if name.startswith(f"archive_{SCHEMA}_{table}"[:50] + "_"):
+            if name.startswith(f"archive_{SCHEMA}_{table}"[:47] + "_"):
                 found[table] = [{c: v for c, v in row.items() if not c.startswith("uuid_pipeline_")} for row in rows]
     return found
 

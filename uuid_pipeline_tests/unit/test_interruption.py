@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ class Destroyed:
 class Faulty:
     def __del__(self) -> None:
         raise ValueError("a fault, and no request")
+
+
+@pytest.fixture(autouse=True)
+def hangups_end_us() -> Iterator[None]:
+    """Whatever started the tests: under nohup every process that they start would inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def work(_: Answer) -> None:

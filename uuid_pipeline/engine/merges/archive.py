@@ -54,14 +54,21 @@ class Shelf:
         return sql.compose("{value}::{type}", value=value, type=cast_type(column.type))
 
 
+def name_of(table: Table) -> str:
+    """What the names of a table's archives begin with; the number of the assessment follows.
+
+    The server cuts names at 63 bytes: what tells two archives apart stands at the end. It is made of names alone: a
+    store that was dumped and restored must find its archives, and there a table has another number.
+    """
+    readable = f"archive_{table.schema}_{table.name}".encode()[:47].decode(errors="ignore")
+    mark = hashlib.sha256(json.dumps([table.schema, table.name]).encode()).hexdigest()[:6]
+    return f"{readable}_{mark}_"
+
+
 def shelf(table: Table, assessment: int) -> Shelf:
     """The archive as it is made for the table as it is."""
-    # The server cuts names at 63 bytes: what tells two archives apart stands at the end. It is made of names alone: a
-    # store that was dumped and restored must find its archives, and there a table has another number.
-    name = f"archive_{table.schema}_{table.name}".encode()[:50].decode(errors="ignore")
-    mark = hashlib.sha256(json.dumps([table.schema, table.name]).encode()).hexdigest()[:6]
     columns = tuple(column for column in table.columns.values() if not column.generated)
-    return Shelf(table, sql.table(ledger.SCHEMA, f"{name}_{mark}_{assessment}"), columns)
+    return Shelf(table, sql.table(ledger.SCHEMA, f"{name_of(table)}{assessment}"), columns)
 
 
 def make_shelf(connection: Connection, kept: Shelf) -> None:

@@ -3,6 +3,7 @@
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.merges import archive as archives
 from uuid_pipeline.engine.store import Entity, Store
 
 
@@ -64,8 +65,7 @@ SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'uuid_pipeline'::regname
 
 
 def _archives(connection: Connection, entity: Entity) -> list[sql.Composable]:
-    prefix = f"archive_{entity.table.schema}_{entity.table.name}"[:50]
-    found = sql.rows(connection, _ARCHIVES, {"prefix": f"{prefix}_", "key": entity.key})
+    found = sql.rows(connection, _ARCHIVES, {"prefix": archives.name_of(entity.table), "key": entity.key})
     return [sql.table(ledger.SCHEMA, row.relname) for row in found]
 
 
