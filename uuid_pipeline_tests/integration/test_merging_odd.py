@@ -752,3 +752,50 @@ def test_a_key_that_a_check_looks_at_is_not_emptied(empty_store: Engine) -> None
     assert len(cycle.rows_of(empty_store, "app")["pins"]) == 1
     cycle.roll_back(empty_store, spec_of())
     assert cycle.rows_of(empty_store, "app") == before
+
+
+TAGGED = (
+    DOCUMENTS
+    + """
+CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ver text, ord int,
+                         UNIQUE (document_id, ver, ord));
+CREATE TABLE app.tags (chunk_id uuid NOT NULL REFERENCES app.chunks, tag text, PRIMARY KEY (chunk_id, tag));
+INSERT INTO app.documents VALUES ('aaaaaaaa-0000-4000-8000-000000000001', 'u', 'k'),
+                                 ('bbbbbbbb-0000-4000-8000-000000000001', 'u', 'k');
+INSERT INTO app.chunks VALUES ('cccccccc-0000-4000-8000-000000000001', 'bbbbbbbb-0000-4000-8000-000000000001', 'v1', 1),
+                              ('cccccccc-0000-4000-8000-000000000002', 'aaaaaaaa-0000-4000-8000-000000000001', 'v1', 2),
+                              ('cccccccc-0000-4000-8000-000000000003', 'aaaaaaaa-0000-4000-8000-000000000001', 'v1', 3);
+INSERT INTO app.tags VALUES ('cccccccc-0000-4000-8000-000000000001', 'red');
+"""
+)
+SINGLY = '  chunk: {table: chunks, key: id, parent: document, identity: "{document_id}:{ver}:{ord}"}\n'
+
+
+def test_what_displaces_a_planned_row_takes_its_target_id_and_its_alias_though_it_came_later(
+    empty_store: Engine,
+) -> None:
+    built(empty_store, TAGGED)
+    before = cycle.rows_of(empty_store, "app")
+    spec = spec_of(SINGLY)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    # The survivor gets a chunk of its own of that natural key, as a worker that chunks it again writes one.
+    own, planned = "dddddddd-0000-4000-8000-000000000001", "cccccccc-0000-4000-8000-000000000001"
+    arrived = "INSERT INTO app.chunks SELECT %(own)s, min(id::text)::uuid, 'v1', 1 FROM app.documents"
+    cycle.run_sql(empty_store, arrived, own=own)
+
+    cycle.finish(empty_store, spec, execution)
+
+    [chunk] = [row for row in cycle.rows_of(empty_store, "app")["chunks"] if row["ord"] == "1"]
+    assert chunk["id"] == target(f"{target('u:k')}:v1:1")
+    assert [row["chunk_id"] for row in cycle.rows_of(empty_store, "app")["tags"]] == [chunk["id"]]
+    resolved = cycle.run_sql(empty_store, "SELECT uuid_pipeline.resolve_chunk(%(id)s)::text", id=planned)
+    assert resolved == [(chunk["id"],)]
+    cycle.run_sql(empty_store, "INSERT INTO app.tags VALUES (%(id)s, 'late')", id=planned)
+    cycle.roll_back(empty_store, spec)
+    after = cycle.rows_of(empty_store, "app")
+    assert after["documents"] == before["documents"]
+    assert {row["id"]: row["document_id"][:4] for row in after["chunks"] if row["ord"] == "1"} == {
+        planned: "bbbb",
+        own: "aaaa",
+    }
+    assert {(row["chunk_id"], row["tag"]) for row in after["tags"]} == {(planned, "red"), (own, "late")}

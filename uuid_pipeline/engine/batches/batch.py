@@ -187,7 +187,8 @@ def _write_arrivals(
 ) -> None:
     """Into the plan's own part of the map; of two that claim one target id the second stays under the id it has.
 
-    So does, in a sweep, what an earlier wave has moved.
+    So does, in a sweep, what an earlier wave has moved. What was merged into an arrival claims nothing any more: the
+    arrival stands in its place, and its alias leads there.
     """
     held = held_of(store, entity.name)
     statement = sql.compose(
@@ -198,7 +199,7 @@ def _write_arrivals(
                       a.key::{type}, a.target::{type}, true
                FROM jsonb_to_recordset(%(arrivals)s::jsonb)
                     AS a(key text, ordinal bigint, natural_key text, target text)
-               WHERE NOT EXISTS (SELECT FROM {part} o WHERE o.new_id = a.target::{type})
+               WHERE NOT EXISTS (SELECT FROM {part} o WHERE o.new_id = a.target::{type} AND o.role <> 'merge')
                  AND (a.key = a.target OR NOT EXISTS (SELECT FROM {table} x WHERE x.{key} = a.target::{type}))
                  AND (a.key = a.target OR NOT EXISTS (
                      SELECT FROM {map} e WHERE e.new_id = a.key::{type} AND e.assessment_no < %(no)s
