@@ -794,8 +794,48 @@ def test_what_displaces_a_planned_row_takes_its_target_id_and_its_alias_though_i
     cycle.roll_back(empty_store, spec)
     after = cycle.rows_of(empty_store, "app")
     assert after["documents"] == before["documents"]
-    assert {row["id"]: row["document_id"][:4] for row in after["chunks"] if row["ord"] == "1"} == {
+    assert {row["id"]: str(row["document_id"])[:4] for row in after["chunks"] if row["ord"] == "1"} == {
         planned: "bbbb",
         own: "aaaa",
     }
     assert {(row["chunk_id"], row["tag"]) for row in after["tags"]} == {(planned, "red"), (own, "late")}
+
+
+# A spot names a chunk by its document and its own id; the chunk comes from a loser, and goes back below it.
+SPOTS = (
+    TAGGED  # noqa: S608
+    + """
+ALTER TABLE app.chunks ADD UNIQUE (document_id, id);
+CREATE TABLE app.spots (n int PRIMARY KEY, document_id uuid NOT NULL, chunk_id uuid NOT NULL,
+                        FOREIGN KEY (document_id, chunk_id) REFERENCES app.chunks (document_id, id));
+INSERT INTO app.spots SELECT row_number() OVER (ORDER BY id), document_id, id FROM app.chunks;
+"""
+)
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+def test_rows_written_since_that_name_a_chunk_with_its_document_go_back_with_the_chunk(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str
+) -> None:
+    built(empty_store, SPOTS)
+    role = owner_in(tier, empty_store, new_role)
+    before = cycle.rows_of(empty_store, "app")
+    spec = spec_of(SINGLY)
+    with opened(as_role(empty_url, role)) as owner:
+        cycle.run_all(owner, spec)
+        # By the ids of before, and by those of now.
+        cycle.run_sql(empty_store, "INSERT INTO app.spots SELECT n + 10, %(d)s, %(c)s FROM app.spots WHERE n = 1",
+                      d="bbbbbbbb-0000-4000-8000-000000000001", c="cccccccc-0000-4000-8000-000000000001")  # fmt: skip
+        cycle.run_sql(empty_store, "INSERT INTO app.spots SELECT n + 20, document_id, chunk_id FROM app.spots")
+
+        cycle.roll_back(owner, spec)
+
+    after = cycle.rows_of(empty_store, "app")
+    assert (after["documents"], after["chunks"]) == (before["documents"], before["chunks"])
+    places = {row["n"]: (row["document_id"], row["chunk_id"]) for row in before["spots"]}
+    assert {row["n"]: (row["document_id"], row["chunk_id"]) for row in after["spots"]} == {
+        **places,
+        **{str(int(str(n)) + 20): place for n, place in places.items()},
+        "11": places["1"],
+        "31": places["1"],
+    }

@@ -158,13 +158,13 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     _require_defaults(connection, kept, ordinals)
     coming_back.find(connection, store, kept, values)
     updates = [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
-    after = sql.join(
-        " + ",
-        [
-            sql.Text("0"),
-            *[sql.compose("(SELECT count(*) FROM {b})", b=turning_back.name_of(i)) for i in range(len(updates))],
-        ],
-    )
+    keys = [(table, key) for table in repointed for key in turning_back.followed_by(store, table)]
+    names = [turning_back.name_of(index) for index in range(len(updates) + len(keys))]
+    updates += [
+        turning_back.follow(name, store, table, key, kept)
+        for name, (table, key) in zip(names[len(updates) :], keys, strict=True)
+    ]
+    after = sql.join(" + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=name) for name in names]])
     inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
     if not updates and not inserts:
         return {}  # the tables are gone

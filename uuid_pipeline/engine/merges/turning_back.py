@@ -1,14 +1,14 @@
 """Turning back: what a re-pointed row gets of what it held, when not all that it referred to comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches.locks import BatchPlan, ids_in, rewritten
-from uuid_pipeline.engine.catalog import Column, Table
+from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID
-from uuid_pipeline.engine.merges import coming_back
+from uuid_pipeline.engine.merges import coming_back, emptying
 from uuid_pipeline.engine.merges.archive import Shelf
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Reference, Store
@@ -37,19 +37,7 @@ def repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) 
 
     A row may have been turned for several clusters of the batch: what it held of one that stays archived stays turned.
     """
-    columns = [column for column in table.columns.values() if _may_be_repointed(table, column.name)]
-    before = {
-        column.name: sql.compose(
-            """CASE WHEN m.before ? {n} AND (t.{c}::text IS NOT DISTINCT FROM m.after->>{n}{same})
-                    THEN {value} ELSE t.{c} END""",
-            c=sql.name(column.name),
-            n=sql.literal(column.name),
-            same=_means_the_same(store, table, column),
-            value=_turned_back(store, table, column, kept),
-        )
-        for column in columns
-    }
-    changes = [sql.compose("({v})::text IS DISTINCT FROM t.{c}::text", v=v, c=sql.name(c)) for c, v in before.items()]
+    before = _before(store, table, kept)
     return sql.compose(
         """{name} AS (UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed m
                WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
@@ -60,7 +48,71 @@ def repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) 
         assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=v) for c, v in before.items()]),
         label=sql.literal(f"{table.schema}.{table.name}"),
         found=coming_back.remembered(table),
-        changes=sql.join(" OR ", changes),
+        changes=_changes(before),
+    )
+
+
+def _before(store: Store, table: Table, kept: Sequence[Shelf]) -> dict[str, sql.Composable]:
+    """By column, what the row ``t`` gets back of what ``m`` remembers of it."""
+    columns = [column for column in table.columns.values() if _may_be_repointed(table, column.name)]
+    return {
+        column.name: sql.compose(
+            """CASE WHEN m.before ? {n} AND (t.{c}::text IS NOT DISTINCT FROM m.after->>{n}{same})
+                    THEN {value} ELSE t.{c} END""",
+            c=sql.name(column.name),
+            n=sql.literal(column.name),
+            same=_means_the_same(store, table, column),
+            value=_turned_back(store, table, column, kept),
+        )
+        for column in columns
+    }
+
+
+def _changes(before: Mapping[str, sql.Composable]) -> sql.Composable:
+    changes = [sql.compose("({v})::text IS DISTINCT FROM t.{c}::text", v=v, c=sql.name(c)) for c, v in before.items()]
+    return sql.join(" OR ", changes)
+
+
+def followed_by(store: Store, table: Table) -> list[ForeignKey]:
+    """Foreign keys of several columns to the table, of which merging turns one: (document, chunk), say."""
+    return [
+        key
+        for key in store.catalog.foreign_keys
+        if (key.target_schema, key.target) == (table.schema, table.name)
+        and len(key.columns) > 1
+        and emptying.holds_id(store, key)
+        and any(_may_be_repointed(table, column) for column in key.target_columns)
+    ]
+
+
+def follow(name: sql.Composable, store: Store, table: Table, key: ForeignKey, kept: Sequence[Shelf]) -> sql.Composable:
+    """Rows that were written since and refer by this key to a row ``t`` that is turned back go along with it.
+
+    Nothing remembers them, and their columns are not turned back one by one: together they name that row.
+    """
+    before, source = _before(store, table, kept), store.catalog.tables[key.table_schema, key.table]
+    pairs = list(zip(key.columns, key.target_columns, strict=True))
+    turned = {b: before[b] for _, b in pairs if b in before}
+    return sql.compose(
+        """{name} AS (UPDATE {source} s SET {assignments} FROM uuid_pipeline.repointed m JOIN {table} t ON {found}
+               WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
+                 AND m.foreign_key IS NULL AND ({changes}) AND {refers}
+                 AND NOT EXISTS (SELECT FROM uuid_pipeline.repointed m
+                                 WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s
+                                   AND m.table_name = {own} AND m.foreign_key IS NULL AND {remembered})
+               RETURNING 1)""",
+        name=name,
+        source=sql.table(source.schema, source.name),
+        table=sql.table(table.schema, table.name),
+        assignments=sql.join(
+            ", ", [sql.compose("{a} = {v}", a=sql.name(a), v=turned[b]) for a, b in pairs if b in turned]
+        ),
+        found=coming_back.remembered(table),
+        label=sql.literal(f"{table.schema}.{table.name}"),
+        changes=_changes(turned),
+        refers=sql.join(" AND ", [sql.compose("s.{a} = t.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+        own=sql.literal(f"{source.schema}.{source.name}"),
+        remembered=coming_back.remembered(source, "s") if source.primary_key else sql.Text("false"),
     )
 
 
