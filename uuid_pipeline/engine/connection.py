@@ -201,8 +201,7 @@ def _unreachable(url: URL, text: str, error: Exception) -> str:
 
 def copy_in(connection: sa.Connection, statement: str, data: bytes) -> None:
     """Send rows inside the connection's own transaction, in the form that ``statement``, COPY … FROM STDIN, names."""
-    driver = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[union-attr]
+    with sql.by_the_driver(connection) as driver, driver.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(data)
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, LiteralString, ParamSpec, TypeVar
 
 import psycopg
@@ -107,15 +108,34 @@ def stream(
     driver: Any = connection.connection.driver_connection
     text = statement.as_string(None)
     with driver.cursor(name=f"stream_{next(_streams)}", binary=binary) as cursor:
-        _as_elsewhere(driver, text, lambda: cursor.execute(text, dict(values)))
-        while found := _as_elsewhere(driver, text, lambda: cursor.fetchmany(ROWS_AT_ONCE)):
+        _as_elsewhere(connection, text, lambda: cursor.execute(text, dict(values)))
+        while found := _as_elsewhere(connection, text, lambda: cursor.fetchmany(ROWS_AT_ONCE)):
             yield found
 
 
-def _as_elsewhere(driver: Any, text: str, work: Callable[[], Found]) -> Found:
-    """The driver's errors as those that SQLAlchemy makes of them: whoever catches one catches the other."""
+@contextmanager
+def by_the_driver(connection: Connection) -> Iterator[Any]:
+    """The driver's own connection, for what SQLAlchemy has no call for.
+
+    A request to end in the middle gives the connection up, as one does in SQLAlchemy's own calls: the statement may be
+    under way still, and undoing it would fail in the request's place.
+    """
+    driver: Any = connection.connection.driver_connection
     try:
-        return work()
+        yield driver
+    except Exception:
+        raise
+    except BaseException:
+        connection.invalidate()
+        raise
+
+
+def _as_elsewhere(connection: Connection, text: str, work: Callable[[], Found]) -> Found:
+    """The driver's errors as those that SQLAlchemy makes of them: whoever catches one catches the other."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        with by_the_driver(connection):
+            return work()
     except psycopg.Error as error:
         raised: Exception = DBAPIError.instance(text, {}, error, psycopg.Error, connection_invalidated=driver.closed)
         raise raised from error

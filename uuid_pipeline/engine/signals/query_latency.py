@@ -46,20 +46,13 @@ def _milliseconds(connection: Connection, query: str, limit: float) -> float:
             _run(connection, query)
         except psycopg.errors.QueryCanceled:
             return max(cancel_at, 1000 * (time.perf_counter() - began))
-        except Exception:
-            raise
-        except BaseException:
-            # A request to end. The query is still under way, so that undoing the transaction would fail in its place.
-            connection.invalidate()
-            raise
         return 1000 * (time.perf_counter() - began)
 
 
 def _run(connection: Connection, query: str) -> None:
     """One statement and no more: as text alone the server would take several, "COMMIT; DELETE …" among them."""
-    driver = connection.connection.driver_connection
     # Binary results are had by the extended protocol only, and that refuses a second statement.
-    with driver.cursor(binary=True) as cursor:  # type: ignore[union-attr]
+    with sql.by_the_driver(connection) as driver, driver.cursor(binary=True) as cursor:
         cursor.execute(query)
 
 

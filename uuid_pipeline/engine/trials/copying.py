@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psycopg import Connection as Driver
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 
@@ -194,19 +193,18 @@ def _copy_table(connection: Connection, target: Connection, place: Place) -> int
         marks=_marks(place),
     )
     write = sql.compose("COPY {table} ({columns}) FROM STDIN", table=sql.table(*place), columns=listed)
-    source, sink = _driver(connection), _driver(target)
-    with source.cursor() as reading, sink.cursor() as writing:
+    sql.execute(target, "SELECT 1")  # the copy goes into a transaction that SQLAlchemy knows of
+    with (
+        sql.by_the_driver(connection) as source,
+        sql.by_the_driver(target) as sink,
+        source.cursor() as reading,
+        sink.cursor() as writing,
+    ):
         with reading.copy(_raw(read)) as out, writing.copy(_raw(write)) as into:
             for data in out:
                 into.write(data)
-        return writing.rowcount
+        return int(writing.rowcount)
 
 
 def _raw(statement: sql.Composable) -> bytes:
     return sql.shown(statement).encode()
-
-
-def _driver(connection: Connection) -> "Driver[Any]":
-    sql.execute(connection, "SELECT 1")
-    driver: Any = connection.connection.driver_connection
-    return driver  # type: ignore[no-any-return]

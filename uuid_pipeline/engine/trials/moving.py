@@ -94,8 +94,7 @@ def fewer(connection: Connection, store: Store) -> dict[str, Looked]:
 
 
 def _write(connection: Connection, copy: str, records: list[tuple[Any, ...]]) -> None:
-    driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(copy) as into:
+    with sql.by_the_driver(connection) as driver, driver.cursor() as cursor, cursor.copy(copy) as into:
         for record in records:
             into.write_row(record)
 
