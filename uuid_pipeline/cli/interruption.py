@@ -40,6 +40,12 @@ def heed() -> None:
         sys.unraisablehook = _repeating(sys.unraisablehook)
 
 
+def heed_no_more() -> None:
+    """From now on the process ends by itself, with the exit code that it has; main thread only."""
+    for number in _ASKED_BY:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _repeating(otherwise: Hook) -> Hook:
     """What Python is about to ignore is, if it was a request to end, made once more, outside of the destructor."""
 

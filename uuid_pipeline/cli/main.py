@@ -18,6 +18,7 @@ from uuid_pipeline.cli import (
     guard,
     health,
     init,
+    interruption,
     inventory,
     migrate,
     notices,
@@ -37,6 +38,7 @@ from uuid_pipeline.cli import (
     validate,
     verify_bundle,
 )
+from uuid_pipeline.errors import InterruptedRunError
 
 app = typer.Typer(
     name="uuid-pipeline",
@@ -60,12 +62,20 @@ def main() -> None:
     """Run the command line; Dagster's notices on preview features are not for its users."""
     warnings.filterwarnings("ignore", module=r"dagster.*")
     warnings.filterwarnings("ignore", message=r".*preview.*")
+    try:
+        _run()
+    finally:
+        # The answer is out: what is left is Python's own end, which nobody is to take for an interrupted verb.
+        interruption.heed_no_more()
+
+
+def _run() -> None:
     if "--json" not in sys.argv[1:]:
         app()
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except typer.Abort:
-        sys.exit(1)
+        sys.exit(InterruptedRunError.exit_code)
     except TyperException as error:
         # Whoever reads our JSON gets it for a misspelt option too.
         sys.stdout.write(output.json_of({"error": error.format_message(), "exit_code": 2}) + "\n")

@@ -97,6 +97,18 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     return instance
 
 
+def _which(bound: str, identity: str) -> str:
+    """The store that a home is bound to, as told from this one."""
+    (cluster, _, name), (own_cluster, _, own_name) = bound.rsplit("/", 2), identity.rsplit("/", 2)
+    if name != own_name:
+        return f"database {name}"
+    return (
+        f"database {name} as it was before it was made anew"
+        if cluster == own_cluster
+        else f"a database {name} of another server"
+    )
+
+
 def bind_to_store(instance: dg.DagsterInstance, settings: Settings, identity: str) -> None:
     """Keep home and Dagster's database to one store: the history of two would pass for one.
 
@@ -108,7 +120,7 @@ def bind_to_store(instance: dg.DagsterInstance, settings: Settings, identity: st
     for place, bound in ((f"The home {settings.home}", in_home), ("Dagster's database", in_dagster)):
         if bound not in (None, identity):
             raise UsageError(
-                f"{place} belongs to another store (database {bound.split('/')[-1]}). "
+                f"{place} belongs to another store ({_which(bound, identity)}). "
                 "Set UUID_PIPELINE_HOME to a directory for this store"
                 + (" and UUID_PIPELINE_DAGSTER_URL to a database for it." if settings.dagster_url else ".")
             )

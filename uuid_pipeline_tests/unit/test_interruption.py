@@ -145,3 +145,23 @@ def test_a_request_that_comes_while_the_verbs_are_still_loaded_is_answered_as_an
     assert done.returncode == 130
     assert json.loads(done.stdout) == {"error": "Interrupted before anything was begun.", "exit_code": 130}
     assert done.stderr == "Error: Interrupted before anything was begun.\n"
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_request_after_the_answer_leaves_the_exit_code_that_the_answer_says(
+    asked: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", "from uuid_pipeline.cli import start; start.main()", "status", "--json"]
+    environment = {**os.environ, "UUID_PIPELINE_HOME": str(tmp_path / "none")}
+    environment.pop("UUID_PIPELINE_DATABASE_URL", None)
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        answer = json.loads(process.stdout.readline())
+        time.sleep(0.02)  # from the line to the end of the verb
+        while process.poll() is None:
+            process.send_signal(asked)
+            time.sleep(0.005)
+
+        assert process.returncode == answer["exit_code"] == 2
