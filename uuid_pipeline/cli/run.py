@@ -43,6 +43,7 @@ def run_all(
         steps.put_back(session, answer)
         plan = steps.make_plan(session, answer)
         if steps.nothing_to_do(session, answer, plan):
+            end_what_is_open(session, answer)
             return
         if not approve:
             steps.wait_for_approval(session, answer, plan)
@@ -78,6 +79,22 @@ def resumable(session: Session, answer: Answer) -> ledger.Execution | None:
         return None
     answer.say(f"Going on with execution {execution.execution_id} of plan {execution.plan_id} ({execution.status}).")
     return execution
+
+
+def end_what_is_open(session: Session, answer: Answer) -> None:
+    """Validate an execution that has moved all and cannot go on: no plan that moves nothing can take its place.
+
+    Raises RefusedError when it is not complete then: waves of it have not run, or gates are red.
+    """
+    with session.engine.begin() as connection:
+        execution = ledger.unfinished(connection)
+    if execution is None or execution.status != "running":
+        return
+    steps.validate(session, answer)
+    answer.data["execution_id"], answer.data["status"] = execution.execution_id, status_of(session, execution)
+    if answer.data["status"] != "completed":
+        raise RefusedError(f"Nothing is left to move, but {steps.how_to_end(execution)}")
+    answer.say("", f"Execution {execution.execution_id} is completed.")
 
 
 def settled(session: Session, execution: ledger.Execution) -> str:

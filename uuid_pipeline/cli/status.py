@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection
 
-from uuid_pipeline.cli import watching
+from uuid_pipeline.cli import steps, watching
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import open_configured_store
 from uuid_pipeline.engine import finalizing, lease, ledger, planning, sql, traps
@@ -203,6 +203,8 @@ def _continue(connection: Connection, spec: Spec, open_one: ledger.Execution, pl
     if open_one.status == "approved" and newer is not None and not newer.nothing_to_do:
         return f"{newer.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
     reason = _stale(connection, spec, planning.of_assessment(connection, open_one.assessment_no))
+    if reason is not None and newer is not None and newer.nothing_to_do and open_one.status == "running":
+        return f"uuid-pipeline cancel: nothing is left to move, but {steps.how_to_end(open_one)}. {reason.capitalize()}"
     if reason is not None:
         return (
             f"uuid-pipeline plan, and approve what it makes: execution {open_one.execution_id} is {open_one.status}, "

@@ -174,6 +174,15 @@ def show_look_alikes(answer: Answer, found: Sequence[LookAlikes]) -> None:
             answer.say(f"  {kind.kind}: {kind.rows} documents in {kind.groups} groups; for information, left alone")
 
 
+def how_to_end(execution: ledger.Execution) -> str:
+    """What becomes of an open execution that cannot go on, where no plan can take its place."""
+    return (
+        f"execution {execution.execution_id} has begun, and not all of its waves have run. It cannot go on as things "
+        "are: to finish it, give back the spec and the schema that it was approved with (while the approval holds), "
+        "then: uuid-pipeline run; to end it as it is: uuid-pipeline cancel"
+    )
+
+
 NOT_RETRIEVABLE = "What the application is to make anew is listed, and queued on approval, by: uuid-pipeline regenerate"
 
 

@@ -230,3 +230,42 @@ def test_validation_is_by_the_spec_that_was_approved_whatever_it_says_now(
     said = other("validate", "--json")
     assert said.code == 1
     assert [gate["gate"] for gate in said.data["gates"] if not gate["passed"]] == ["whole_schema_unchanged"]
+
+
+@pytest.mark.begins("moved")
+def test_an_execution_that_has_moved_all_is_validated_by_the_next_run_under_another_spec(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    """A sweep of it is a wave that has looked, and found nothing."""
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.waves SET status = 'unneeded' WHERE kind = 'sweep'")
+    other = with_spec(command_line, tmp_path, "on_duplicate: merge", "on_duplicate: block")
+
+    said = other("run", "--approve", "--json")
+
+    assert (said.code, said.data["nothing_to_do"], said.data["status"]) == (0, True, "completed")
+
+
+@pytest.mark.begins("moved")
+def test_an_execution_that_has_moved_all_and_cannot_go_on_is_not_left_open_in_silence(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    other = with_spec(command_line, tmp_path, "on_duplicate: merge", "on_duplicate: block")
+
+    said = other("run", "--approve", "--json")
+
+    assert (said.code, said.data["nothing_to_do"]) == (1, True)
+    assert "uuid-pipeline cancel" in said.data["error"]
+    assert other("status", "--json").data["next"].startswith("uuid-pipeline cancel: ")
+    assert other("cancel", "--json").code == 0
+    assert other("run", "--approve", "--json").code == 0
+
+
+@pytest.mark.begins("moved")
+def test_given_back_what_it_was_approved_with_it_is_finished(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    assert with_spec(command_line, tmp_path, "on_duplicate: merge", "on_duplicate: block")("run").code == 1
+
+    done = command_line("run", "--json")
+
+    assert (done.code, done.data["status"]) == (0, "completed")
