@@ -259,3 +259,4 @@ def test_a_store_with_nothing_to_move_is_rehearsed_too(new_database: NewDatabase
     engine.dispose()
     assert made.passed, made.differences
     assert made.documents == 0
+    assert rehearsal.described(made).endswith("moved nothing: no document is due")

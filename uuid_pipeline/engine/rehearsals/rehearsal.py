@@ -250,6 +250,11 @@ def _fault(found: Rehearsal | None, users: int | None, content: dict[str, Any]) 
 
 def described(found: Rehearsal) -> str:
     """A rehearsal in one line."""
+    if found.passed and not found.documents:
+        return (
+            f"rehearsal {found.number} of {found.rehearsed_at:%Y-%m-%d %H:%M} UTC on {found.rehearsed_on} moved "
+            "nothing: no document is due"
+        )
     whose = "all documents" if found.users is None else f"{found.users} users' documents"
     verdict = "passed, every row as before after the rollback" if found.passed else "did NOT pass"
     return (
