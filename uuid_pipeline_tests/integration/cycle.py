@@ -14,6 +14,7 @@ from uuid_pipeline.engine import (
     approval,
     catalog,
     duplicates,
+    earlier_store,
     gates,
     inventory,
     ledger,
@@ -238,6 +239,15 @@ def roll_back(engine: Engine, spec: Spec, name: str | None = None) -> list[writi
     with engine.begin() as c:
         store, chosen = bound(c, spec), rollback.choose(c, name)
     return rollback.roll_back(engine, store, chosen, RUN, lambda _: None)
+
+
+def undo(engine: Engine, name: str | None = None) -> None:
+    """The same as the command line does it: by the spec of the execution to undo, whatever is given now."""
+    with engine.begin() as c:
+        assessment = rollback.newest_to_undo(c)
+        assert assessment is not None
+        store, chosen = earlier_store.store_of(c, assessment), rollback.choose(c, name)
+    rollback.roll_back(engine, store, chosen, RUN, lambda _: None)
 
 
 def assert_green(found: Collection[GateResult]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import earlier_store, rollback
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import load_spec
@@ -31,16 +30,6 @@ def restored(engine: Engine, new_database: NewDatabase, path: Path) -> Engine:
     return copy
 
 
-def undo(engine: Engine, name: str | None = None) -> None:
-    """Roll back as the command does: by the spec that the plan was made with, bound to the store of now."""
-    with engine.begin() as connection:
-        assessment = rollback.newest_to_undo(connection)
-        assert assessment is not None
-        store = earlier_store.store_of(connection, assessment)
-        waves = rollback.choose(connection, name)
-    rollback.roll_back(engine, store, waves, cycle.RUN, lambda _: None)
-
-
 def renamed(rows: cycle.Rows, table: str, names: dict[str, str]) -> cycle.Rows:
     """The rows with columns of this table called otherwise."""
     changed = [{names.get(column, column): value for column, value in row.items()} for row in rows[table]]
@@ -54,7 +43,7 @@ def test_merged_rows_come_back_in_a_store_that_was_restored_from_a_dump(
     copy = restored(twins, new_database, tmp_path / "store.dump")
 
     cycle.assert_green([gate for gate in cycle.validate(copy, SPEC) if gate.gate == "whole_conservation"])
-    undo(copy)
+    cycle.undo(copy)
 
     assert cycle.rows_of(copy) == before
     copy.dispose()
@@ -75,7 +64,7 @@ def test_values_of_columns_renamed_since_the_merge_come_back_under_the_names_of_
     )
     names = {"filename": "mime", "mime": "filename", "parsed_path": "path"}
 
-    undo(twins)
+    cycle.undo(twins)
 
     expected = renamed(before, "documents", names)
     assert cycle.rows_of(twins) == expected | {
@@ -86,10 +75,10 @@ def test_values_of_columns_renamed_since_the_merge_come_back_under_the_names_of_
 @pytest.mark.begins("migrated")
 def test_a_wave_after_a_wave_finds_columns_that_were_renamed_in_between(twins: Engine, before: cycle.Rows) -> None:
     cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents RENAME filename TO title")
-    undo(twins, "remaining")
+    cycle.undo(twins, "remaining")
     cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents RENAME title TO label")
 
-    undo(twins)
+    cycle.undo(twins)
 
     assert cycle.rows_of(twins) == renamed(before, "documents", {"filename": "label"})
 
@@ -103,11 +92,11 @@ def test_of_a_restored_store_a_column_that_may_be_renamed_is_named_before_anythi
     after = cycle.rows_of(copy)
 
     with pytest.raises(RefusedError, match="archived with filename, which it has no longer, and it has got title"):
-        undo(copy)
+        cycle.undo(copy)
 
     assert cycle.rows_of(copy) == after
     cycle.run_sql(copy, "ALTER TABLE upload_pipeline.documents RENAME title TO filename")
-    undo(copy)
+    cycle.undo(copy)
     assert cycle.rows_of(copy) == before
     copy.dispose()
 
@@ -158,13 +147,13 @@ def test_what_rows_are_found_by_is_named_when_it_was_renamed_with_the_statement_
     after = cycle.rows_of(twins)
 
     with pytest.raises(RefusedError) as refused:
-        undo(twins)
+        cycle.undo(twins)
 
     assert said in refused.value.message
     assert back in refused.value.message
     assert cycle.rows_of(twins) == after
     cycle.run_sql(twins, back)
-    undo(twins)
+    cycle.undo(twins)
     assert cycle.rows_of(twins) == before
 
 
@@ -177,7 +166,7 @@ def test_an_archive_that_is_gone_is_named_before_anything_goes_back(twins: Engin
     cycle.run_sql(twins, f"DROP TABLE uuid_pipeline.{archive}")
 
     with pytest.raises(RefusedError, match=r"archived rows of upload_pipeline\.documents, and the ledger has"):
-        undo(twins)
+        cycle.undo(twins)
 
     assert cycle.rows_of(twins) == after
 
@@ -209,9 +198,9 @@ def test_what_an_emptied_reference_is_given_back_by_is_named_when_it_is_gone(
     after = cycle.rows_of(empty_store, "app")
 
     with pytest.raises(RefusedError, match=said):
-        undo(empty_store)
+        cycle.undo(empty_store)
 
     assert cycle.rows_of(empty_store, "app") == after
     cycle.run_sql(empty_store, back)
-    undo(empty_store)
+    cycle.undo(empty_store)
     assert cycle.rows_of(empty_store, "app") == before

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import earlier_store, rollback
+from uuid_pipeline.engine import rollback
 from uuid_pipeline.engine.batches import tries
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -318,23 +318,13 @@ def test_what_the_application_dropped_since_keeps_nothing_else_from_going_back(
     cycle.run_all(incident_with_buffer, spec)
     cycle.run_sql(incident_with_buffer, DROPPED[dropped])
 
-    undo(incident_with_buffer)
+    cycle.undo(incident_with_buffer)
 
     # Each row and column that is left is as it was.
     after = cycle.rows_of(incident_with_buffer)
     assert set(before) - set(after) <= {"document_vector_buffer", "events"}
     for table, rows in after.items():
         assert rows == [{name: row[name] for name in rows[0]} for row in before[table]], table
-
-
-def undo(engine: Engine) -> None:
-    """Roll everything back as the command line does: the spec of now is not asked."""
-    with engine.begin() as connection:
-        assessment = rollback.newest_to_undo(connection)
-        assert assessment is not None
-        store = earlier_store.store_of(connection, assessment)
-        waves = rollback.choose(connection, None)
-    rollback.roll_back(engine, store, waves, cycle.RUN, lambda _: None)
 
 
 def test_rows_of_another_schema_whose_foreign_key_is_gone_are_not_left_behind(incident: Engine) -> None:
@@ -353,9 +343,9 @@ def test_rows_of_another_schema_whose_foreign_key_is_gone_are_not_left_behind(in
     moved = cycle.rows_of(incident)
 
     with pytest.raises(RefusedError, match=r"billing\.claims\.document_id held ids of the document by foreign key of"):
-        undo(incident)
+        cycle.undo(incident)
     assert cycle.rows_of(incident) == moved
 
     cycle.run_sql(incident, f"{key} NOT VALID")
-    undo(incident)
+    cycle.undo(incident)
     assert (cycle.rows_of(incident), cycle.run_sql(incident, claims)) == (before, rows)
