@@ -4,6 +4,7 @@ What the application has dropped since holds nothing to give back. A column whos
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -31,7 +32,7 @@ def store_of(connection: Connection, assessment: int) -> Store:
     """
     profile = sql.scalar(connection, _PROFILE, {"no": assessment})
     spec = Spec.model_validate(profile["spec"])
-    catalog = read_catalog(connection, spec.schema_name)
+    catalog = _keyed_as_then(connection, assessment, read_catalog(connection, spec.schema_name))
     references = [{"schema": spec.schema_name, **reference} for reference in profile["references"]]
     _require_names(connection, assessment, spec, references)
     try:
@@ -44,6 +45,24 @@ def store_of(connection: Connection, assessment: int) -> Store:
         ) from error
     _require_found(connection, store, references)
     return store
+
+
+# What rows that a merge turned or emptied are found again by; of one table it is the same of all.
+_KEYS = """
+SELECT r.table_name AS name, min(r.row_key::text)::jsonb AS row_key
+FROM uuid_pipeline.repointed r JOIN uuid_pipeline.executions e USING (execution_id)
+WHERE e.assessment_no = %(no)s GROUP BY r.table_name
+"""
+
+
+def _keyed_as_then(connection: Connection, assessment: int, catalog: Catalog) -> Catalog:
+    """The catalog with the primary keys by which the ledger remembers rows, whatever the tables have now."""
+    remembered = {row.name: tuple(row.row_key) for row in sql.rows(connection, _KEYS, {"no": assessment})}
+    tables = {
+        place: replace(table, primary_key=remembered.get(f"{table.schema}.{table.name}", table.primary_key))
+        for place, table in catalog.tables.items()
+    }
+    return replace(catalog, tables=tables)
 
 
 def _plan_id(connection: Connection, assessment: int) -> str:

@@ -204,3 +204,55 @@ def test_what_an_emptied_reference_is_given_back_by_is_named_when_it_is_gone(
     cycle.run_sql(empty_store, back)
     cycle.undo(empty_store)
     assert cycle.rows_of(empty_store, "app") == before
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize("key", [None, "event_id, document_id"])
+def test_turned_rows_of_a_table_with_another_primary_key_or_none_are_found_by_the_one_that_it_had(
+    twins: Engine, before: cycle.Rows, key: str | None
+) -> None:
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.events DROP CONSTRAINT events_pkey")
+    if key is not None:
+        cycle.run_sql(twins, f"ALTER TABLE upload_pipeline.events ADD PRIMARY KEY ({key})")
+
+    cycle.undo(twins)
+
+    assert cycle.rows_of(twins) == before
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        (
+            "INSERT INTO upload_pipeline.events SELECT * FROM upload_pipeline.events ORDER BY event_id LIMIT 1",
+            """DELETE FROM upload_pipeline.events e WHERE ctid > (
+                   SELECT min(ctid) FROM upload_pipeline.events o WHERE o.event_id = e.event_id)""",
+        ),
+        (
+            "CREATE TABLE public.kept AS SELECT ctid AS at, event_id FROM upload_pipeline.events;"
+            "ALTER TABLE upload_pipeline.events DROP event_id",
+            "ALTER TABLE upload_pipeline.events ADD event_id uuid;"
+            "UPDATE upload_pipeline.events e SET event_id = k.event_id FROM public.kept k WHERE k.at = e.ctid",
+        ),
+    ],
+    ids=["twins", "dropped"],
+)
+def test_turned_rows_that_cannot_be_told_apart_any_more_are_told_before_anything_goes_back(
+    twins: Engine, before: cycle.Rows, change: str, back: str
+) -> None:
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.events DROP CONSTRAINT events_pkey")
+    cycle.run_sql(twins, change)
+    after = cycle.rows_of(twins)
+
+    with pytest.raises(RefusedError, match=r"upload_pipeline\.events .* the primary key that they had, \(event_id\)"):
+        cycle.undo(twins)
+
+    assert cycle.rows_of(twins) == after
+    cycle.run_sql(twins, back)
+    cycle.undo(twins)
+    rows = cycle.rows_of(twins)
+    assert {row["event_id"]: row["document_id"] for row in rows.pop("events")} == {
+        row["event_id"]: row["document_id"] for row in before["events"]
+    }
+    assert rows == {table: found for table, found in before.items() if table != "events"}

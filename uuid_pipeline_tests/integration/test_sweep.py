@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import ledger, migration, sweep, sync_points
 from uuid_pipeline.engine.batches import deletions
-from uuid_pipeline.spec import Sweep
+from uuid_pipeline.spec import Sweep, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = cycle.spec_with()
@@ -413,3 +413,55 @@ def test_a_moved_document_that_is_put_back_under_its_old_id_by_hand_is_wrong(
     red = {result.gate for result in cycle.check_wave(incident, SPEC, canary) if not result.passed}
 
     assert red >= {"ids_exact", "documents_retrievable"}
+
+
+LEVELS = """
+CREATE SCHEMA app;
+CREATE TABLE app.docs (id uuid PRIMARY KEY, sha text NOT NULL);
+CREATE TABLE app.secs (id uuid PRIMARY KEY, doc uuid NOT NULL REFERENCES app.docs, no int NOT NULL);
+CREATE TABLE app.paras (id uuid PRIMARY KEY, sec uuid NOT NULL REFERENCES app.secs, no int NOT NULL);
+INSERT INTO app.docs VALUES ('aaaaaaaa-0000-4000-8000-000000000001', 'x');
+INSERT INTO app.secs VALUES ('bbbbbbbb-0000-4000-8000-000000000001', 'aaaaaaaa-0000-4000-8000-000000000001', 0);
+INSERT INTO app.paras VALUES ('cccccccc-0000-4000-8000-000000000001', 'bbbbbbbb-0000-4000-8000-000000000001', 0);
+"""
+LEVELS_SPEC = parse_spec(
+    """
+namespace: a1111111-2222-4333-8444-555555555555
+schema: app
+backup: none
+entities:
+  doc: {table: docs, key: id, identity: "{sha}"}
+  sec: {table: secs, key: id, parent: doc, identity: "{doc}:{no}"}
+  para: {table: paras, key: id, parent: sec, identity: "{sec}:{no}"}
+""",
+    "levels.yaml",
+)
+
+
+def test_what_is_below_a_moved_row_that_is_edited_while_the_sweep_comes_waits_for_the_next_plan_with_it(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(empty_store, LEVELS)
+    execution = cycle.approve(empty_store, LEVELS_SPEC, cycle.assess_and_plan(empty_store, LEVELS_SPEC).plan_id)
+    cycle.migrate(empty_store, LEVELS_SPEC, cycle.waves_of(empty_store, execution)[0])
+    late = "cccccccc-0000-4000-8000-000000000002"
+    cycle.run_sql(empty_store, "INSERT INTO app.paras SELECT %(late)s, id, 1 FROM app.secs", late=late)
+
+    def edit() -> None:
+        cycle.run_sql(empty_store, "UPDATE app.secs SET no = 5")
+
+    sync_points.on("looked", edit)
+    try:
+        done = cycle.finish(empty_store, LEVELS_SPEC, execution)
+    finally:
+        sync_points.clear()
+
+    assert done.status == "completed"
+    assert late in {row["id"] for row in cycle.rows_of(empty_store, "app")["paras"]}
+    cycle.run_all(empty_store, LEVELS_SPEC)
+    namespace = LEVELS_SPEC.namespace
+    doc = uuid.uuid5(namespace, "x")
+    sec = uuid.uuid5(namespace, f"{doc}:5")
+    after = cycle.rows_of(empty_store, "app")
+    assert [row["id"] for row in after["secs"]] == [str(sec)]
+    assert {row["id"] for row in after["paras"]} == {str(uuid.uuid5(namespace, f"{sec}:{n}")) for n in (0, 1)}

@@ -136,9 +136,10 @@ def move_and_prove(
 def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> int:
     """Map children that are new or changed since the plan, from what is there now; returns how many.
 
-    Children whose natural key is not valid stay under their id, as quarantined ones do; their parent's id moves.
+    Children whose natural key is not valid stay under their id, as quarantined ones do; their parent's id moves. So do
+    those that have none any more: a part of it is NULL, or the parent was edited and is left to the next plan.
     """
-    found = sql.rows(connection, _arrivals_statement(store, entity.name))
+    found = sql.rows(connection, _arrivals_statement(store, entity.name, plan.assessment_no))
     if not found:
         return 0
     _forget(connection, entity, plan, [row[0] for row in found])
@@ -149,13 +150,16 @@ def derive_arrivals(connection: Connection, store: Store, entity: Entity, plan: 
 
 
 @sql.composed_once
-def _arrivals_statement(store: Store, name: str) -> sql.Composable:
+def _arrivals_statement(store: Store, name: str, assessment_no: int) -> sql.Composable:
     entity, held = store.entity(name), held_of(store, name)
     goal = sql.compose("h.{value}", value=held.value(entity.parent_column or ""))
     valid = [part(entity, field, goal) for field in entity.spec.valid]
     return sql.compose(
         """SELECT h.key::text, h.ordinal, h.natural_key, ARRAY[{valid}]::text[]
-           FROM {held} h JOIN {table} t ON t.ctid = h.at WHERE h.{value} IS NULL AND h.natural_key IS NOT NULL""",
+           FROM {held} h JOIN {table} t ON t.ctid = h.at
+           WHERE h.{value} IS NULL
+             AND (h.natural_key IS NOT NULL OR EXISTS (SELECT FROM {map} m WHERE m.old_id = h.key))""",
+        map=map_part(name, assessment_no),
         valid=sql.join(", ", valid),
         held=held.relation,
         table=held.table,
@@ -178,7 +182,7 @@ def _derived(store: Store, entity: Entity, found: list[Any]) -> list[dict[str, A
     return [
         {"key": key, "ordinal": ordinal, "natural_key": text, "target": target_of(text)}
         for key, ordinal, text, values in found
-        if first_invalid(entity, values) is None
+        if text is not None and first_invalid(entity, values) is None
     ]
 
 

@@ -12,6 +12,7 @@ from uuid_pipeline.engine.merges import coming_back, emptying
 from uuid_pipeline.engine.merges.archive import Shelf
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Reference, Store
+from uuid_pipeline.errors import RefusedError
 
 
 def name_of(index: int) -> sql.Composable:
@@ -30,6 +31,35 @@ def was_repointed(connection: Connection, table: Table, plan: BatchPlan) -> bool
             {**plan.values, "table": f"{table.schema}.{table.name}"},
         )
     )
+
+
+def require_found(connection: Connection, store: Store, assessment: int) -> None:
+    """Raise RefusedError when rows that were turned or emptied cannot be told apart by what is remembered of them."""
+    found = """SELECT DISTINCT r.table_name FROM uuid_pipeline.repointed r
+               JOIN uuid_pipeline.executions e USING (execution_id) WHERE e.assessment_no = %(no)s ORDER BY 1"""
+    tables = {f"{schema}.{name}": table for (schema, name), table in store.catalog.tables.items()}
+    for row in sql.rows(connection, found, {"no": assessment}):
+        table = tables.get(row.table_name)
+        if table is None:
+            continue  # dropped: nothing is to be given back
+        key = ", ".join(table.primary_key)
+        if not set(table.primary_key) <= table.columns.keys() or _has_twins(connection, table):
+            raise RefusedError(
+                f"Refused: rows of {row.table_name} are given back what they held by the primary key that they had, "
+                f"({key}), and they are told apart by it no longer. Give the table these columns, unique, for as long "
+                "as the rollback takes."
+            )
+
+
+def _has_twins(connection: Connection, table: Table) -> bool:
+    if any(set(key) <= set(table.primary_key) for key in table.unique_keys):
+        return False
+    statement = sql.compose(
+        "SELECT EXISTS (SELECT FROM {table} GROUP BY {key} HAVING count(*) > 1)",
+        table=sql.table(table.schema, table.name),
+        key=sql.join(", ", [sql.name(column) for column in table.primary_key]),
+    )
+    return bool(sql.scalar(connection, statement))
 
 
 def repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) -> sql.Composable:
