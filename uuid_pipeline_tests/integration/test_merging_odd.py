@@ -805,10 +805,17 @@ def test_what_displaces_a_planned_row_takes_its_target_id_and_its_alias_though_i
 SPOTS = (
     TAGGED  # noqa: S608
     + """
+INSERT INTO app.documents VALUES ('eeeeeeee-0000-4000-8000-000000000001', 'u', 'other');
+INSERT INTO app.chunks VALUES ('ffffffff-0000-4000-8000-000000000001', 'eeeeeeee-0000-4000-8000-000000000001', 'v1', 1);
 ALTER TABLE app.chunks ADD UNIQUE (document_id, id);
 CREATE TABLE app.spots (n int PRIMARY KEY, document_id uuid NOT NULL, chunk_id uuid NOT NULL,
                         FOREIGN KEY (document_id, chunk_id) REFERENCES app.chunks (document_id, id));
 INSERT INTO app.spots SELECT row_number() OVER (ORDER BY id), document_id, id FROM app.chunks;
+CREATE TABLE app.lines (document_id uuid NOT NULL, chunk_id uuid NOT NULL, line int, PRIMARY KEY (chunk_id, line),
+                        UNIQUE (document_id, chunk_id, line),
+                        FOREIGN KEY (document_id, chunk_id) REFERENCES app.chunks (document_id, id));
+CREATE TABLE app.marks (n int PRIMARY KEY, document_id uuid NOT NULL, chunk_id uuid NOT NULL, line int NOT NULL,
+                        FOREIGN KEY (document_id, chunk_id, line) REFERENCES app.lines (document_id, chunk_id, line));
 """
 )
 
@@ -823,10 +830,18 @@ def test_rows_written_since_that_name_a_chunk_with_its_document_go_back_with_the
     spec = spec_of(SINGLY)
     with opened(as_role(empty_url, role)) as owner:
         cycle.run_all(owner, spec)
-        # By the ids of before, and by those of now.
-        cycle.run_sql(empty_store, "INSERT INTO app.spots SELECT n + 10, %(d)s, %(c)s FROM app.spots WHERE n = 1",
-                      d="bbbbbbbb-0000-4000-8000-000000000001", c="cccccccc-0000-4000-8000-000000000001")  # fmt: skip
+        theirs = {"d": "bbbbbbbb-0000-4000-8000-000000000001", "c": "cccccccc-0000-4000-8000-000000000001"}
+        own = {"d": "aaaaaaaa-0000-4000-8000-000000000001", "c": "cccccccc-0000-4000-8000-000000000002"}
+        # Written since, by the ids of before and by those of now.
+        cycle.run_sql(empty_store, "INSERT INTO app.spots VALUES (11, %(d)s, %(c)s)", **theirs)
         cycle.run_sql(empty_store, "INSERT INTO app.spots SELECT n + 20, document_id, chunk_id FROM app.spots")
+        # What was the survivor's own, or a third document's, names the chunk now; and the other way round.
+        change = "UPDATE app.spots SET document_id = %(d)s, chunk_id = %(c)s WHERE n"
+        cycle.run_sql(empty_store, f"{change} IN (2, 4)", **theirs)
+        cycle.run_sql(empty_store, f"{change} = 1", **own)
+        # And a level further down, where nothing was before.
+        cycle.run_sql(empty_store, "INSERT INTO app.lines VALUES (%(d)s, %(c)s, 7)", **theirs)
+        cycle.run_sql(empty_store, "INSERT INTO app.marks VALUES (1, %(d)s, %(c)s, 7)", **theirs)
 
         cycle.roll_back(owner, spec)
 
@@ -836,6 +851,11 @@ def test_rows_written_since_that_name_a_chunk_with_its_document_go_back_with_the
     assert {row["n"]: (row["document_id"], row["chunk_id"]) for row in after["spots"]} == {
         **places,
         **{str(int(str(n)) + 20): place for n, place in places.items()},
+        "1": places["2"],
+        "2": places["1"],
+        "4": places["1"],
         "11": places["1"],
         "31": places["1"],
     }
+    for table in ("lines", "marks"):
+        assert [(row["document_id"], row["chunk_id"]) for row in after[table]] == [places["1"]]

@@ -36,7 +36,7 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
     oids = {row.relation for row in sql.rows(connection, "SELECT DISTINCT relation FROM pg_temp.displaced")}
     shelves = [archive.shelf(t, plan.assessment_no) for t in store.catalog.tables.values() if t.oid in oids]
     archived = {_name(one): _archive(connection, one, plan) for one in shelves}
-    turned = [fold for fold in folds(store) if _remember(connection, fold, plan)]
+    turned = [fold for fold in folds(store) if _remember(connection, store, fold, plan)]
     turnings = {_fold_name(fold): _turning(connection, store, fold, plan) for fold in turned}
     taken = {_fold_name(fold): _taken(connection, store, fold, plan) for fold in folds(store)}
     deleted, after = _write(connection, shelves, turned)
@@ -90,9 +90,16 @@ def _archive(connection: Connection, one: Shelf, plan: BatchPlan) -> tuple[int, 
 _NOT_DISPLACED = "NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation = %(oid)s AND x.at = f.at)"
 
 
-def _remember(connection: Connection, fold: Fold, plan: BatchPlan) -> int:
-    """Note what each turned row held, under its primary key as it will be after the merge: N old ids share one new."""
+def _remember(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> int:
+    """Note what each turned row held, under its primary key as it will be after the merge: N old ids share one new.
+
+    Of a foreign key of several columns all are noted as they are afterwards: whether the row names the same later on.
+    """
     table = fold.held.moved.table
+    together = [
+        sql.compose("{n}, t.{c}::text", n=sql.literal(column), c=sql.name(column))
+        for column in emptying.named_together(store, table)
+    ]
     row_key = [
         sql.compose("{n}, {after}", n=sql.literal(column), after=fold.after(column)) for column in table.primary_key
     ]
@@ -104,7 +111,7 @@ def _remember(connection: Connection, fold: Fold, plan: BatchPlan) -> int:
            FROM {fold} f JOIN {source} t ON t.ctid = f.at WHERE {not_displaced}""",
         row_key=sql.join(", ", row_key),
         before=before,
-        after=after,
+        after=sql.compose("jsonb_build_object({own}) || {after}", own=sql.join(", ", together), after=after),
         fold=fold.relation,
         source=fold.held.table,
         not_displaced=sql.Text(_NOT_DISPLACED),

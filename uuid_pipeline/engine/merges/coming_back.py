@@ -19,10 +19,10 @@ def checked_keys(connection: Connection, store: Store, assessment: int) -> list[
     return [key for kept in shelves(connection, store, assessment) for key in _checked_keys(connection, store, kept)]
 
 
-def remembered(table: Table, row: str = "t") -> sql.Composable:
-    """Whether the row of this alias is the one that ``m`` of ``repointed`` remembers, by its primary key."""
+def remembered(table: Table) -> sql.Composable:
+    """Whether the row ``t`` is the one that ``m`` of ``repointed`` remembers, by its primary key."""
     same = [
-        sql.compose("{row}.{c} = (m.row_key->>{n})::{t}", row=sql.name(row), c=sql.name(c), n=sql.literal(c),
+        sql.compose("t.{c} = (m.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
                     t=cast_type(table.columns[c].type))
         for c in table.primary_key
     ]  # fmt: skip

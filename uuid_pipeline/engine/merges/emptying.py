@@ -40,6 +40,17 @@ def holds_id(store: Store, key: ForeignKey) -> bool:
     )
 
 
+def named_together(store: Store, table: Table) -> list[str]:
+    """Columns of a table in foreign keys of several columns that hold an id: (document, chunk), say."""
+    found = [
+        column
+        for key in store.catalog.foreign_keys
+        if (key.table_schema, key.table) == (table.schema, table.name) and len(key.columns) > 1 and holds_id(store, key)
+        for column in key.columns
+    ]
+    return list(dict.fromkeys(found))
+
+
 def may_empty(store: Store, key: ForeignKey) -> bool:
     """Whether rows may lose what this foreign key refers to.
 

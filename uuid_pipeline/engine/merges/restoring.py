@@ -157,13 +157,12 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     kept = _targets_first(store, archives)
     _require_defaults(connection, kept, ordinals)
     coming_back.find(connection, store, kept, values)
-    updates = [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
-    keys = [(table, key) for table in repointed for key in turning_back.followed_by(store, table)]
-    names = [turning_back.name_of(index) for index in range(len(updates) + len(keys))]
-    updates += [
-        turning_back.follow(name, store, table, key, kept)
-        for name, (table, key) in zip(names[len(updates) :], keys, strict=True)
-    ]
+    updates = (
+        turning_back.turn_together(store, repointed, kept)
+        if turning_back.hangs_together(store, repointed)
+        else [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
+    )
+    names = [turning_back.name_of(index) for index in range(len(updates))]
     after = sql.join(" + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=name) for name in names]])
     inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
     if not updates and not inserts:

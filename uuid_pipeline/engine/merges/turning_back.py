@@ -1,6 +1,7 @@
 """Turning back: what a re-pointed row gets of what it held, when not all that it referred to comes back."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
@@ -103,47 +104,193 @@ def _changes(before: Mapping[str, sql.Composable]) -> sql.Composable:
     return sql.join(" OR ", changes)
 
 
-def followed_by(store: Store, table: Table) -> list[ForeignKey]:
-    """Foreign keys of several columns to the table, of which merging turns one: (document, chunk), say."""
+@dataclass(frozen=True)
+class _Turning:
+    """A table with rows to turn back, and its foreign keys of several columns to tables that come before it."""
+
+    table: Table
+    keys: tuple[ForeignKey, ...]
+
+
+def hangs_together(store: Store, repointed: Sequence[Table]) -> bool:
+    """Whether rows may name one of these tables by a foreign key of several columns of which merging turns one."""
+    return any(_naming(store, table) for table in repointed)
+
+
+def _naming(store: Store, table: Table) -> list[ForeignKey]:
+    """Foreign keys of several columns to the table that hold an id: (document, chunk), say."""
     return [
         key
         for key in store.catalog.foreign_keys
         if (key.target_schema, key.target) == (table.schema, table.name)
         and len(key.columns) > 1
         and emptying.holds_id(store, key)
-        and any(_may_be_repointed(table, column) for column in key.target_columns)
     ]
 
 
-def follow(name: sql.Composable, store: Store, table: Table, key: ForeignKey, kept: Sequence[Shelf]) -> sql.Composable:
-    """Rows that were written since and refer by this key to a row ``t`` that is turned back go along with it.
+def _in_order(store: Store, repointed: Sequence[Table]) -> list[_Turning]:
+    """The tables, and all that name them in their turn, each after those that it names; a circle is cut somewhere."""
+    tables = {table.oid: table for table in repointed}
+    while True:
+        sources = [store.catalog.tables[k.table_schema, k.table] for t in tables.values() for k in _naming(store, t)]
+        if all(source.oid in tables for source in sources):
+            break
+        tables |= {source.oid: source for source in sources}
+    keys = {oid: [key for t in tables.values() for key in _naming(store, t) if _is_of(key, tables[oid])]
+            for oid in tables}  # fmt: skip
+    ordered: list[_Turning] = []
+    while tables:
+        placed = {(turning.table.schema, turning.table.name) for turning in ordered}
+        free = next(
+            (oid for oid in tables if all((k.target_schema, k.target) in placed for k in keys[oid])), next(iter(tables))
+        )
+        known = tuple(key for key in keys[free] if (key.target_schema, key.target) in placed)
+        ordered.append(_Turning(tables.pop(free), known))
+    return ordered
 
-    Nothing remembers them, and their columns are not turned back one by one: together they name that row.
+
+def _is_of(key: ForeignKey, table: Table) -> bool:
+    return (key.table_schema, key.table) == (table.schema, table.name)
+
+
+def turn_together(store: Store, repointed: Sequence[Table], kept: Sequence[Shelf]) -> list[sql.Composable]:
+    """Parts of a WITH list that turn rows back together with those that name them; part n is called ``name_of(n)``.
+
+    What a row names by a foreign key of several columns, a chunk together with its document, says what becomes of all
+    of these: to where that row goes, it goes along, also where it was written since, or given another to name. Each row
+    is written once: what all of them become is computed first, table by table.
     """
-    before, source = _before(store, table, kept), store.catalog.tables[key.table_schema, key.table]
-    pairs = list(zip(key.columns, key.target_columns, strict=True))
-    turned = {b: before[b] for _, b in pairs if b in before}
+    order = _in_order(store, repointed)
+    places = {(turning.table.schema, turning.table.name): index for index, turning in enumerate(order)}
+    parts: list[sql.Composable] = []
+    for index, turning in enumerate(order):
+        table, before = turning.table, _before(store, turning.table, kept)
+        values = [_named(store, turning, column, value) for column, value in before.items()]
+        changed = [
+            sql.compose("x.{n}::text IS DISTINCT FROM x.{o}::text", n=_new(table, column), o=_old(table, column))
+            for column in before
+        ]
+        becomes = sql.compose(
+            """{becomes} AS (SELECT x.* FROM (
+                   SELECT t.ctid AS at, {values}, {olds}
+                   FROM ({candidates}) c(at) JOIN {table} t ON t.ctid = c.at
+                   LEFT JOIN uuid_pipeline.repointed m ON {remembered} {targets}) x WHERE {changed})""",
+            becomes=_becomes(index),
+            values=sql.join(", ", values),
+            olds=sql.join(", ", [sql.compose("t.{c} AS {o}", c=sql.name(c), o=_old(table, c)) for c in before]),
+            candidates=_candidates(turning, places),
+            table=sql.table(table.schema, table.name),
+            remembered=_remembered(table),
+            targets=sql.join(" ", [_target(n, key, places) for n, key in enumerate(turning.keys)]),
+            changed=sql.join(" OR ", changed),
+        )
+        write = sql.compose(
+            "{name} AS (UPDATE {table} t SET {assignments} FROM {becomes} b WHERE t.ctid = b.at RETURNING 1)",
+            name=name_of(index),
+            table=sql.table(table.schema, table.name),
+            assignments=sql.join(
+                ", ", [sql.compose("{c} = b.{n}", c=sql.name(column), n=_new(table, column)) for column in before]
+            ),
+            becomes=_becomes(index),
+        )
+        parts.append(sql.join(", ", [becomes, write]))
+    return parts
+
+
+def _becomes(index: int) -> sql.Composable:
+    return sql.name(f"becomes_{index}")
+
+
+def _new(table: Table, column: str) -> sql.Composable:
+    """The name of what becomes of a column: by its place, since names of ours before theirs might be cut."""
+    return sql.name(f"new_{list(table.columns).index(column)}")
+
+
+def _old(table: Table, column: str) -> sql.Composable:
+    return sql.name(f"old_{list(table.columns).index(column)}")
+
+
+def _remembered(table: Table) -> sql.Composable:
     return sql.compose(
-        """{name} AS (UPDATE {source} s SET {assignments} FROM uuid_pipeline.repointed m JOIN {table} t ON {found}
-               WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
-                 AND m.foreign_key IS NULL AND ({changes}) AND {refers}
-                 AND NOT EXISTS (SELECT FROM uuid_pipeline.repointed m
-                                 WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s
-                                   AND m.table_name = {own} AND m.foreign_key IS NULL AND {remembered})
-               RETURNING 1)""",
-        name=name,
-        source=sql.table(source.schema, source.name),
-        table=sql.table(table.schema, table.name),
-        assignments=sql.join(
-            ", ", [sql.compose("{a} = {v}", a=sql.name(a), v=turned[b]) for a, b in pairs if b in turned]
-        ),
-        found=coming_back.remembered(table),
+        """(m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
+            AND m.foreign_key IS NULL AND {found})""",
         label=sql.literal(f"{table.schema}.{table.name}"),
-        changes=_changes(turned),
-        refers=sql.join(" AND ", [sql.compose("s.{a} = t.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
-        own=sql.literal(f"{source.schema}.{source.name}"),
-        remembered=coming_back.remembered(source, "s") if source.primary_key else sql.Text("false"),
+        found=coming_back.remembered(table) if table.primary_key else sql.Text("false"),
     )
+
+
+def _candidates(turning: _Turning, places: Mapping[tuple[str, str], int]) -> sql.Composable:
+    """Places of the rows that are remembered, and of those that name a row which is turned back."""
+    table = sql.table(turning.table.schema, turning.table.name)
+    found = [
+        sql.compose(
+            "SELECT t.ctid FROM uuid_pipeline.repointed m JOIN {table} t ON {remembered}",
+            table=table,
+            remembered=_remembered(turning.table),
+        )
+    ]
+    for key in turning.keys:
+        place = (key.target_schema, key.target)
+        found.append(
+            sql.compose(
+                "SELECT t.ctid FROM {becomes} v JOIN {target} p ON p.ctid = v.at JOIN {table} t ON {refers}",
+                becomes=_becomes(places[place]),
+                target=sql.table(*place),
+                table=table,
+                refers=_refers(key, sql.Text("p")),
+            )
+        )
+    return sql.join(" UNION ", found)
+
+
+def _refers(key: ForeignKey, target: sql.Composable) -> sql.Composable:
+    pairs = zip(key.columns, key.target_columns, strict=True)
+    return sql.join(" AND ", [sql.compose("t.{a} = {p}.{b}", a=sql.name(a), p=target, b=sql.name(b)) for a, b in pairs])
+
+
+def _target(number: int, key: ForeignKey, places: Mapping[tuple[str, str], int]) -> sql.Composable:
+    """The row that ``t`` names by its key of this number, and what becomes of it."""
+    place = (key.target_schema, key.target)
+    return sql.compose(
+        "LEFT JOIN {target} {p} ON {refers} LEFT JOIN {becomes} {v} ON {v}.at = {p}.ctid",
+        target=sql.table(*place),
+        p=sql.name(f"p{number}"),
+        refers=_refers(key, sql.name(f"p{number}")),
+        becomes=_becomes(places[place]),
+        v=sql.name(f"v{number}"),
+    )
+
+
+def _as_merged(key: ForeignKey) -> sql.Composable:
+    """Whether a merge turned what ``t`` names by this key, as ``m`` remembers, and it names that still."""
+    columns = [(sql.name(column), sql.literal(column)) for column in key.columns]
+    return sql.compose(
+        "(coalesce({turned}, false) AND {same})",
+        turned=sql.join(" OR ", [sql.compose("m.before ? {n}", n=n) for _, n in columns]),
+        same=sql.join(" AND ", [sql.compose("t.{c}::text IS NOT DISTINCT FROM m.after->>{n}", c=c, n=n)
+                                for c, n in columns]),
+    )  # fmt: skip
+
+
+def _named(store: Store, turning: _Turning, column: str, value: sql.Composable) -> sql.Composable:
+    """What becomes of a column of ``t``: what is remembered where it still names what the merge made it name, else what
+    becomes of the row that it names now."""
+    for number, key in reversed(list(enumerate(turning.keys))):
+        if column in key.columns:
+            target = key.target_columns[key.columns.index(column)]
+            kind = turning.table.columns[column].type
+            value = sql.compose(
+                """CASE WHEN {p}.ctid IS NULL OR {as_merged} THEN {otherwise}
+                        WHEN {v}.at IS NULL THEN t.{c} ELSE {v}.{n}::{kind} END""",
+                p=sql.name(f"p{number}"),
+                v=sql.name(f"v{number}"),
+                as_merged=_as_merged(key),
+                otherwise=value,
+                c=sql.name(column),
+                n=_new(store.catalog.tables[key.target_schema, key.target], target),
+                kind=cast_type(kind),
+            )
+    return sql.compose("{value} AS {n}", value=value, n=_new(turning.table, column))
 
 
 def _turned_back(store: Store, table: Table, column: Column, kept: Sequence[Shelf]) -> sql.Composable:
