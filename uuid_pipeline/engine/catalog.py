@@ -194,13 +194,14 @@ def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:
     )  # fmt: skip
 
 
-# Everything of the schema that is not a row: what must be the same after a migration as before.
+# Everything of the schema that is not a row: what must be the same after a migration as before. Rights as they are by
+# default are none that were granted: a newer server has more of them.
 _SNAPSHOT = """
 WITH rel AS (SELECT c.*, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.oid = ANY(%(oids)s))
 SELECT 'table ' || nspname || '.' || relname AS object,
        concat_ws(' ', relkind, pg_get_userbyid(relowner), relpersistence, relrowsecurity, relforcerowsecurity,
-                 relreplident, reloptions::text, coalesce(relacl, acldefault('r', relowner))::text,
+                 relreplident, reloptions::text, nullif(relacl, acldefault('r', relowner))::text,
                  obj_description(oid, 'pg_class')) AS definition FROM rel
 UNION ALL
 SELECT 'column ' || nspname || '.' || relname || '.' || attname,

@@ -19,7 +19,7 @@ from uuid_pipeline.engine.batches.lanes import Ordinals
 from uuid_pipeline.engine.batches.tries import run_batch, undivided
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.installed import aliases
-from uuid_pipeline.engine.merges import archive, coming_back, emptying, ties, turning_back
+from uuid_pipeline.engine.merges import archive, coming_back, emptying, restoring, ties, turning_back
 from uuid_pipeline.engine.migration import batch_size
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
@@ -160,6 +160,7 @@ def _prepare_ways_back(writing: Writer, stores: dict[str, Store]) -> None:
             emptying.require_keys(writing.connection, store, number)
             turning_back.require_found(writing.connection, store, number)
             archive.follow_renames(writing.connection, store, number)
+            restoring.require_defaults(writing.connection, store, number)
 
 
 @dataclass(frozen=True)

@@ -256,3 +256,43 @@ def test_turned_rows_that_cannot_be_told_apart_any_more_are_told_before_anything
         row["event_id"]: row["document_id"] for row in before["events"]
     }
     assert rows == {table: found for table, found in before.items() if table != "events"}
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE upload_pipeline.documents ADD note text",
+        "ALTER TABLE upload_pipeline.documents DROP parsed_path",
+        "ALTER TABLE upload_pipeline.documents RENAME parsed_path TO path",
+        "ALTER TABLE upload_pipeline.documents ALTER bytes_len TYPE numeric",
+    ],
+)
+def test_a_column_changed_since_is_told_by_the_schemas_gate_and_is_no_row_lost(twins: Engine, change: str) -> None:
+    cycle.run_sql(twins, change)
+
+    red = [gate.gate for gate in cycle.validate(twins, SPEC) if not gate.passed]
+
+    assert red == ["whole_schema_unchanged"]
+
+
+@pytest.mark.begins("migrated")
+def test_a_column_that_archived_rows_can_have_no_value_for_is_named_before_anything_goes_back(
+    twins: Engine, before: cycle.Rows
+) -> None:
+    cycle.run_sql(
+        twins,
+        "ALTER TABLE upload_pipeline.documents ADD kind text NOT NULL DEFAULT 'x';"
+        "ALTER TABLE upload_pipeline.documents ALTER kind DROP DEFAULT",
+    )
+    after = cycle.rows_of(twins)
+
+    with pytest.raises(RefusedError, match="documents has columns that are NOT NULL, without a default"):
+        cycle.undo(twins)
+
+    assert cycle.rows_of(twins) == after
+    cycle.run_sql(twins, "ALTER TABLE upload_pipeline.documents ALTER kind SET DEFAULT 'y'")
+    cycle.undo(twins)
+    assert [row["document_id"] for row in cycle.rows_of(twins)["documents"]] == [
+        row["document_id"] for row in before["documents"]
+    ]

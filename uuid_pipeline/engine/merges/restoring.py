@@ -15,8 +15,15 @@ from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
 
 
-def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
+def require_defaults(connection: Connection, store: Store, assessment: int) -> None:
     """Raise RefusedError when a table has got a column since that no archived row can have a value for."""
+    for one in shelves(connection, store, assessment):
+        ordinals = sql.compose("SELECT DISTINCT uuid_pipeline_ordinal AS n FROM {archive}", archive=one.relation)
+        _require_defaults(connection, [one], [row.n for row in sql.rows(connection, ordinals)])
+
+
+def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
+    """The same for a batch: a column may be added while the rollback is under way."""
     for one in kept:
         statement = sql.compose(
             """SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute

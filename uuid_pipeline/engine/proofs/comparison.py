@@ -1,12 +1,16 @@
 """The whole store against the state before: each moved table, ids read back through the map, archives counted in."""
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
 
+from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.batches import batch, deletions
+from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.merges import archive
@@ -34,6 +38,9 @@ def whole_conservation(compared: list[dict[str, Any]]) -> GateResult:
     if live:
         names = ", ".join(f"{row['table']} ({row['application_writes']} writes seen)" for row in live)
         said += f". The application wrote to {names} meanwhile; there the proof is each batch's own"
+    altered = ", ".join(row["table"] for row in compared if row["other_columns"])
+    if altered:
+        said += f". Rows alone were counted where columns were changed since: {altered}"
     return GateResult.of(
         "whole_conservation",
         not wrong,
@@ -47,7 +54,10 @@ def timestamps_untouched(compared: list[dict[str, Any]]) -> GateResult:
     """Gate: no date or time column of a moved table changed, but where the application wrote."""
     wrong = [row["table"] for row in compared if row["dates_differ"] and not row["application_writes"]]
     live = ", ".join(row["table"] for row in compared if row["dates_differ"] and row["application_writes"])
-    said = "every date and time as before"
+    altered = ", ".join(row["table"] for row in compared if row["other_columns"])
+    said = "every date and time as before" + (
+        f"; not compared, since columns were changed: {altered}" if altered else ""
+    )
     if live:
         said += f"; not compared, since the application wrote there: {live}"
     return GateResult.of(
@@ -95,6 +105,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     sql.execute(connection, "SELECT pg_current_xact_id()")
     before = fingerprint.before(connection, execution)
     archives = archive.contents(connection, store, execution)
+    altered = _with_other_columns(connection, store, execution)
     compared = []
     for moved in store.tables:
         name = fingerprint.qualified(moved)
@@ -110,19 +121,48 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
             writes = _moved_twice(connection, store, moved, execution)
         if then is not None and now.rows < then.rows and not writes and deletions.may_be_unreported(connection):
             writes = then.rows - now.rows
+        archived, kept = int(merged.archived), archives.get(name, (0, 0))
+        differs, other = then != now, name in altered
+        if other and then is not None:
+            # What values hashed to under other columns is no measure; how many rows there are still is.
+            differs = then.rows != now.rows
         compared.append(
             {
                 "table": name,
                 "rows_before": then.rows if then else 0,
                 "rows_now": now.rows - int(merged.archived),
-                "archived": int(merged.archived),
-                "archive_differs": archives.get(name, (0, 0)) != (int(merged.archived), int(merged.archive)),
-                "differs": then != now,
-                "dates_differ": then is None or then.timestamps != now.timestamps,
+                "archived": archived,
+                "archive_differs": kept[0] != archived or (not other and kept[1] != int(merged.archive)),
+                "differs": differs,
+                "dates_differ": then is None or (not other and then.timestamps != now.timestamps),
+                "other_columns": other,
                 "application_writes": writes,
             }
         )
     return compared
+
+
+def _with_other_columns(connection: Connection, store: Store, execution: ledger.Execution) -> set[str]:
+    """Tables that have columns of other names or types than when the execution began, each named as "schema.table"."""
+    before = sql.scalar(
+        connection,
+        "SELECT catalog_before FROM uuid_pipeline.executions WHERE execution_id = %(id)s",
+        {"id": execution.execution_id},
+    )
+    now = catalogs.snapshot(connection, store.catalog)
+    tables = [moved.table for moved in store.tables]
+    return {f"{t.schema}.{t.name}" for t in tables if before and _types(before, t) != _types(now, t)}
+
+
+# A column's definition in a catalog's snapshot: its number, its type, whether it is NOT NULL, and more.
+_TYPE = re.compile(r"\d+ (.+?) [tf](?: |$)")
+
+
+def _types(snapshot: Mapping[str, str], table: Table) -> dict[str, str]:
+    """The type of each column of a table, by the column's name in a catalog's snapshot."""
+    prefix = f"column {table.schema}.{table.name}."
+    found = {name: _TYPE.match(definition) for name, definition in snapshot.items() if name.startswith(prefix)}
+    return {name: match[1] for name, match in found.items() if match}
 
 
 def _with_merged(now: Fingerprint, merged: Any) -> Fingerprint:

@@ -48,7 +48,7 @@ def _verdict(now: dict[str, object] | None) -> Cell:
     if now["archive_differs"]:
         return Badge("bad", "Archive differs")
     if not now["differs"]:
-        return Badge("good", "Equal")
+        return Badge("open", "Rows counted") if now["other_columns"] else Badge("good", "Equal")
     return Badge("open", "Application wrote") if now["application_writes"] else Badge("bad", "Differs")
 
 
@@ -56,5 +56,5 @@ def _dates(now: dict[str, object] | None) -> Cell:
     if now is None:
         return Badge("open", "Not compared")
     if not now["dates_differ"]:
-        return Badge("good", "Equal")
+        return Badge("open", "Not compared") if now["other_columns"] else Badge("good", "Equal")
     return Badge("open", "Application wrote") if now["application_writes"] else Badge("bad", "Differs")
