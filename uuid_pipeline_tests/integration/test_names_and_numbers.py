@@ -83,19 +83,37 @@ def test_a_wave_after_a_wave_finds_columns_that_were_renamed_in_between(twins: E
     assert cycle.rows_of(twins) == renamed(before, "documents", {"filename": "label"})
 
 
+SWAP = (
+    "ALTER TABLE upload_pipeline.documents RENAME filename TO n; ALTER TABLE upload_pipeline.documents RENAME mime TO "
+    "filename; ALTER TABLE upload_pipeline.documents RENAME n TO mime"
+)
+
+
 @pytest.mark.begins("migrated")
+@pytest.mark.parametrize(
+    ("change", "said", "back"),
+    [
+        (
+            "ALTER TABLE upload_pipeline.documents RENAME filename TO title",
+            "archived with filename, which it has no longer, and it has got title",
+            "ALTER TABLE upload_pipeline.documents RENAME title TO filename",
+        ),
+        (SWAP, "columns in another order, document_id, user_id, filename, mime, bytes_len", SWAP),
+    ],
+    ids=["renamed", "swapped"],
+)
 def test_of_a_restored_store_a_column_that_may_be_renamed_is_named_before_anything_goes_back(
-    twins: Engine, before: cycle.Rows, new_database: NewDatabase, tmp_path: Path
+    twins: Engine, before: cycle.Rows, new_database: NewDatabase, tmp_path: Path, change: str, said: str, back: str
 ) -> None:
     copy = restored(twins, new_database, tmp_path / "store.dump")
-    cycle.run_sql(copy, "ALTER TABLE upload_pipeline.documents RENAME filename TO title")
+    cycle.run_sql(copy, change)
     after = cycle.rows_of(copy)
 
-    with pytest.raises(RefusedError, match="archived with filename, which it has no longer, and it has got title"):
+    with pytest.raises(RefusedError, match=said):
         cycle.undo(copy)
 
     assert cycle.rows_of(copy) == after
-    cycle.run_sql(copy, "ALTER TABLE upload_pipeline.documents RENAME title TO filename")
+    cycle.run_sql(copy, back)
     cycle.undo(copy)
     assert cycle.rows_of(copy) == before
     copy.dispose()

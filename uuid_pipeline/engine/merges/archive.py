@@ -162,8 +162,15 @@ def _require_no_rename(connection: Connection, kept: Shelf) -> None:
     now, archived = _columns(connection, kept.source), _columns(connection, kept.relation)
     gone = [name for name in archived if name not in now and not name.startswith("uuid_pipeline_")]
     new = [column.name for column in kept.table.columns.values() if column.name not in archived]
+    place = f"{kept.table.schema}.{kept.table.name}"
+    order = [name for name in archived if name in now]
+    if order != [name for name in now if name in archived]:
+        raise RefusedError(
+            f"Refused: rows of {place} were archived with its columns in another order, {', '.join(order)}. Whether two "
+            "of them have changed their names cannot be known of a table that was restored from a dump or made anew. "
+            "Give it its columns in that order, or their names of then, for as long as the rollback takes."
+        )
     if gone and new:
-        place = f"{kept.table.schema}.{kept.table.name}"
         raise RefusedError(
             f"Refused: rows of {place} were archived with {', '.join(gone)}, which it has no longer, and it has "
             f"got {', '.join(new)} since. Whether that is a rename cannot be known of a table that was restored from "
@@ -191,11 +198,11 @@ def _in_common(connection: Connection, kept: Shelf) -> Shelf:
 
 
 def _columns(connection: Connection, relation: sql.Composable) -> dict[str, tuple[int, int]]:
-    """The columns of a table as it is now: the oid of the type and its modifier, by name."""
+    """The columns of a table as it is now, in their order: the oid of the type and its modifier, by name."""
     found = sql.rows(
         connection,
         """SELECT attname::text AS name, atttypid::bigint AS type, atttypmod AS modifier FROM pg_attribute
-           WHERE attrelid = to_regclass(%(name)s) AND attnum > 0 AND NOT attisdropped""",
+           WHERE attrelid = to_regclass(%(name)s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum""",
         {"name": sql.shown(relation)},
     )
     return {row.name: (row.type, row.modifier) for row in found}
