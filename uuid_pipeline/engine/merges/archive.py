@@ -166,8 +166,8 @@ def _require_no_rename(connection: Connection, kept: Shelf) -> None:
     order = [name for name in archived if name in now]
     if order != [name for name in now if name in archived]:
         raise RefusedError(
-            f"Refused: rows of {place} were archived with its columns in another order, {', '.join(order)}. Whether two "
-            "of them have changed their names cannot be known of a table that was restored from a dump or made anew. "
+            f"Refused: rows of {place} were archived with its columns in another order, {', '.join(order)}. Whether "
+            "two have changed their names cannot be known of a table that was restored from a dump or made anew. "
             "Give it its columns in that order, or their names of then, for as long as the rollback takes."
         )
     if gone and new:
