@@ -801,6 +801,27 @@ def test_what_displaces_a_planned_row_takes_its_target_id_and_its_alias_though_i
     assert {(row["chunk_id"], row["tag"]) for row in after["tags"]} == {(planned, "red"), (own, "late")}
 
 
+def test_the_alias_of_a_row_that_was_renumbered_and_then_displaced_leads_to_what_stands_in_its_place(
+    empty_store: Engine,
+) -> None:
+    built(empty_store, TAGGED)
+    before = cycle.rows_of(empty_store, "app")
+    spec = spec_of(SINGLY)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    planned = "cccccccc-0000-4000-8000-000000000001"
+    cycle.run_sql(empty_store, "UPDATE app.chunks SET ord = 2 WHERE id = %(id)s", id=planned)
+
+    cycle.finish(empty_store, spec, execution)
+
+    there = target(f"{target('u:k')}:v1:2")
+    assert cycle.run_sql(empty_store, "SELECT uuid_pipeline.resolve_chunk(%(id)s)::text", id=planned) == [(there,)]
+    cycle.run_sql(empty_store, "INSERT INTO app.tags VALUES (%(id)s, 'late')", id=planned)
+    assert {row["chunk_id"] for row in cycle.rows_of(empty_store, "app")["tags"]} == {there}
+    cycle.roll_back(empty_store, spec)
+    after = cycle.rows_of(empty_store, "app")
+    assert [row["id"] for row in after["chunks"]] == [row["id"] for row in before["chunks"]]
+
+
 # A spot names a chunk by its document and its own id; the chunk comes from a loser, and goes back below it.
 SPOTS = (
     TAGGED  # noqa: S608

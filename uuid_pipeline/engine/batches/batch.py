@@ -98,7 +98,8 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     locks.hold_roots(connection, store, plan, direction)
     aside.set_aside(connection, store, plan, direction)
     merged = Collapsed()
-    if direction is FORWARD and merging.wanted(connection, store, plan):
+    merges = direction is FORWARD and merging.wanted(connection, store, plan)
+    if merges:
         locks.wait_briefly(connection, plan)
         merged = merging.merge(connection, store, plan)
         reach("merged")
@@ -112,6 +113,8 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
             aside.forget_departed(connection, store, entity, plan, direction)
             if direction is FORWARD:
                 derive_arrivals(connection, store, entity, plan)
+    if merges:
+        merging.lead_aliases(connection, store, plan)
     locks.hold_references(connection, store, plan)
     reach("held")
     return merged

@@ -399,6 +399,23 @@ def _correct_roles(connection: Connection, store: Store, entity: Entity, plan: B
     sql.execute(connection, statement, plan.values)
 
 
+def lead_aliases(connection: Connection, store: Store, plan: BatchPlan) -> None:
+    """The map says of each merged row where its survivor goes, once that is known: the plan may have foreseen another.
+
+    A row whose natural key changed since was planned to go elsewhere than what then stands in its place.
+    """
+    for entity in store.entities:
+        statement = sql.compose(
+            """UPDATE {map} m SET new_id = s.new_id, natural_key = s.natural_key
+               FROM {merged} g JOIN {map} s ON s.old_id = g.survivor
+               WHERE m.old_id = g.loser AND m.role = 'merge' AND m.new_id <> s.new_id
+                 AND m.ordinal BETWEEN %(first)s AND %(last)s""",
+            map=map_part(entity.name, plan.assessment_no),
+            merged=merged(store, entity.name),
+        )
+        sql.execute(connection, statement, plan.values)
+
+
 def _forget_held(connection: Connection, store: Store) -> None:
     """Rows have new places now; the batch holds them anew (their locks are ours already)."""
     for held in held_tables(store):
