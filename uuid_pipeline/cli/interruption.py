@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 
 AGAIN_SECONDS = 0.05
 _ASKED_BY = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -27,9 +28,7 @@ def heed() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in _ASKED_BY:
-        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
-            signal.signal(number, signal.default_int_handler)
+    answer_by(signal.default_int_handler)
     if not _noted:
         reader, writer = socket.socketpair()
         reader.setblocking(False)
@@ -38,6 +37,13 @@ def heed() -> None:
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         _noted.extend([reader, writer])
         sys.unraisablehook = _repeating(sys.unraisablehook)
+
+
+def answer_by(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Let this answer every request to end, but a SIGHUP that is ignored."""
+    for number in _ASKED_BY:
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+            signal.signal(number, handler)
 
 
 def heed_no_more() -> None:

@@ -2,16 +2,15 @@
 
 import io
 import os
-import signal
 import sys
+
+from uuid_pipeline.cli import interruption
 
 
 def main() -> None:
     """Load the command line and run it."""
     _open_streams()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
-            signal.signal(number, _end)
+    interruption.answer_by(_end)
     from uuid_pipeline.cli.main import main as run
 
     run()

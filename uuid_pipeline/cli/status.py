@@ -204,6 +204,8 @@ def _continue(connection: Connection, spec: Spec, open_one: ledger.Execution, pl
         return f"{newer.approve_command}: the newest plan, in the place of execution {open_one.execution_id}"
     reason = _stale(connection, spec, planning.of_assessment(connection, open_one.assessment_no))
     if reason is not None and newer is not None and newer.nothing_to_do and open_one.status == "running":
+        if all(wave.status in ("moved", "unneeded") for wave in ledger.waves(connection, open_one.execution_id)):
+            return f"uuid-pipeline run: it validates execution {open_one.execution_id}, which has moved all"
         return f"uuid-pipeline cancel: nothing is left to move, but {steps.how_to_end(open_one)}. {reason.capitalize()}"
     if reason is not None:
         return (

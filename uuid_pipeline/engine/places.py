@@ -63,9 +63,9 @@ def read(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
 def renamed(connection: Connection, then: Places) -> list[Renamed]:
     """What has another name than then; nothing where this is another cluster, as after a restore."""
     tables: Mapping[str, Any] = then["tables"]
-    now = read(connection, [int(oid) for oid in tables])
-    if not _same_cluster(then, now):
+    if not _of_this_cluster(connection, then):
         return []
+    now = read(connection, [int(oid) for oid in tables])
     found = []
     for oid, was in tables.items():
         if oid not in now["tables"]:
@@ -82,8 +82,8 @@ def renamed(connection: Connection, then: Places) -> list[Renamed]:
 
 def hold(connection: Connection, then: Places, oid: int) -> bool:
     """Whether this is the very table that was looked at then, and no other of its name."""
-    return _same_cluster(then, read(connection, [])) and str(oid) in then["tables"]
+    return str(oid) in then["tables"] and _of_this_cluster(connection, then)
 
 
-def _same_cluster(then: Places, now: Places) -> bool:
-    return then["cluster"] is not None and then["cluster"] == now["cluster"]
+def _of_this_cluster(connection: Connection, then: Places) -> bool:
+    return then["cluster"] is not None and then["cluster"] == cluster_identity(connection)

@@ -131,7 +131,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         stores = _stores(writing.connection, store, waves)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
-        _prepare_ways_back(writing, stores)
+        _prepare_ways_back(writing, stores, waves)
         if waves:
             aliases.install(engine, store, assessments)
         _open(writing.connection, waves, writing.lease)
@@ -150,7 +150,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
     return runs
 
 
-def _prepare_ways_back(writing: Writer, stores: dict[str, Store]) -> None:
+def _prepare_ways_back(writing: Writer, stores: dict[str, Store], waves: Sequence[ledger.Wave]) -> None:
     """Before anything goes back: archives and emptied keys are there, and archives have the column names of now."""
     with writing.connection.begin():
         leases.hold(writing.connection, writing.lease)
@@ -160,7 +160,12 @@ def _prepare_ways_back(writing: Writer, stores: dict[str, Store]) -> None:
             emptying.require_keys(writing.connection, store, number)
             turning_back.require_found(writing.connection, store, number)
             archive.follow_renames(writing.connection, store, number)
-            restoring.require_defaults(writing.connection, store, number)
+            restoring.require_defaults(
+                writing.connection,
+                archive.shelves(writing.connection, store, number),
+                restoring.OF_WAVES,
+                {"waves": [wave.wave for wave in waves]},
+            )
 
 
 @dataclass(frozen=True)

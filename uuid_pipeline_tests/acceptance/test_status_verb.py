@@ -239,6 +239,8 @@ def test_an_execution_that_has_moved_all_is_validated_by_the_next_run_under_anot
     """A sweep of it is a wave that has looked, and found nothing."""
     cycle.run_sql(incident, "UPDATE uuid_pipeline.waves SET status = 'unneeded' WHERE kind = 'sweep'")
     other = with_spec(command_line, tmp_path, "on_duplicate: merge", "on_duplicate: block")
+    assert other("plan").code == 0
+    assert other("status", "--json").data["next"].startswith("uuid-pipeline run: it validates execution ")
 
     said = other("run", "--approve", "--json")
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
 
-from uuid_pipeline.engine import duplicates, migration, profile, rollback
+from uuid_pipeline.engine import duplicates, ledger, migration, profile, rollback
 from uuid_pipeline.engine.privacy import erasing
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
@@ -771,13 +771,16 @@ INSERT INTO app.tags VALUES ('cccccccc-0000-4000-8000-000000000001', 'red');
 SINGLY = '  chunk: {table: chunks, key: id, parent: document, identity: "{document_id}:{ver}:{ord}"}\n'
 
 
+def tagged_and_approved(engine: Engine) -> tuple[cycle.Rows, Spec, ledger.Execution]:
+    built(engine, TAGGED)
+    before, spec = cycle.rows_of(engine, "app"), spec_of(SINGLY)
+    return before, spec, cycle.approve(engine, spec, cycle.assess_and_plan(engine, spec).plan_id)
+
+
 def test_what_displaces_a_planned_row_takes_its_target_id_and_its_alias_though_it_came_later(
     empty_store: Engine,
 ) -> None:
-    built(empty_store, TAGGED)
-    before = cycle.rows_of(empty_store, "app")
-    spec = spec_of(SINGLY)
-    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    before, spec, execution = tagged_and_approved(empty_store)
     # The survivor gets a chunk of its own of that natural key, as a worker that chunks it again writes one.
     own, planned = "dddddddd-0000-4000-8000-000000000001", "cccccccc-0000-4000-8000-000000000001"
     arrived = "INSERT INTO app.chunks SELECT %(own)s, min(id::text)::uuid, 'v1', 1 FROM app.documents"
@@ -804,10 +807,7 @@ def test_what_displaces_a_planned_row_takes_its_target_id_and_its_alias_though_i
 def test_the_alias_of_a_row_that_was_renumbered_and_then_displaced_leads_to_what_stands_in_its_place(
     empty_store: Engine,
 ) -> None:
-    built(empty_store, TAGGED)
-    before = cycle.rows_of(empty_store, "app")
-    spec = spec_of(SINGLY)
-    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    before, spec, execution = tagged_and_approved(empty_store)
     planned = "cccccccc-0000-4000-8000-000000000001"
     cycle.run_sql(empty_store, "UPDATE app.chunks SET ord = 2 WHERE id = %(id)s", id=planned)
 

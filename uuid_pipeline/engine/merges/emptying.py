@@ -40,12 +40,17 @@ def holds_id(store: Store, key: ForeignKey) -> bool:
     )
 
 
+def holds_id_among_others(store: Store, key: ForeignKey) -> bool:
+    """Whether the foreign key has several columns and holds an entity's key: (document, chunk), say."""
+    return len(key.columns) > 1 and holds_id(store, key)
+
+
 def named_together(store: Store, table: Table) -> list[str]:
-    """Columns of a table in foreign keys of several columns that hold an id: (document, chunk), say."""
+    """Columns of a table in foreign keys that hold an id among others."""
     found = [
         column
         for key in store.catalog.foreign_keys
-        if (key.table_schema, key.table) == (table.schema, table.name) and len(key.columns) > 1 and holds_id(store, key)
+        if (key.table_schema, key.table) == (table.schema, table.name) and holds_id_among_others(store, key)
         for column in key.columns
     ]
     return list(dict.fromkeys(found))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
@@ -14,26 +14,28 @@ from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
 
-
-def require_defaults(connection: Connection, store: Store, assessment: int) -> None:
-    """Raise RefusedError when a table has got a column since that no archived row can have a value for."""
-    for one in shelves(connection, store, assessment):
-        ordinals = sql.compose("SELECT DISTINCT uuid_pipeline_ordinal AS n FROM {archive}", archive=one.relation)
-        _require_defaults(connection, [one], [row.n for row in sql.rows(connection, ordinals)])
+OF_WAVES: LiteralString = "uuid_pipeline_wave = ANY(%(waves)s)"
+_OF_BATCH: LiteralString = "uuid_pipeline_ordinal = ANY(%(ordinals)s)"
 
 
-def _require_defaults(connection: Connection, kept: Sequence[Shelf], ordinals: Sequence[int]) -> None:
-    """The same for a batch: a column may be added while the rollback is under way."""
+def require_defaults(
+    connection: Connection, kept: Sequence[Shelf], which: LiteralString, values: Mapping[str, Any]
+) -> None:
+    """Raise RefusedError when a table has got a column since that archived rows can have no value for.
+
+    ``which`` of them, with its ``values`` to bind, are to come back.
+    """
     for one in kept:
         statement = sql.compose(
             """SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
                WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attnotnull AND NOT atthasdef
                  AND attidentity = '' AND attname <> ALL(%(known)s)
-                 AND EXISTS (SELECT FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s))""",
+                 AND EXISTS (SELECT FROM {archive} WHERE {which})""",
             archive=one.relation,
+            which=sql.Text(which),
         )
         known = [column.name for column in one.columns]
-        missing = sql.scalar(connection, statement, {"oid": one.table.oid, "known": known, "ordinals": list(ordinals)})
+        missing = sql.scalar(connection, statement, {**values, "oid": one.table.oid, "known": known})
         if missing:
             raise RefusedError(
                 f"{one.table.name} has columns that are NOT NULL, without a default, and newer than its archived rows, "
@@ -162,8 +164,10 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
         return {}
     values = {**plan.values, **turning_back.paths(store), "ordinals": ordinals}
     kept = _targets_first(store, archives)
-    _require_defaults(connection, kept, ordinals)
+    # Again: a column may be added while the rollback is under way.
+    require_defaults(connection, kept, _OF_BATCH, {"ordinals": ordinals})
     coming_back.find(connection, store, kept, values)
+    # Where nothing hangs together, one UPDATE a table does it.
     updates = (
         turning_back.turn_together(store, repointed, kept)
         if turning_back.hangs_together(store, repointed)

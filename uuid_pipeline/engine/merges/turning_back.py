@@ -71,14 +71,11 @@ def repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) 
     before = _before(store, table, kept)
     return sql.compose(
         """{name} AS (UPDATE {table} t SET {assignments} FROM uuid_pipeline.repointed m
-               WHERE m.wave = %(wave)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND m.table_name = {label}
-                 AND m.foreign_key IS NULL AND {found} AND ({changes})
-               RETURNING 1)""",
+               WHERE {remembered} AND ({changes}) RETURNING 1)""",
         name=name_of(index),
         table=sql.table(table.schema, table.name),
         assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=v) for c, v in before.items()]),
-        label=sql.literal(f"{table.schema}.{table.name}"),
-        found=coming_back.remembered(table),
+        remembered=_remembered(table),
         changes=_changes(before),
     )
 
@@ -122,9 +119,7 @@ def _naming(store: Store, table: Table) -> list[ForeignKey]:
     return [
         key
         for key in store.catalog.foreign_keys
-        if (key.target_schema, key.target) == (table.schema, table.name)
-        and len(key.columns) > 1
-        and emptying.holds_id(store, key)
+        if (key.target_schema, key.target) == (table.schema, table.name) and emptying.holds_id_among_others(store, key)
     ]
 
 
