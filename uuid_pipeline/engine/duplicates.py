@@ -6,9 +6,10 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import inventory, ledger, sql
+from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
-from uuid_pipeline.engine.merges import counterparts, foreseen
+from uuid_pipeline.engine.merges import actions, counterparts, foreseen, refused_documents
 from uuid_pipeline.engine.natural_keys import as_stored
 from uuid_pipeline.engine.priorities import complete_statuses
 from uuid_pipeline.engine.privacy import redaction
@@ -333,6 +334,8 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         faults += [row.sentence for row in odd]
     if found:
         faults += _over_periods(store)
+        faults += refused_documents.found(connection, store, assessment)
+        faults += actions.misled(store, triggers.choose(connection, store))
         faults += [
             f"{count} rows of {name} hold ids of rows that merging archives with nothing in their place: give it "
             "`orphans: keep` in the spec if these may stay as they are written"

@@ -91,7 +91,7 @@ def _require_names(connection: Connection, assessment: int, spec: Spec, referenc
         needed |= {(f"{spec.schema_name}.{entity.table}", column) for column in columns}
     needed |= {(row.name, row.column) for row in sql.rows(connection, _REPOINTED, {"no": assessment})}
     tables = {table for table, _ in needed}
-    tables |= {row.name for row in sql.rows(connection, archive.ARCHIVED, {"no": assessment})}
+    tables |= archive.archived_tables(connection, assessment)
     renamed = [
         one
         for one in every

@@ -19,7 +19,7 @@ from uuid_pipeline.engine.batches.lanes import Ordinals
 from uuid_pipeline.engine.batches.tries import run_batch, undivided
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.installed import aliases
-from uuid_pipeline.engine.merges import archive, coming_back, emptying, restoring, ties, turning_back
+from uuid_pipeline.engine.merges import actions, archive, coming_back, emptying, restoring, ties, turning_back
 from uuid_pipeline.engine.migration import batch_size
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
@@ -157,6 +157,7 @@ def _prepare_ways_back(writing: Writer, stores: dict[str, Store], waves: Sequenc
         for execution_id, store in stores.items():
             number = ledger.execution(writing.connection, execution_id).assessment_no
             archive.require_found(writing.connection, store, number)
+            actions.require_way_back(store, writing.tier, archive.archived_tables(writing.connection, number))
             emptying.require_keys(writing.connection, store, number)
             turning_back.require_found(writing.connection, store, number)
             archive.follow_renames(writing.connection, store, number)

@@ -5,7 +5,7 @@ and not run, or as an expression over a sample of rows.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +15,7 @@ from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.altered.silencing import DEPARSED
 from uuid_pipeline.engine.altered.triggers import ROW_DEED, Tier, choose, deeds
 from uuid_pipeline.engine.batches.aside import in_reach, predicate
+from uuid_pipeline.engine.merges import checks
 from uuid_pipeline.engine.store import MovedTable, Store
 
 SAMPLED_ROWS = 10_000
@@ -115,51 +116,38 @@ def _refused(connection: Connection, statement: sql.Composable) -> str | None:
         savepoint.rollback()
 
 
-# A CHECK that is NOT ENFORCED (18+) stops nothing.
-_CHECKS = """
-SELECT k.conname, pg_get_expr(k.conbin, k.conrelid) AS expression, k.convalidated,
-       array(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey))
-           AS columns
-FROM pg_constraint k WHERE k.conrelid = %(oid)s AND k.contype = 'c'
-  AND to_jsonb(k) ->> 'conenforced' IS DISTINCT FROM 'false' ORDER BY k.conname
-"""
-
-
 def _check_faults(connection: Connection, moved: MovedTable) -> Iterator[str]:
-    ids = [column for column, _ in moved.columns]
-    for check in sql.rows(connection, _CHECKS, {"oid": moved.table.oid}):
-        expression = sql.Text(check.expression.replace("%", "%%"))
-        name = f"CHECK {check.conname} on {_where(moved)}"
-        if not check.convalidated and _violated(connection, moved, expression, []):
+    ids = {column: _stand_in(moved, column) for column, _ in moved.columns}
+    for check in checks.read(connection, moved.table):
+        name = f"CHECK {check.name} on {_where(moved)}"
+        if not check.validated and _violated(connection, moved, check, {}):
             yield f"{name} is NOT VALID and rows violate it, so every UPDATE of these fails: mend the rows, or drop it"
-        elif set(ids) & set(check.columns) and _violated(connection, moved, expression, ids):
+        elif ids.keys() & check.columns and _violated(connection, moved, check, ids):
             yield f"{name} does not hold when ids are UUIDs of version 5: ({check.expression})"
 
 
-def _violated(connection: Connection, moved: MovedTable, expression: sql.Composable, ids: list[str]) -> bool:
-    """Whether a row violates the expression: any row as it is, or one of a sample with other ids in ``ids``.
-
-    The target ids are not known yet. These stand for them: one for one, version 5, and random to look at.
-    """
+def _violated(
+    connection: Connection, moved: MovedTable, check: checks.Check, stand_ins: Mapping[str, sql.Composable]
+) -> bool:
+    """Whether a row violates the CHECK: any row as it is, or one of a sample with other ids."""
     statement = sql.compose(
-        "SELECT EXISTS (SELECT FROM (SELECT {columns} FROM {table} {limit}) {alias} WHERE NOT ({expression}))",
-        columns=sql.join(", ", [_column(moved, name, name in ids) for name in moved.table.columns]),
+        "SELECT EXISTS (SELECT FROM (SELECT * FROM {table} {limit}) t WHERE {fails})",
         table=sql.table(moved.table.schema, moved.table.name),
-        limit=sql.compose("LIMIT {rows}", rows=sql.literal(SAMPLED_ROWS)) if ids else sql.Text(""),
-        alias=sql.name(moved.table.name),
-        expression=expression,
+        limit=sql.compose("LIMIT {rows}", rows=sql.literal(SAMPLED_ROWS)) if stand_ins else sql.Text(""),
+        fails=checks.fails(moved.table, check, stand_ins),
     )
     return bool(sql.scalar(connection, statement))
 
 
-def _column(moved: MovedTable, name: str, is_id: bool) -> sql.Composable:
-    if not is_id or moved.table.columns[name].type.split("(")[0] not in ("uuid", "text", "character varying"):
-        return sql.name(name)
-    as_text = sql.Text("::text" if moved.table.columns[name].type != "uuid" else "")
+def _stand_in(moved: MovedTable, column: str) -> sql.Composable:
+    """For a target id, which is not known yet: one for one, version 5, and random to look at."""
+    kind = moved.table.columns[column].type
+    if kind.split("(")[0] not in ("uuid", "text", "character varying"):
+        return sql.compose("t.{c}", c=sql.name(column))
     return sql.compose(
-        "overlay(overlay(md5({c}::text) PLACING '5' FROM 13) PLACING 'a' FROM 17)::uuid{as_text} AS {c}",
-        c=sql.name(name),
-        as_text=as_text,
+        "overlay(overlay(md5(t.{c}::text) PLACING '5' FROM 13) PLACING 'a' FROM 17)::uuid{as_text}",
+        c=sql.name(column),
+        as_text=sql.Text("::text" if kind != "uuid" else ""),
     )
 
 

@@ -119,20 +119,23 @@ def _noted(connection: Connection, kept: Shelf) -> places.Places | None:
     return json.loads(text) if text else None
 
 
-# Tables, each named as "schema.table", of which this assessment's batches archived rows.
-ARCHIVED = """
+_ARCHIVED = """
 SELECT DISTINCT t.name FROM uuid_pipeline.batches b
 JOIN uuid_pipeline.executions e USING (execution_id)
 CROSS JOIN LATERAL jsonb_object_keys(b.moved->'merged'->'archived') t(name) WHERE e.assessment_no = %(no)s
 """
 
 
+def archived_tables(connection: Connection, assessment: int) -> set[str]:
+    """Tables, each named as "schema.table", of which this assessment's batches archived rows."""
+    return {row.name for row in sql.rows(connection, _ARCHIVED, {"no": assessment})}
+
+
 def require_found(connection: Connection, store: Store, assessment: int) -> None:
     """Raise RefusedError when a table that rows were archived of is there, and their archive is not."""
     found = {f"{kept.table.schema}.{kept.table.name}" for kept in shelves(connection, store, assessment)}
     there = {f"{schema}.{name}" for schema, name in store.catalog.tables}
-    archived = {row.name for row in sql.rows(connection, ARCHIVED, {"no": assessment})}
-    missing = sorted(archived & there - found)
+    missing = sorted(archived_tables(connection, assessment) & there - found)
     if missing:
         raise RefusedError(
             f"Refused: merging archived rows of {', '.join(missing)}, and the ledger has that archive no longer: they "

@@ -14,7 +14,7 @@ from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.batches import locks
 from uuid_pipeline.engine.batches.locks import FORWARD, BatchPlan, held_of, held_tables, map_part
 from uuid_pipeline.engine.catalog import ForeignKey, Table
-from uuid_pipeline.engine.merges import emptying
+from uuid_pipeline.engine.merges import checks, emptying
 from uuid_pipeline.engine.merges.collapse import Collapsed, collapse
 from uuid_pipeline.engine.merges.folding import Fold, fold_embedded, fold_key, folds
 from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
@@ -213,7 +213,9 @@ def _settle_references(connection: Connection, store: Store) -> None:
         for fold in folds(store):
             _fold_table(connection, store, fold)
             for key in fold.held.moved.table.unique_keys:
-                _displace_twins(connection, store, fold, key)
+                _displace_twins(connection, fold, key)
+            checks.displace_forbidden(connection, fold)
+            _note_displaced_of(connection, store, fold.held.moved.table)
         for foreign_key in _keys_to_displaced(connection, store):
             _displace_dependants(connection, store, foreign_key)
         for entity in store.entities:
@@ -255,7 +257,7 @@ def _fold_table(connection: Connection, store: Store, fold: Fold) -> None:
         fold_embedded(connection, fold, reference, merged(store, reference.entity))
 
 
-def _displace_twins(connection: Connection, store: Store, fold: Fold, key: tuple[str, ...]) -> None:
+def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) -> None:
     """Of rows that a unique key would now refuse, the one that was there stays, and of turned ones the first."""
     turned = {column for column, _ in fold.held.values}
     if not turned & set(key):
@@ -289,8 +291,6 @@ def _displace_twins(connection: Connection, store: Store, fold: Fold, key: tuple
         named=sql.join(", ", named),
     )
     sql.execute(connection, twins, {"oid": table.oid})
-    if fold.held.moved.entity is not None:
-        _note_displaced(connection, store, fold.held.moved.entity)
 
 
 def _note_displaced(connection: Connection, store: Store, entity: Entity) -> None:
