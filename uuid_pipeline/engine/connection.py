@@ -23,6 +23,14 @@ SELECT EXISTS (SELECT FROM pg_tablespace s WHERE s.spcname = current_setting('de
                AND NOT has_tablespace_privilege(s.oid, 'CREATE'))
 """
 
+# A path may name pg_catalog behind a schema in which others can make functions, operators and tables of its names. Ours
+# would mean those, and what we create would for good. Where it does not name it, the server looks there first.
+_CATALOG_FIRST = """
+SELECT pg_catalog.set_config(
+    'search_path', 'pg_catalog, ' OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path'), true)
+WHERE pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.~) 'pg_catalog'
+"""
+
 # Set per transaction, not per session, so that a pooler in transaction mode cannot lose or leak them.
 # row_security=off turns rows that a policy would hide into an error; the timeouts are ours to bound, by batch.
 # Memory at least what hashes and sorts of a million ids need; compiling our wide expressions costs more than it gives.
@@ -50,12 +58,13 @@ SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', 
 _PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', true)"
 
 # The one limit that acts between transactions. A pooler looks after its own sessions, which others use too.
-_NEVER_IDLE = "SELECT set_config('idle_session_timeout', '0', false)"
+_NEVER_IDLE = "SELECT pg_catalog.set_config('idle_session_timeout', '0', false)"
 
 # A machine that is gone says no goodbye; the server is to notice within half a minute, since the lease lives that long.
 _NOTICED = """
-SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
-       set_config('tcp_keepalives_count', '3', false)
+SELECT pg_catalog.set_config('tcp_keepalives_idle', '10', false),
+       pg_catalog.set_config('tcp_keepalives_interval', '5', false),
+       pg_catalog.set_config('tcp_keepalives_count', '3', false)
 """
 
 
@@ -113,7 +122,8 @@ def open_store(text: str) -> Engine:
 
 def _pin_settings(connection: sa.Connection) -> None:
     since_17 = (connection.dialect.server_version_info or (0,)) >= (17,)
-    connection.exec_driver_sql(_PINNED_SINCE_17 if since_17 else _PINNED)
+    # In one message: the second statement is read once the first has run.
+    connection.exec_driver_sql(f"{_CATALOG_FIRST}; {_PINNED_SINCE_17 if since_17 else _PINNED}")
 
 
 def _outlast_pauses(driver: psycopg.Connection[Any], _: object) -> None:
@@ -135,7 +145,7 @@ def _write_by_default(driver: psycopg.Connection[Any], *_: object) -> None:
 def is_pooled(driver: psycopg.Connection[Any]) -> bool:
     """Whether the server's session may be another one in the next transaction: its pid is not the one we were told."""
     idle = driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-    row = driver.execute("SELECT pg_backend_pid()").fetchone()
+    row = driver.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
     if idle:
         # Nobody told SQLAlchemy of the transaction that this began; it would stay open, with none of our settings.
         driver.rollback()
@@ -160,6 +170,12 @@ _REMEDIES = {
     "25006": "Connect to the primary server, with a session that may write.",
     "53100": "Make room on the server's disk, and run again: what was committed stands.",
 }
+# The driver gives a connection that failed no SQLSTATE; a server that speaks another language is not understood.
+_NO_MORE_CONNECTIONS = ("too many connections", "too many clients", "remaining connection slots", "no more connections")
+_CONNECTIONS_WANTED = (
+    "What was committed stands. Raise the limit that it names (ALTER ROLE or ALTER DATABASE … CONNECTION LIMIT, "
+    "max_connections, a pooler's), or wait until others have left: a run holds up to five at once. Then run again."
+)
 # The server ended the session (an administrator, a shutdown, a crash, a restart); what begins with 08 is the network's.
 _ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 
@@ -173,6 +189,8 @@ def explained(error: Exception) -> PipelineError:
     said = " ".join(str(cause).split())
     state = getattr(cause, "sqlstate", None)
     broken = state is None and isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
+    if broken and any(words in said for words in _NO_MORE_CONNECTIONS):
+        return ConnectionLostError(f"The server takes no further connection of ours ({said}). {_CONNECTIONS_WANTED}")
     if broken or state in _ENDED or str(state).startswith("08") or isinstance(error, PendingRollbackError):
         return ConnectionLostError(
             f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
@@ -193,10 +211,10 @@ def _unreachable(url: URL, text: str, error: Exception) -> str:
     # Only what cannot hold a password: an unencoded "@" or "/" in one would end up in the host's place.
     shown = url.set(drivername="postgresql", password=None, query={})
     place = shown.render_as_string(hide_password=True)
-    return without_secrets(
-        f"The store {place} cannot be reached: {detail}. Check UUID_PIPELINE_DATABASE_URL and that the server is up.",
-        text,
-    )
+    remedy = "Check UUID_PIPELINE_DATABASE_URL and that the server is up."
+    if any(words in detail for words in _NO_MORE_CONNECTIONS):
+        remedy = _CONNECTIONS_WANTED
+    return without_secrets(f"The store {place} cannot be reached: {detail}. {remedy}", text)
 
 
 def copy_in(connection: sa.Connection, statement: str, data: bytes) -> None:

@@ -33,7 +33,8 @@ def unsupported(connection: Connection, store: Store) -> list[str]:
         for fault in (*_update_faults(connection, moved), *_check_faults(connection, moved))
     ]
     keys = _outgoing_faults(store) + _generated_key_faults(store) + _identity_faults(connection, store)
-    return plain + list(choose(connection, store).refusals) + tried + keys + _busy_faults(connection, store)
+    found = plain + list(choose(connection, store).refusals) + tried + keys
+    return found + _busy_faults(connection, store) + _ddl_faults(connection)
 
 
 def _where(moved: MovedTable) -> str:
@@ -229,6 +230,32 @@ def _busy_faults(connection: Connection, store: Store) -> list[str]:
                 f"the spec's busy predicate of {entity.name} is no condition on {entity.table.name}: {refused}"
             )
     return faults
+
+
+_ACTIVE_EVENT_TRIGGERS = """
+SELECT string_agg(quote_ident(evtname), ', ' ORDER BY evtname) FROM pg_event_trigger
+WHERE evtenabled <> 'D' AND evtevent <> 'login'
+"""
+
+# What a wave needs besides the ledger: scratch tables, made and dropped, and triggers.
+_DDL = """
+DO $$ BEGIN
+    CREATE TEMPORARY TABLE uuid_pipeline_tried (id uuid);
+    CREATE TRIGGER tried BEFORE UPDATE ON pg_temp.uuid_pipeline_tried
+        FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
+    DROP TABLE pg_temp.uuid_pipeline_tried;
+END $$
+"""
+
+
+def _ddl_faults(connection: Connection) -> list[str]:
+    """Event triggers may refuse what a wave does to tables of its own and to the application's."""
+    names = sql.scalar(connection, _ACTIVE_EVENT_TRIGGERS)
+    refused = _refused(connection, sql.Text(_DDL)) if names else None
+    return [
+        f"an event trigger ({names}) refuses what waves need, CREATE TRIGGER and temporary tables: {refused}; disable "
+        "it for as long as it takes, until finalize, or let it pass this role"
+    ] if refused else []  # fmt: skip
 
 
 def warnings(connection: Connection, store: Store) -> list[str]:

@@ -14,6 +14,7 @@ from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import ledger, traps
 from uuid_pipeline.engine.connection import explained, open_store
 from uuid_pipeline.engine.installed import functions
+from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import load_spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
@@ -146,6 +147,48 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
     assert told.exit_code == 2
     assert explained(refused.value).message.startswith("The store refused a statement: column")
     assert explained(refused.value).exit_code == 1
+
+
+def test_where_the_role_has_no_more_connections_the_limit_is_named(incident_url: str, new_role: NewRole) -> None:
+    role = new_role("CONNECTION LIMIT 1")
+    store = open_store(as_role(incident_url, role))
+    with store.connect() as first, first.begin():
+        first.exec_driver_sql("SELECT 1")
+        with pytest.raises(DBAPIError) as refused, store.connect():
+            pass
+        with pytest.raises(UsageError, match=r"cannot be reached: .*too many connections.* Raise the limit"):
+            open_store(as_role(incident_url, role))
+    store.dispose()
+
+    told = explained(refused.value)
+    assert told.message.startswith("The server takes no further connection of ours (")
+    assert f'too many connections for role "{role}"' in told.message
+    assert told.exit_code == 2
+
+
+def test_what_a_schema_before_pg_catalog_calls_by_its_names_is_not_meant(incident_url: str, new_role: NewRole) -> None:
+    with psycopg.connect(incident_url, autocommit=True) as plain:
+        for name, arguments, kind, answer in (
+            ("equal", "text, text", "boolean", "false"),
+            ("current_setting", "text", "text", "''hostile''"),
+            ("set_config", "text, text, boolean", "text", "''hostile''"),
+            ("count", "", "bigint", "7"),
+        ):
+            plain.execute(
+                f"CREATE FUNCTION public.{name}({arguments}) RETURNS {kind} LANGUAGE sql IMMUTABLE AS 'SELECT {answer}'"
+            )
+        plain.execute("CREATE OPERATOR public.= (leftarg = text, rightarg = text, function = public.equal)")
+        plain.execute("CREATE TABLE public.pg_class ()")
+        role = new_role("SUPERUSER")
+        plain.execute(f"ALTER ROLE {role} SET search_path = public, pg_catalog")
+    store = open_store(as_role(incident_url, role))
+
+    with store.begin() as connection:
+        ledger.create(connection, cycle.bound(connection, SPEC))
+        indexes = connection.exec_driver_sql("SELECT indexdef FROM pg_indexes WHERE schemaname = 'uuid_pipeline'")
+        assert not [row for row in indexes if "public" in row.indexdef]
+    cycle.run_all(store, SPEC)
+    store.dispose()
 
 
 def test_a_right_that_is_missing_is_named_with_where_to_look(incident_url: str, new_role: NewRole) -> None:

@@ -226,6 +226,11 @@ def found_after(engine: Engine, change: str, spec: Spec = SPEC) -> tuple[list[st
             "FOR EACH ROW EXECUTE FUNCTION zoo.note();\nALTER TABLE zoo.docs ENABLE ALWAYS TRIGGER vigil",
             r"constraint trigger vigil on zoo\.docs cannot be kept out in tier R",
         ),
+        (
+            "CREATE FUNCTION zoo.ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''ask us''; END';\n"
+            "CREATE EVENT TRIGGER calm ON ddl_command_start WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION zoo.ddl()",
+            r"an event trigger \(calm\) refuses what waves need, .*: ask us .*; disable it",
+        ),
     ],
 )
 def test_a_trap_is_refused_with_its_reason(zoo_to_look_at: Engine, change: str, reason: str) -> None:
