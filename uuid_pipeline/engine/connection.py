@@ -75,12 +75,13 @@ def store_url(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:
         raise UsageError(
-            "UUID_PIPELINE_DATABASE_URL is not a database URL. Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+            "UUID_PIPELINE_DATABASE_URL is not a database URL. Expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE; "
+            "several hosts are written postgresql://USER:PASSWORD@/DATABASE?host=ONE:PORT&host=OTHER:PORT."
         ) from error
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise UsageError(
-            f"UUID_PIPELINE_DATABASE_URL names {url.get_backend_name()!r}; the store must be PostgreSQL "
-            "(postgresql://USER:PASSWORD@HOST:PORT/DATABASE)."
+            f"UUID_PIPELINE_DATABASE_URL begins with {url.get_backend_name()!r}; the store must be PostgreSQL, written "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
         )
     return url.set(drivername="postgresql+psycopg")
 
@@ -163,11 +164,12 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
 
 # What the bytes that SQL_ASCII takes, or a character that LATIN1 lacks, come to.
 _NO_TEXT = frozenset({"22021", "22P05"})
+# A standby, or a session that is read-only whatever it asks for: not the store that the verb wants.
+_READ_ONLY = "25006"
 # What to do about the refusals that a user meets; others say it themselves.
 _REMEDIES = {
     "42501": "This role lacks a right that the verb needs: docs/roles.md says which role may do what. Connect as that "
     "one (UUID_PIPELINE_DATABASE_URL), or have the right granted.",
-    "25006": "Connect to the primary server, with a session that may write.",
     "53100": "Make room on the server's disk, and run again: what was committed stands.",
 }
 # The driver gives a connection that failed no SQLSTATE; a server that speaks another language is not understood.
@@ -186,7 +188,7 @@ def explained(error: Exception) -> PipelineError:
     ``error`` is one of DATABASE_ERRORS.
     """
     cause = getattr(error, "orig", None) or error
-    said = " ".join(str(cause).split())
+    said = " ".join(str(cause).split()).rstrip(".")
     state = getattr(cause, "sqlstate", None)
     broken = state is None and isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
     if broken and any(words in said for words in _NO_MORE_CONNECTIONS):
@@ -195,6 +197,11 @@ def explained(error: Exception) -> PipelineError:
         return ConnectionLostError(
             f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
             "run again: it goes on from there."
+        )
+    if state == _READ_ONLY:
+        return UsageError(
+            f"The store may not be written here ({said}). Connect to the primary server (UUID_PIPELINE_DATABASE_URL), "
+            "with a session that may write."
         )
     if state in _NO_TEXT or (state == "0A000" and "SQL_ASCII" in said):
         return RefusedError(

@@ -12,7 +12,7 @@ from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.merges import emptying
 from uuid_pipeline.engine.store import MovedTable, Store
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.errors import RefusedError, UsageError
 
 
 def require_access(connection: Connection, store: Store) -> None:
@@ -73,10 +73,12 @@ SELECT current_user AS role, quote_ident(current_user) AS quoted, current_databa
 
 
 def missing_rights(connection: Connection, store: Store) -> list[MissingRight]:
-    """Each right that is missing, with the statement that grants it."""
+    """Each right that is missing, with the statement that grants it. Raises UsageError for a standby."""
     who = sql.rows(connection, _RIGHTS)[0]
     if who.standby:
-        raise RefusedError("The store is a standby (read-only). Connect to the primary server.")
+        raise UsageError(
+            "The store is a standby (read-only). Connect to the primary server (UUID_PIPELINE_DATABASE_URL)."
+        )
     missing = [right for moved in store.tables for right in _table_rights(connection, moved, who.quoted)]
     # A role that owns no ledger and was granted what a rollback writes does nothing else; the aliases stand by then.
     only_back = who.owns_ledger is False and who.rolls_back

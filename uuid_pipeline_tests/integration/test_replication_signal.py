@@ -6,14 +6,16 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo.server import EmbeddedServer
-from uuid_pipeline.engine import patience, signals, sql, traps
-from uuid_pipeline.engine.connection import open_store
+from uuid_pipeline.engine import patience, profile, signals, sql, traps
+from uuid_pipeline.engine.connection import explained, open_store
 from uuid_pipeline.engine.patience import LOCKING_ROWS, READING
 from uuid_pipeline.engine.signals import long_transactions, replication_lag
 from uuid_pipeline.engine.signals.signal import HealthSignal
-from uuid_pipeline.spec import Throttle
+from uuid_pipeline.errors import UsageError
+from uuid_pipeline.spec import Throttle, parse_spec
 from uuid_pipeline_tests.conftest import as_role, opened, server_of_our_own
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.standby import Standby, standby_of
@@ -154,3 +156,26 @@ def test_a_role_that_may_not_look_does_not_take_a_standby_for_none(
     assert hidden.state == "unknown"
     assert "the lag of 1 standbys cannot be seen" in hidden.reason
     assert "GRANT pg_read_all_stats TO plain;" in reasons["replication_lag"]
+
+
+SHEETS = """
+namespace: a1111111-2222-4333-8444-555555555555
+schema: lib
+entities:
+  sheet: {table: sheets, key: id, identity: "{sha}"}
+"""
+
+
+@pytest.mark.system
+def test_a_standby_given_for_the_store_is_a_mistake_of_configuration(main_store: Engine, standby: Standby) -> None:
+    cycle.run_sql(main_store, "CREATE SCHEMA lib CREATE TABLE sheets (id uuid PRIMARY KEY, sha text)")
+    with opened(standby.url) as store:
+        eventually(lambda: bool(cycle.run_sql(store, "SELECT WHERE to_regclass('lib.sheets') IS NOT NULL")))
+        with store.begin() as connection, pytest.raises(UsageError, match="Connect to the primary server"):
+            profile.missing_rights(connection, cycle.bound(connection, parse_spec(SHEETS, "lib.yaml")))
+        with pytest.raises(DBAPIError) as refused:
+            cycle.run_sql(store, "CREATE TABLE lib.written_there ()")
+
+    told = explained(refused.value)
+    assert told.exit_code == 2
+    assert "Connect to the primary server" in told.message
