@@ -34,6 +34,7 @@ class ForeignKey:
     on_delete: str
     deferrable: bool
     validated: bool
+    match_full: bool  # all its columns may be NULL together, and none alone
     period: bool  # the last column is a range, which those of the rows referred to cover together
 
 
@@ -138,7 +139,7 @@ SELECT f.conname, sn.nspname, s.relname,
        tn.nspname AS target_schema, t.relname AS target,
        array(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY k(n, p)
              JOIN pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.n ORDER BY k.p) AS target_columns,
-       f.confupdtype::text, f.confdeltype::text, f.condeferrable, f.convalidated,
+       f.confupdtype::text, f.confdeltype::text, f.condeferrable, f.convalidated, f.confmatchtype = 'f',
        coalesce((to_jsonb(f) ->> 'conperiod')::boolean, false) AS period
 FROM pg_constraint f JOIN pg_class s ON s.oid = f.conrelid JOIN pg_namespace sn ON sn.oid = s.relnamespace
 JOIN pg_class t ON t.oid = f.confrelid JOIN pg_namespace tn ON tn.oid = t.relnamespace

@@ -4,8 +4,10 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration.test_merging_hanging import ENTITIES, SETS
 from uuid_pipeline_tests.integration.test_merging_odd import CHUNKS, DOCUMENTS, SINGLY, built, owner_in, spec_of, target
 
 FIRST, SECOND, THIRD = (f"{letter * 8}-0000-4000-8000-000000000001" for letter in "abc")
@@ -19,9 +21,13 @@ INSERT INTO app.documents VALUES ('aaaaaaaa-0000-4000-8000-000000000001', 'u', '
 )
 
 
-def red_of(engine: Engine, *lines: str) -> str:
+def oldest_survives(*lines: str) -> Spec:
+    return parse_spec("".join([ENTITIES, *lines]), "app.yaml")
+
+
+def red_of(engine: Engine, spec: Spec) -> str:
     """What the gate says that is asked before approval."""
-    found = cycle.assess(engine, spec_of(*lines), skip=["conflicts_resolvable"]).gates["conflicts_resolvable"]
+    found = cycle.assess(engine, spec, skip=["conflicts_resolvable"]).gates["conflicts_resolvable"]
     assert not found.passed
     return found.finding
 
@@ -94,7 +100,7 @@ def test_a_document_that_would_refer_to_itself_against_a_check_turns_the_plan_re
     built(empty_store, UPLOADS + CHAIN)
     cycle.run_sql(empty_store, REFERS, id=FIRST, other=SECOND)
 
-    found = red_of(empty_store)
+    found = red_of(empty_store, spec_of())
 
     assert "CHECK other on app.documents ((replaces <> id)) fails for rows that stay" in found
     assert FIRST in found
@@ -129,17 +135,13 @@ def test_a_document_that_came_to_be_in_a_checks_way_after_the_plan_stops_its_wav
     cycle.finish(empty_store, spec_of(), execution)
 
 
+# The survivor's own chunk (v1, 0) gives way to the other's, which then stands under the same key of several columns.
 NOTES = (
-    UPLOADS  # noqa: S608
+    SETS  # noqa: S608
     + """
-CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ver text NOT NULL,
-                         ord int NOT NULL, UNIQUE (document_id, ver, ord));
 CREATE TABLE app.notes (n int PRIMARY KEY, document_id uuid, ver text, ord int, CONSTRAINT of_chunk
                         FOREIGN KEY (document_id, ver, ord) REFERENCES app.chunks (document_id, ver, ord) ACTION);
-INSERT INTO app.chunks SELECT ('dddddddd-0000-4000-8000-00000000000' || n)::uuid,
-    (CASE n WHEN 1 THEN 'aaaaaaaa' ELSE 'bbbbbbbb' END || '-0000-4000-8000-000000000001')::uuid,
-    'v', n / 3 FROM generate_series(1, 3) n;
-INSERT INTO app.notes SELECT n::int, document_id, ver, ord FROM app.chunks, right(id::text, 1) n
+INSERT INTO app.notes SELECT row_number() OVER (ORDER BY id), document_id, ver, ord FROM app.chunks WHERE ord < 2;
 """
 )
 ACTIONS = ["ON DELETE CASCADE", "ON DELETE SET NULL", "ON DELETE RESTRICT", "ON UPDATE CASCADE"]
@@ -149,12 +151,11 @@ ACTIONS = ["ON DELETE CASCADE", "ON DELETE SET NULL", "ON DELETE RESTRICT", "ON 
 def test_a_key_whose_action_would_take_one_row_for_another_turns_the_plan_red_where_keys_are_checked(
     empty_store: Engine, empty_url: str, new_role: NewRole, action: str
 ) -> None:
-    """The survivor's own chunk (v, 0) gives way to the other's, which then stands under the same key of several."""
     built(empty_store, NOTES.replace("ACTION", action))
     role = owner_in("O", empty_store, new_role)
 
     with opened(as_role(empty_url, role)) as owner:
-        assert f"foreign key of_chunk of app.notes is {action}" in red_of(owner, CHUNKS)
+        assert f"foreign key of_chunk of app.notes is {action}" in red_of(owner, oldest_survives(CHUNKS))
 
 
 @pytest.mark.parametrize("action", ["", *ACTIONS])
@@ -162,10 +163,10 @@ def test_where_keys_are_not_checked_or_do_not_act_no_note_is_lost_to_them(empty_
     built(empty_store, NOTES.replace("ACTION", action))
     before = cycle.rows_of(empty_store, "app")
 
-    cycle.run_all(empty_store, spec_of(CHUNKS))
+    cycle.run_all(empty_store, oldest_survives(CHUNKS))
 
     assert len(cycle.rows_of(empty_store, "app")["notes"]) == 3
-    cycle.roll_back(empty_store, spec_of(CHUNKS))
+    cycle.roll_back(empty_store, oldest_survives(CHUNKS))
     assert cycle.rows_of(empty_store, "app") == before
 
 
@@ -177,9 +178,9 @@ def test_an_owner_merges_beside_such_a_key_where_it_does_not_act_or_chunks_stay_
     role, before = owner_in("O", empty_store, new_role), cycle.rows_of(empty_store, "app")
 
     with opened(as_role(empty_url, role)) as owner:
-        cycle.run_all(owner, spec_of(spec))
+        cycle.run_all(owner, oldest_survives(spec))
         assert len(cycle.rows_of(empty_store, "app")["notes"]) == 3
-        cycle.roll_back(owner, spec_of(spec))
+        cycle.roll_back(owner, oldest_survives(spec))
 
     assert cycle.rows_of(empty_store, "app") == before
 
@@ -191,19 +192,19 @@ def test_what_was_merged_in_tier_r_is_not_brought_back_in_tier_o_beside_a_key_th
     before, role = cycle.rows_of(empty_store, "app"), new_role("SUPERUSER")
     cycle.make_owner(empty_store, role, "app")
     with opened(as_role(empty_url, role)) as owner:
-        cycle.run_all(owner, spec_of(CHUNKS))
+        cycle.run_all(owner, oldest_survives(CHUNKS))
     after = cycle.rows_of(empty_store, "app")
     cycle.run_sql(empty_store, f'ALTER ROLE "{role}" NOSUPERUSER BYPASSRLS')
 
     with opened(as_role(empty_url, role)) as owner:
         with pytest.raises(RefusedError, match=r"of_chunk of app\.notes would act on that"):
-            cycle.roll_back(owner, spec_of(CHUNKS))
+            cycle.roll_back(owner, oldest_survives(CHUNKS))
         assert cycle.rows_of(empty_store, "app") == after
         cycle.run_sql(
             owner,
             """ALTER TABLE app.notes DROP CONSTRAINT of_chunk, ADD CONSTRAINT of_chunk
                FOREIGN KEY (document_id, ver, ord) REFERENCES app.chunks (document_id, ver, ord)""",
         )
-        cycle.roll_back(owner, spec_of(CHUNKS))
+        cycle.roll_back(owner, oldest_survives(CHUNKS))
 
     assert cycle.rows_of(empty_store, "app") == before

@@ -198,23 +198,21 @@ def _taken(connection: Connection, store: Store, fold: Fold, key: ForeignKey, pl
 
 
 def _remember(connection: Connection, table: Table, fold: Fold | None, key: ForeignKey, plan: BatchPlan) -> int:
-    """Under the primary key that the row will have after the merge, as what is turned is remembered."""
+    """Under the primary key that the row will have after the merge, as what is turned is remembered; ``after``: the one
+    that it had, under which a rollback may find it again."""
+    own_key = [sql.compose("{n}, t.{c}", n=sql.literal(c), c=sql.name(c)) for c in table.primary_key]
     row_key = [
-        sql.compose(
-            "{n}, {value}",
-            n=sql.literal(column),
-            value=fold.after(column) if fold else sql.compose("t.{c}", c=sql.name(column)),
-        )
-        for column in table.primary_key
-    ]
+        sql.compose("{n}, {value}", n=sql.literal(column), value=fold.after(column)) for column in table.primary_key
+    ] if fold else own_key  # fmt: skip
     before = [sql.compose("{n}, t.{c}::text", n=sql.literal(c), c=sql.name(c)) for c in key.columns]
     statement = sql.compose(
         """INSERT INTO uuid_pipeline.repointed
                (execution_id, wave, ordinal, table_name, row_key, before, after, foreign_key)
            SELECT %(execution)s, %(wave)s, e.ordinal, %(table)s, jsonb_build_object({row_key}),
-                  jsonb_build_object({before}), '{{}}', e.foreign_key
+                  jsonb_build_object({before}), jsonb_build_object({own_key}), e.foreign_key
            FROM pg_temp.emptied e JOIN {source} t ON t.ctid = e.at {turned} WHERE {noted}""",
         row_key=sql.join(", ", row_key),
+        own_key=sql.join(", ", own_key),
         before=sql.join(", ", before),
         source=sql.table(table.schema, table.name),
         turned=sql.compose("LEFT JOIN {fold} f ON f.at = t.ctid", fold=fold.relation) if fold else sql.Text(""),
@@ -302,6 +300,31 @@ def _keys(store: Store, remembered: Iterable[tuple[str, str]]) -> list[ForeignKe
     return [k for k in store.catalog.foreign_keys if (f"{k.table_schema}.{k.table}", k.name) in wanted]
 
 
+def _found_again(table: Table) -> sql.Composable:
+    """Whether the row ``t`` is the one that was emptied: under the key that it had, else under that of the merge.
+
+    Its own key may have been turned back by now, and another row may have come back to the key of the merge.
+    """
+    own, other = (
+        sql.join(
+            " AND ",
+            [
+                sql.compose("{r}.{c} = (m.after->>{n})::{t}", r=sql.Text(row), c=sql.name(c), n=sql.literal(c),
+                            t=cast_type(table.columns[c].type))
+                for c in table.primary_key
+            ],
+        )
+        for row in ("t", "o")
+    )  # fmt: skip
+    return sql.compose(
+        "({own} OR ({now} AND NOT EXISTS (SELECT FROM {table} o WHERE {other})))",
+        own=own,
+        now=coming_back.remembered(table),
+        table=sql.table(table.schema, table.name),
+        other=other,
+    )
+
+
 def _filled(table: Table, key: ForeignKey) -> sql.Composable:
     held = {
         c: sql.compose("(m.before->>{n})::{t}", n=sql.literal(c), t=cast_type(table.columns[c].type))
@@ -319,7 +342,7 @@ def _filled(table: Table, key: ForeignKey) -> sql.Composable:
         assignments=sql.join(", ", [sql.compose("{c} = {v}", c=sql.name(c), v=value) for c, value in held.items()]),
         name=sql.literal(key.name),
         label=sql.literal(f"{table.schema}.{table.name}"),
-        found=coming_back.remembered(table),
+        found=_found_again(table),
         empty=sql.join(" AND ", [sql.compose("t.{c} IS NULL", c=sql.name(c)) for c in key.columns]),
         target=sql.table(key.target_schema, key.target),
         there=sql.join(" AND ", there),

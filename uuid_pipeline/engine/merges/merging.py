@@ -19,7 +19,7 @@ from uuid_pipeline.engine.merges.collapse import Collapsed, collapse
 from uuid_pipeline.engine.merges.folding import Fold, fold_embedded, fold_key, folds
 from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store
-from uuid_pipeline.errors import BatchError
+from uuid_pipeline.errors import BatchError, RefusedError
 
 MAX_ROUNDS = 20
 
@@ -221,11 +221,35 @@ def _settle_references(connection: Connection, store: Store) -> None:
         for entity in store.entities:
             _follow_survivors(connection, store, entity)
         if _displaced(connection) == before:
+            _require_documents_planned(connection, store)
             return
     raise BatchError(
         f"A merge was given up: after {MAX_ROUNDS} rounds rows still displace each other. "
         "Set on_duplicate: block for this entity and report the store's foreign keys."
     )
+
+
+def _require_documents_planned(connection: Connection, store: Store) -> None:
+    """Raise RefusedError when a document would be archived that the plan does not merge into another.
+
+    It refers by a foreign key that it may not lose to what goes; that it goes along was approved by nobody.
+    """
+    for root in store.roots:
+        statement = sql.compose(
+            """SELECT t.{key}::text AS key FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
+               LEFT JOIN {merged} m ON m.loser = t.{key}
+               WHERE d.relation = %(oid)s AND m.survivor IS NULL ORDER BY 1 LIMIT 1""",
+            key=sql.name(root.key),
+            table=sql.table(root.table.schema, root.table.name),
+            merged=merged(store, root.name),
+        )
+        for row in sql.rows(connection, statement, {"oid": root.table.oid}):
+            raise RefusedError(
+                f"Refused: {root.name} {row.key} of {root.table.schema}.{root.table.name} is to be merged into no "
+                "other, and would go to the archive all the same: a foreign key of its row, which may not be NULL or "
+                "is ON DELETE CASCADE, leads to a row that merging archives. Nothing of this batch was written. Change "
+                "what it refers to, and run again; or roll back."
+            )
 
 
 def _keys_to_displaced(connection: Connection, store: Store) -> list[ForeignKey]:
@@ -318,6 +342,7 @@ def _displace_dependants(connection: Connection, store: Store, key: ForeignKey) 
     if emptying.holds_id(store, key):
         if len(key.columns) > 1:
             _displace_without_counterpart(connection, store, key, source, target)
+            _fold_in_place(connection, store, key, source, target)
         return
     if emptying.may_empty(store, key):
         emptying.note(connection, key, source, target)
@@ -344,7 +369,10 @@ def _note_displaced_of(connection: Connection, store: Store, source: Table) -> N
 def _displace_without_counterpart(
     connection: Connection, store: Store, key: ForeignKey, source: Table, target: Table
 ) -> None:
-    """Rows that refer to a displaced row, and to none that stays once their part of the key is turned."""
+    """Rows that refer to a displaced row, and to none that stays once their part of the key is turned.
+
+    Where turning leaves NULL in the key, the row refers to nothing any more, and stays; MATCH FULL does not let it.
+    """
     of_table = {fold.held.moved.table.oid: fold for fold in folds(store)}
     own, other = of_table[source.oid], of_table[target.oid]
     wanted = [sql.compose("{v} AS {k}", v=own.after(c), k=sql.name(f"k{n}")) for n, c in enumerate(key.columns)]
@@ -352,21 +380,25 @@ def _displace_without_counterpart(
     turned = [
         sql.compose("{v} = s.{k}", v=other.after(c), k=sql.name(f"k{n}")) for n, c in enumerate(key.target_columns)
     ]
-    pairs = zip(key.columns, key.target_columns, strict=True)
     statement = sql.compose(
         """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
            SELECT %(source)s, s.at, s.ordinal, NULL FROM (
                SELECT t.ctid AS at, d.ordinal, {wanted}
                FROM pg_temp.displaced d JOIN {target} p ON p.ctid = d.at JOIN {table} t ON {on}
                LEFT JOIN {own} f ON f.at = t.ctid WHERE d.relation = %(target)s FOR UPDATE OF t) s
-           WHERE NOT EXISTS (SELECT FROM {target} o WHERE {plain} AND {stays_o}
+           WHERE ({refers}) AND NOT EXISTS (SELECT FROM {target} o WHERE {plain} AND {stays_o}
                              AND NOT EXISTS (SELECT FROM {other} g WHERE g.at = o.ctid))
              AND NOT EXISTS (SELECT FROM {other} f JOIN {target} t ON t.ctid = f.at WHERE {turned} AND {stays_t})
            ON CONFLICT DO NOTHING""",
         wanted=sql.join(", ", wanted),
+        refers=sql.Text("true")
+        if key.match_full
+        else sql.join(
+            " AND ", [sql.compose("s.{k} IS NOT NULL", k=sql.name(f"k{n}")) for n in range(len(key.columns))]
+        ),
         target=sql.table(target.schema, target.name),
         table=sql.table(source.schema, source.name),
-        on=sql.join(" AND ", [sql.compose("t.{a} = p.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+        on=_named_by(key),
         own=own.relation,
         other=other.relation,
         plain=sql.join(" AND ", plain),
@@ -376,6 +408,41 @@ def _displace_without_counterpart(
     )
     sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
     _note_displaced_of(connection, store, source)
+
+
+def _fold_in_place(connection: Connection, store: Store, key: ForeignKey, source: Table, target: Table) -> None:
+    """Rows that name a displaced row by what another gets are noted as turned: they mean that one from then on.
+
+    Their text stays. Without the note a rollback would take them along with the row that they mean by then.
+    """
+    fold = next(fold for fold in folds(store) if fold.held.moved.table.oid == source.oid)
+    columns = [column for column in key.columns if column in dict(fold.held.values)]
+    if not columns:
+        return
+    statement = sql.compose(
+        """INSERT INTO {fold} AS f (at, ordinal, {value}, {turned})
+           SELECT t.ctid, d.ordinal, t.{column}, true
+           FROM pg_temp.displaced d JOIN {target} p ON p.ctid = d.at JOIN {table} t ON {on}
+           WHERE d.relation = %(target)s
+             AND NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation = %(source)s AND x.at = t.ctid)
+             AND NOT EXISTS (SELECT FROM {fold} o WHERE o.at = t.ctid AND ({any_turned}))
+           FOR UPDATE OF t ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}, {turned} = true""",
+        fold=fold.relation,
+        value=fold.held.value(columns[0]),
+        turned=fold.turned(columns[0]),
+        column=sql.name(columns[0]),
+        any_turned=sql.join(" OR ", [sql.compose("o.{t}", t=fold.turned(column)) for column in columns]),
+        target=sql.table(target.schema, target.name),
+        table=fold.held.table,
+        on=_named_by(key),
+    )
+    sql.execute(connection, statement, {"source": source.oid, "target": target.oid})
+
+
+def _named_by(key: ForeignKey) -> sql.Composable:
+    """Whether the row ``t`` names the row ``p``, as both stand now."""
+    pairs = zip(key.columns, key.target_columns, strict=True)
+    return sql.join(" AND ", [sql.compose("t.{a} = p.{b}", a=sql.name(a), b=sql.name(b)) for a, b in pairs])
 
 
 _STAYS = "NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation = %(target)s AND x.at = {}.ctid)"

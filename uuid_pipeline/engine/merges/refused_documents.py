@@ -1,13 +1,14 @@
-"""Documents that a CHECK would refuse once what they refer to is merged, as far as the plan can foresee it."""
+"""Documents that stay, and could not as they are once what they refer to is merged: as far as a plan foresees it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import inventory, ledger, sql
-from uuid_pipeline.engine.catalog import Table
+from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.mapping import survivor_order
-from uuid_pipeline.engine.merges import checks
+from uuid_pipeline.engine.merges import checks, emptying
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.priorities import complete_statuses
 from uuid_pipeline.engine.store import Entity, Store
@@ -16,7 +17,20 @@ SHOWN = 3
 
 
 def found(connection: Connection, store: Store, assessment: int) -> Iterator[str]:
-    """Documents that stay and that a CHECK would refuse once what they refer to is merged; a sentence a CHECK."""
+    """A sentence a CHECK that would refuse such documents, and a foreign key by which they would go along."""
+    yield from _forbidden(connection, store, assessment)
+    yield from _taken_along(connection, store, assessment)
+
+
+def _values(store: Store, assessment: int) -> dict[str, Any]:
+    return {"no": assessment, "complete": complete_statuses(store), "most": SHOWN + 1}
+
+
+def _shown(rows: Sequence[Any]) -> str:
+    return ", ".join(row.key for row in rows[:SHOWN]) + (", …" if len(rows) > SHOWN else "")
+
+
+def _forbidden(connection: Connection, store: Store, assessment: int) -> Iterator[str]:
     for root in store.roots:
         references = {
             column: store.entity(name)
@@ -26,15 +40,54 @@ def found(connection: Connection, store: Store, assessment: int) -> Iterator[str
             if column != root.key and inventory.may_share_targets(connection, store.entity(name), assessment)
         }
         for check in checks.of_columns(connection, root.table, set(references)):
-            statement = _broken_statement(root, references, check)
-            values = {"no": assessment, "complete": complete_statuses(store), "most": SHOWN + 1}
-            keys = [row.key for row in sql.rows(connection, statement, values)]
-            if keys:
-                shown = ", ".join(keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")
+            rows = sql.rows(connection, _broken_statement(root, references, check), _values(store, assessment))
+            if rows:
                 yield (
                     f"CHECK {check.name} on {root.table.schema}.{root.table.name} ({check.expression}) fails for rows "
-                    f"that stay, once what they refer to is merged: {shown}"
+                    f"that stay, once what they refer to is merged: {_shown(rows)}"
                 )
+
+
+def _taken_along(connection: Connection, store: Store, assessment: int) -> Iterator[str]:
+    root_of = {(root.table.schema, root.table.name): root for root in store.roots}
+    for key in store.catalog.foreign_keys:
+        source, target = root_of.get((key.table_schema, key.table)), root_of.get((key.target_schema, key.target))
+        if source is None or target is None or not inventory.may_share_targets(connection, target, assessment):
+            continue
+        if emptying.holds_id(store, key) or emptying.may_empty(store, key):
+            continue
+        rows = sql.rows(connection, _along_statement(source, target, key), _values(store, assessment))
+        if rows:
+            yield (
+                f"foreign key {key.name} of {key.table_schema}.{key.table} may not be NULL, or is ON DELETE CASCADE, "
+                f"and leads from rows that stay to rows that merging archives: {_shown(rows)}"
+            )
+
+
+def _along_statement(source: Entity, target: Entity, key: ForeignKey) -> sql.Composable:
+    return sql.compose(
+        """WITH goes AS ({target_places}), own AS ({source_places})
+           SELECT s.{key}::text AS key FROM {source} s JOIN {target} t ON {refers}
+           JOIN goes g ON g.key = t.{target_key} AND g.place > 1
+           WHERE NOT EXISTS (SELECT FROM own o WHERE o.key = s.{key} AND o.place > 1) ORDER BY 1 LIMIT %(most)s""",
+        target_places=_places(target),
+        source_places=_places(source),
+        key=sql.name(source.key),
+        source=sql.table(source.table.schema, source.table.name),
+        target=sql.table(target.table.schema, target.table.name),
+        refers=emptying.refers(key),
+        target_key=sql.name(target.key),
+    )
+
+
+def _places(root: Entity) -> sql.Composable:
+    """Each row's place in its cluster; the first survives."""
+    return sql.compose(
+        """SELECT i.key, row_number() OVER (PARTITION BY i.target_id ORDER BY {survivor}, i.key) AS place
+           FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.target_id IS NOT NULL""",
+        survivor=survivor_order(root),
+        inventory=ledger.inventory_table(root),
+    )
 
 
 def _broken_statement(root: Entity, references: Mapping[str, Entity], check: checks.Check) -> sql.Composable:
@@ -60,14 +113,12 @@ def _broken_statement(root: Entity, references: Mapping[str, Entity], check: che
         target = _as_column(root.table, column, sql.compose("{r}.target_id", r=name))
         after[column] = sql.compose("coalesce({target}, t.{c})", target=target, c=sql.name(column))
     return sql.compose(
-        """WITH places AS (
-               SELECT i.key, row_number() OVER (PARTITION BY target_id ORDER BY {survivor}, i.key) AS place
-               FROM {inventory} i WHERE i.assessment_no = %(no)s AND target_id IS NOT NULL)
+        """WITH places AS ({places})
            SELECT own.key::text AS key FROM {table} t
            JOIN {inventory} own ON own.assessment_no = %(no)s AND own.key = t.{key}
            JOIN places p ON p.key = own.key AND p.place = 1 {joins}
            WHERE ({merged}) AND {fails} ORDER BY 1 LIMIT %(most)s""",
-        survivor=survivor_order(root),
+        places=_places(root),
         inventory=ledger.inventory_table(root),
         table=sql.table(root.table.schema, root.table.name),
         key=sql.name(root.key),
