@@ -335,7 +335,8 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
     if found:
         faults += _over_periods(store)
         faults += refused_documents.found(connection, store, assessment)
-        faults += actions.misled(store, triggers.choose(connection, store))
+        tier = triggers.choose(connection, store)
+        faults += [*actions.misled(store, tier), *tier.of_merging]
         faults += [
             f"{count} rows of {name} hold ids of rows that merging archives with nothing in their place: give it "
             "`orphans: keep` in the spec if these may stay as they are written"

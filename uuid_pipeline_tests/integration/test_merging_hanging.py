@@ -162,3 +162,82 @@ def test_where_what_goes_along_is_merged_itself_nothing_is_in_the_way(
     )
 
     assert len(after["documents"]) == 2
+
+
+# Events hang on a job by its number; the jobs of two documents that become one meet in a unique key.
+EVENTS = (
+    DOCUMENTS  # noqa: S608
+    + """
+CREATE TABLE app.jobs (n int PRIMARY KEY, document_id uuid NOT NULL UNIQUE REFERENCES app.documents);
+CREATE TABLE app.events (e int PRIMARY KEY, job int REFERENCES app.jobs, updated date DEFAULT '2020-01-01');
+INSERT INTO app.jobs SELECT right(id::text, 1)::int, id FROM app.documents;
+INSERT INTO app.events SELECT n, n FROM app.jobs;
+CREATE FUNCTION app.deny() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'events are for ever'; END$$;
+CREATE FUNCTION app.touch() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.updated := now(); RETURN NEW; END$$;
+"""
+)
+DENY = "CREATE TRIGGER deny BEFORE DELETE ON app.events FOR EACH ROW EXECUTE FUNCTION app.deny();"
+TOUCH = "CREATE TRIGGER touch BEFORE UPDATE OF job ON app.events FOR EACH ROW EXECUTE FUNCTION app.touch();"
+MADE = """
+SELECT tgenabled, pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'app.events'::regclass AND NOT tgisinternal
+"""
+ALWAYS = "ALTER TABLE app.events ENABLE ALWAYS TRIGGER "
+
+
+@TIERS
+@pytest.mark.parametrize("mark", ["", ALWAYS], ids=["", "always"])
+@pytest.mark.parametrize("job", ["archived", "emptied"])
+def test_triggers_of_a_table_without_ids_are_kept_out_of_what_merging_does_there(
+    empty_store: Engine, empty_url: str, new_role: NewRole, job: str, mark: str, tier: str
+) -> None:
+    name = "deny" if job == "archived" else "touch"
+    change = f"ALTER TABLE app.events ALTER job SET NOT NULL;\n{DENY}" if job == "archived" else TOUCH
+    built(empty_store, f"{EVENTS}{change}\n{mark + name if mark else 'SELECT'}")
+    made = cycle.run_sql(empty_store, MADE)
+
+    before, after = merged_and_back(empty_store, empty_url, new_role, tier, "SELECT")
+
+    assert len(after["events"]) == len(before["events"]) - (job == "archived")
+    assert {row["updated"] for row in after["events"]} == {"2020-01-01"}
+    assert cycle.run_sql(empty_store, MADE) == made
+
+
+def test_one_that_is_to_fire_fires(empty_store: Engine, empty_url: str, new_role: NewRole) -> None:
+    built(empty_store, EVENTS + TOUCH)
+    role = owner_in("O", empty_store, new_role)
+    spec = parse_spec(ENTITIES + "triggers: {touch: fire}\n", "app.yaml")
+    with opened(as_role(empty_url, role)) as owner:
+        cycle.run_all(owner, spec)
+        emptied = {row["updated"] for row in cycle.rows_of(empty_store, "app")["events"] if row["job"] is None}
+        assert len(emptied - {"2020-01-01"}) == 1
+
+
+def test_one_that_nobody_can_keep_out_turns_the_plan_red_where_something_merges(
+    empty_store: Engine, empty_url: str, new_role: NewRole
+) -> None:
+    constraint = TOUCH.replace("TRIGGER touch BEFORE", "CONSTRAINT TRIGGER touch AFTER")
+    built(empty_store, EVENTS + constraint)
+    role = owner_in("O", empty_store, new_role)
+    spec = parse_spec(ENTITIES, "app.yaml")
+    with opened(as_role(empty_url, role)) as owner:
+        red = cycle.assess(owner, spec, skip=["conflicts_resolvable"]).gates["conflicts_resolvable"]
+        assert not red.passed
+        assert "constraint trigger touch on app.events cannot be kept out in tier O" in red.finding
+        cycle.run_sql(empty_store, "UPDATE app.documents SET sha = right(id::text, 1)")
+        cycle.run_all(owner, spec)
+
+
+def test_rights_to_keep_them_out_are_asked_for_only_where_something_merges(
+    empty_store: Engine, empty_url: str, new_role: NewRole
+) -> None:
+    built(empty_store, EVENTS + TOUCH)
+    role = owner_in("O", empty_store, new_role)
+    cycle.run_sql(empty_store, "ALTER TABLE app.events OWNER TO postgres")
+    cycle.run_sql(empty_store, f'GRANT SELECT, UPDATE ON app.events TO "{role}"')
+    spec = parse_spec(ENTITIES, "app.yaml")
+    with opened(as_role(empty_url, role)) as owner:
+        red = cycle.assess(owner, spec, skip=["conflicts_resolvable"]).gates["conflicts_resolvable"]
+        assert not red.passed
+        assert "TRIGGER on table app.events is missing: GRANT TRIGGER" in red.finding
+        cycle.run_sql(empty_store, "UPDATE app.documents SET sha = right(id::text, 1)")
+        cycle.run_all(owner, spec)

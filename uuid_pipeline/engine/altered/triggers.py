@@ -5,7 +5,7 @@ trigger itself (``silencing``).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.merges import emptying
+from uuid_pipeline.engine.store import MovedTable, Store
 
 TierName = Literal["R", "O"]
 
@@ -54,7 +55,10 @@ class UserTrigger:
 
 @dataclass(frozen=True)
 class Tier:
-    """How a batch keeps triggers out: ``silenced`` are all of them, ``guarded`` those that need our condition."""
+    """How a batch keeps triggers out: ``silenced`` are all of them, ``guarded`` those that need our condition.
+
+    ``refusals`` and ``missing`` stand in the way of every batch, ``of_merging`` of those that merge.
+    """
 
     name: TierName
     reason: str
@@ -63,6 +67,7 @@ class Tier:
     fired: tuple[UserTrigger, ...]
     refusals: tuple[str, ...]
     missing: tuple[MissingRight, ...]
+    of_merging: tuple[str, ...]
 
 
 # Replacing a trigger loses its mark (ALWAYS) and its dependencies on extensions; only the owner may renew them.
@@ -94,21 +99,35 @@ ORDER BY n.nspname, c.relname, g.tgname
 
 def read(connection: Connection, store: Store) -> tuple[UserTrigger, ...]:
     """Every enabled trigger of the application that writes of ours to the moved tables can fire, as it was made."""
+    return _read(connection, {moved.table.oid: _written(moved) for moved in store.tables})
+
+
+def read_hanging(connection: Connection, store: Store) -> tuple[UserTrigger, ...]:
+    """The same of tables without ids of which merging may archive rows, or empty a foreign key to one that goes."""
+    if all(root.spec.on_duplicate == "block" for root in store.roots):
+        return ()
+    displaced, emptied = emptying.touched_by_merging(store)
+    written: dict[int, set[str]] = {table.oid: set() for table in displaced}
+    for table, columns in emptied:
+        written.setdefault(table.oid, set()).update(columns)
+    return _read(connection, {o: w for o, w in written.items() if all(o != m.table.oid for m in store.tables)})
+
+
+def _read(connection: Connection, written: Mapping[int, set[str]]) -> tuple[UserTrigger, ...]:
+    """``written``: by table the columns that an UPDATE of ours may write."""
     catalogs.pin_names(connection)
-    oids = [moved.table.oid for moved in store.tables]
     as_made = catalogs.triggers_as_made(connection)
     found = []
-    for row in sql.rows(connection, _READ, {"oids": oids}):
-        if row.not_only_update or row.names is None or _written(store, row.table_oid) & set(row.names):
+    for row in sql.rows(connection, _READ, {"oids": list(written)}):
+        if row.not_only_update or row.names is None or written[row.table_oid] & set(row.names):
             *facts, _, _, _ = row
             facts[4] = as_made.get((row.nspname, row.relname, row.tgname), {}).get(row.definition, row.definition)
             found.append(UserTrigger(*facts))
     return tuple(found)
 
 
-def _written(store: Store, oid: int) -> set[str]:
+def _written(moved: MovedTable) -> set[str]:
     """Columns of a table that a batch writes, or that the server computes anew from them."""
-    moved = next(moved for moved in store.tables if moved.table.oid == oid)
     generated = {column.name for column in moved.table.columns.values() if column.generated}
     return {column for column, _ in moved.columns} | {held.column for held in moved.embedded} | generated
 
@@ -142,26 +161,43 @@ def _try_to_silence(connection: Connection) -> bool:
 
 def choose(connection: Connection, store: Store) -> Tier:
     """The tier for this role, store and spec, with the triggers of each kind and what stands in its way."""
-    found = read(connection, store)
+    found, hanging = read(connection, store), read_hanging(connection, store)
     wished = {name for name, wish in store.spec.triggers.items() if wish == "fire"}
     allowed = may_silence_triggers(connection)
-    hindrance = _why_not_r(found, wished, allowed)
+    hindrance = _why_not_r([*found, *hanging], wished, allowed)
     name: TierName = "O" if hindrance else "R"
+    role = str(sql.scalar(connection, "SELECT quote_ident(current_user)"))
     # In origin role (tier O) a trigger marked REPLICA does not fire; in tier R it is here only when it is to fire.
     live = [trigger for trigger in found if name == "R" or trigger.enabled != "R"]
-    fired = tuple(trigger for trigger in live if trigger.name in wished)
-    silenced = tuple(trigger for trigger in live if trigger.name not in wished)
-    guarded = tuple(trigger for trigger in silenced if name == "O" or trigger.enabled == "A")
-    role = str(sql.scalar(connection, "SELECT quote_ident(current_user)"))
+    also = [trigger for trigger in hanging if name == "R" or trigger.enabled != "R"]
+    fired = tuple(trigger for trigger in (*live, *also) if trigger.name in wished)
+    silenced = [trigger for trigger in live if trigger.name not in wished]
+    guarded = _guarded(silenced, name)
+    silenced_too = [trigger for trigger in also if trigger.name not in wished]
+    in_the_way = [trigger for trigger in _guarded(silenced_too, name) if trigger.constraint or _missing(trigger, role)]
+    silenced_too = [trigger for trigger in silenced_too if trigger not in in_the_way]
     return Tier(
         name,
         hindrance or "this role may set session_replication_role, and no trigger is to fire that it would silence",
-        silenced,
-        guarded,
+        (*silenced, *silenced_too),
+        (*guarded, *_guarded(silenced_too, name)),
         fired,
-        tuple(_refusals(connection, store, found, name, guarded)),
+        tuple(_refusals(connection, store, [*found, *hanging], name, guarded)),
         tuple(dict.fromkeys(right for trigger in guarded for right in _missing(trigger, role))),
+        tuple(_in_the_way_of_merging(in_the_way, name, role)),
     )
+
+
+def _guarded(silenced: Sequence[UserTrigger], tier: TierName) -> tuple[UserTrigger, ...]:
+    """Those that no setting keeps out."""
+    return tuple(trigger for trigger in silenced if tier == "O" or trigger.enabled == "A")
+
+
+def _in_the_way_of_merging(found: Sequence[UserTrigger], tier: TierName, role: str) -> list[str]:
+    """What a merge must keep out and cannot: asked for only where there is something to merge."""
+    constraints = [_no_way_out(trigger, tier) for trigger in found if trigger.constraint]
+    rights = [right for trigger in found if not trigger.constraint for right in _missing(trigger, role)]
+    return constraints + [f"{r.right} on {r.object} is missing: {r.remedy}" for r in dict.fromkeys(rights)]
 
 
 def _why_not_r(found: Sequence[UserTrigger], wished: set[str], allowed: bool) -> str | None:
@@ -178,15 +214,7 @@ def _why_not_r(found: Sequence[UserTrigger], wished: set[str], allowed: bool) ->
 def _refusals(
     connection: Connection, store: Store, found: Sequence[UserTrigger], tier: TierName, guarded: Sequence[UserTrigger]
 ) -> list[str]:
-    other = (
-        "mark it ENABLE TRIGGER instead of ALWAYS" if tier == "R" else "migrate as a role and spec that allow tier R"
-    )
-    constraints = [
-        f"constraint trigger {trigger.place} cannot be kept out in tier {tier}: PostgreSQL replaces no constraint "
-        f"trigger. Let it fire (spec: `triggers: {{{trigger.name}: fire}}`), or {other}"
-        for trigger in guarded
-        if trigger.constraint
-    ]
+    constraints = [_no_way_out(trigger, tier) for trigger in guarded if trigger.constraint]
     replica = [
         f"the spec lets trigger {trigger.place} fire, which is marked ENABLE REPLICA and does not fire in tier O; "
         f"take `{trigger.name}` out of the spec's triggers"
@@ -195,11 +223,22 @@ def _refusals(
     ]
     oids = [moved.table.oid for moved in store.tables]
     there = sql.rows(connection, "SELECT tgname FROM pg_trigger WHERE tgrelid = ANY(%(oids)s)", {"oids": oids})
+    known = {row.tgname for row in there} | {trigger.name for trigger in found}
     unknown = [
         f"the spec's triggers name {name}, which no table that moves has"
-        for name in sorted(store.spec.triggers.keys() - {row.tgname for row in there})
+        for name in sorted(store.spec.triggers.keys() - known)
     ]
     return constraints + replica + unknown
+
+
+def _no_way_out(trigger: UserTrigger, tier: TierName) -> str:
+    other = (
+        "mark it ENABLE TRIGGER instead of ALWAYS" if tier == "R" else "migrate as a role and spec that allow tier R"
+    )
+    return (
+        f"constraint trigger {trigger.place} cannot be kept out in tier {tier}: PostgreSQL replaces no constraint "
+        f"trigger. Let it fire (spec: `triggers: {{{trigger.name}: fire}}`), or {other}"
+    )
 
 
 def _missing(trigger: UserTrigger, role: str) -> list[MissingRight]:
