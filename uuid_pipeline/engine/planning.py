@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -106,8 +107,8 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "left": _left(connection, store, number),
         "tier": assessment.profile["tier"],
         "tier_reason": assessment.profile["tier_reason"],
-        "silenced_triggers": assessment.profile["silenced_triggers"],
-        "fired_triggers": assessment.profile["fired_triggers"],
+        "silenced_triggers": _met(assessment.profile["silenced_triggers"], merges),
+        "fired_triggers": _met(assessment.profile["fired_triggers"], merges),
         "witnesses": sum(len(entity.spec.witnesses) for entity in store.entities),
         "batch_rows": store.spec.batch_rows,
         "unreadable_signals": signals.unreadable(connection, store.spec.throttle),
@@ -183,6 +184,11 @@ def _documents(connection: Connection, store: Store, number: int, wave: PlannedW
         )
         for root in store.roots
     )
+
+
+def _met(described: list[dict[str, Any]], merges: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The triggers that this plan's batches meet: those of tables without ids only where something merges."""
+    return [trigger for trigger in described if any(merges.values()) or not trigger["only_merging"]]
 
 
 def _map_digest(connection: Connection, store: Store, name: str, number: int) -> str:

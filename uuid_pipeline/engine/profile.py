@@ -262,5 +262,6 @@ def _described(trigger: UserTrigger, store: Store) -> dict[str, Any]:
         "does": "; ".join(triggers.deeds(trigger.language, trigger.source)),
         "proposal": "silence",
         "spec": store.spec.triggers.get(trigger.name),
+        "only_merging": all((trigger.schema, trigger.table) != (m.table.schema, m.table.name) for m in store.tables),
         "definition": trigger.definition,
     }

@@ -62,7 +62,8 @@ def fired_trigger(found: Findings) -> Iterator[Risk]:
             "fired_trigger", f"{_named(found.fired)} fire in every batch: {_deeds(found.fired)}",
             "medium", "high" if _reaches_out(found.fired) else "medium",
             "let one document move and look at what they wrote; triggers: {NAME: silence} in the spec keeps one out",
-            "what they wrote to other tables is not undone by a rollback: clean it by hand",
+            "they fire in the rollback too, and what they write is not undone by it (nor what they count): clean it "
+            "by hand",
         )  # fmt: skip
 
 
