@@ -163,7 +163,8 @@ def same_store(one: sa.Connection, other: sa.Connection) -> bool:
 
 
 # What the bytes that SQL_ASCII takes, or a character that LATIN1 lacks, come to.
-_NO_TEXT = frozenset({"22021", "22P05"})
+_UNTRANSLATABLE = "22P05"
+_NO_TEXT = frozenset({"22021", _UNTRANSLATABLE})
 # A standby, or a session that is read-only whatever it asks for: not the store that the verb wants.
 _READ_ONLY = "25006"
 # What to do about the refusals that a user meets; others say it themselves.
@@ -202,6 +203,11 @@ def explained(error: Exception) -> PipelineError:
         return UsageError(
             f"The store may not be written here ({said}). Connect to the primary server (UUID_PIPELINE_DATABASE_URL), "
             "with a session that may write."
+        )
+    if state == _UNTRANSLATABLE and any(words in said for words in ('in encoding "UTF8"', "Unicode escape")):
+        return RefusedError(
+            f"The store's encoding lacks a character that is to be written ({said}): it stands in the spec (a reason, "
+            "a name) or in a name on this machine. Write it without."
         )
     if state in _NO_TEXT or (state == "0A000" and "SQL_ASCII" in said):
         return RefusedError(

@@ -163,7 +163,7 @@ def _shown(store: Store, found: list[dict[str, Any]], count: int) -> str:
         f"{c['entity']} {c['natural_key']} ({c['rows']} rows: {', '.join(c['ids'][:3])})"
         for c in redaction.records(store.spec, found[:SHOWN])
     )
-    return f"{count} clusters: {shown}" + ("; …" if count > SHOWN else "")
+    return f"{count} clusters: {shown}" + ("; ..." if count > SHOWN else "")
 
 
 _PARTLY_UNIQUE = """

@@ -243,6 +243,35 @@ def test_statements_have_parallel_workers_only_while_nobody_else_is_at_work(inci
     assert parallel_workers(incident)[1] != "0"
 
 
+SHOP = """
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+schema: s
+entities:
+  item: {table: items, key: id, identity: '{name}'}
+ignore_references:
+  - {table: items, column: note, reason: 'REASON'}
+"""
+
+
+def test_a_store_in_an_encoding_of_fewer_characters_is_planned_and_merged_too(
+    database_in: Callable[[str], str],
+) -> None:
+    with opened(database_in("LATIN1")) as store:
+        cycle.run_sql(store, "CREATE SCHEMA s; CREATE TABLE s.items (id uuid PRIMARY KEY, name text, note text)")
+        add = "INSERT INTO s.items SELECT gen_random_uuid(), 'K\u00e4se ' || n / 2, 'x' FROM generate_series(0, 29) n"
+        cycle.run_sql(store, add)
+        before = cycle.rows_of(store, "s")
+        with pytest.raises(DBAPIError) as refused:
+            cycle.run_all(store, parse_spec(SHOP.replace("REASON", "\u20ac 5"), "s.yaml"))
+        spec = parse_spec(SHOP.replace("REASON", "stays"), "s.yaml")
+        cycle.run_all(store, spec)
+        assert len(cycle.rows_of(store, "s")["items"]) == 15
+        cycle.roll_back(store, spec)
+
+        assert cycle.rows_of(store, "s") == before
+    assert explained(refused.value).message.startswith("The store's encoding lacks a character that is to be written")
+
+
 def test_bytes_of_no_known_encoding_are_said_before_and_refused_where_they_are_read(
     database_in: Callable[[str], str],
 ) -> None:

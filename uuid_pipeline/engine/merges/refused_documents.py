@@ -27,7 +27,7 @@ def _values(store: Store, assessment: int) -> dict[str, Any]:
 
 
 def _shown(rows: Sequence[Any]) -> str:
-    return ", ".join(row.key for row in rows[:SHOWN]) + (", …" if len(rows) > SHOWN else "")
+    return ", ".join(row.key for row in rows[:SHOWN]) + (", ..." if len(rows) > SHOWN else "")
 
 
 def _forbidden(connection: Connection, store: Store, assessment: int) -> Iterator[str]:

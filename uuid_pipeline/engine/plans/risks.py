@@ -135,7 +135,7 @@ def long_transaction(found: Findings) -> Iterator[Risk]:
         yield Risk(
             "long_transaction", f"at planning: {found.long_transaction}; batches wait for rows that it locked",
             "medium", "medium",
-            "end it before the first wave; throttle: {long_transaction_seconds: …} in the spec waits for such ones",
+            "end it before the first wave; throttle: {long_transaction_seconds: N} in the spec waits for such ones",
             "locked documents are set aside and taken up again: uuid-pipeline run",
         )  # fmt: skip
 
@@ -179,7 +179,7 @@ def statement_under_way(found: Findings) -> Iterator[Risk]:
         yield Risk(
             "statement_under_way",
             "others are at work in this database: an UPDATE or DELETE that finds rows by joining them to a moved one "
-            "(UPDATE … FROM, IN or EXISTS (SELECT …)) and waits for their batch finds none, without an error",
+            "(UPDATE ... FROM, IN or EXISTS (SELECT ...)) and waits for their batch finds none, without an error",
             "low", "medium",
             "let writers look at the number of rows they wrote and try again, or lock the row joined to in a statement "
             "before; or run when nobody writes so",
