@@ -89,6 +89,8 @@ def _approvable(connection: Connection, store: Store, plan_id: str, assessment: 
         raise RefusedError(f"There is no plan {plan_id}.{known} Run: uuid-pipeline plan")
     if found[0].used:
         if open_one is not None and open_one.plan_id == plan_id and not open_one.expired:
+            # Approved, and nothing has moved yet: whether it still could.
+            require_fresh(connection, store, Plan(found[0].assessment_no, found[0].plan_id, found[0].content))
             return None
         raise RefusedError(
             f"Plan {plan_id} was approved before, and that execution has ended. Run: uuid-pipeline plan, and approve "

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import gates, ledger, sql
+from uuid_pipeline.engine import control, gates, ledger, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, silencing
 from uuid_pipeline.engine.gates import Scope
@@ -44,12 +44,13 @@ def is_half_done(connection: Connection, executions: Sequence[ledger.Execution])
 def require_closed(connection: Connection) -> None:
     """Raise RefusedError while an execution is open, or a rollback not finished."""
     for execution in [*ledger.rolling_back(connection), *filter(None, [ledger.unfinished(connection)])]:
-        finish = "run, or give it up: uuid-pipeline cancel"
+        state, finish = execution.status, "run, or give it up: uuid-pipeline cancel"
         if execution.status == "rolling_back":
             finish = "rollback --all"
+        elif control.desired(connection, execution.execution_id) == "pause":
+            state, finish = "paused", "resume, then uuid-pipeline run; or give it up: uuid-pipeline cancel"
         raise RefusedError(
-            f"Refused: execution {execution.execution_id} is {execution.status}. Finish it first: "
-            f"uuid-pipeline {finish}"
+            f"Refused: execution {execution.execution_id} is {state}. Finish it first: uuid-pipeline {finish}"
         )
 
 

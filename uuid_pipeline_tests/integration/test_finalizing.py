@@ -109,6 +109,12 @@ def test_an_open_execution_or_another_writer_is_refused_by_name(store: Engine, o
     execution = cycle.newest_execution(store)
     with pytest.raises(RefusedError, match=rf"{execution.execution_id} is approved\. Finish it first"):
         finalize(store, AT_ONCE)
+    with store.begin() as connection:
+        control.pause(connection)
+    with pytest.raises(RefusedError, match=r"is paused\. Finish it first: uuid-pipeline resume"):
+        finalize(store, AT_ONCE)
+    with store.begin() as connection:
+        control.resume(connection)
     cycle.migrate_all(store, SPEC, execution)
     with pytest.raises(RefusedError, match=rf"{execution.execution_id} is running\. Finish it first"):
         finalize(store, AT_ONCE)

@@ -163,7 +163,10 @@ def test_a_changed_spec_makes_the_plan_stale_before_and_after_approval(incident:
         cycle.approve(incident, other, plan.plan_id)
     execution = cycle.approve(incident, SPEC, plan.plan_id)
     with refused("stale: the spec changed"):
+        cycle.approve(incident, other, plan.plan_id)
+    with refused("stale: the spec changed"):
         cycle.migrate(incident, other, cycle.waves_of(incident, execution)[0])
+    assert cycle.approve(incident, SPEC, plan.plan_id).execution_id == execution.execution_id
 
 
 @pytest.mark.begins("approved")
