@@ -139,6 +139,25 @@ def test_a_document_that_would_go_along_with_another_one_that_is_merged_turns_th
     assert "documents_part_of_fkey" in gate.finding
 
 
+def test_documents_that_would_be_twins_once_what_they_refer_to_is_merged_turn_the_plan_red(empty_store: Engine) -> None:
+    """Each of two replaces another row of one cluster, and no two may replace the same."""
+    replaces = """
+INSERT INTO app.documents VALUES ('aaaaaaaa-0000-4000-8000-000000000004', 'u', 'fourth', '2026-01-02');
+ALTER TABLE app.documents ADD replaces uuid UNIQUE REFERENCES app.documents;
+UPDATE app.documents d SET replaces = o.id FROM app.documents o
+WHERE (d.sha, right(o.id::text, 1)) IN (('other', '1'), ('fourth', '2'))"""
+    built(empty_store, DOCUMENTS + replaces)
+    spec = parse_spec(ENTITIES, "app.yaml")
+
+    gate = cycle.assess(empty_store, spec, skip=["conflicts_resolvable"]).gates["conflicts_resolvable"]
+
+    assert not gate.passed
+    assert gate.finding.startswith(
+        "rows of app.documents that stay would be twins in (replaces), which is unique, once what they refer to is "
+        "merged: aaaaaaaa-0000-4000-8000-000000000003, aaaaaaaa-0000-4000-8000-000000000004"
+    )
+
+
 def test_one_that_came_since_the_plan_stops_its_wave_before_anything_is_written(empty_store: Engine) -> None:
     built(empty_store, DOCUMENTS + PARTS.replace("num = 3", "num = 7"))
     spec = parse_spec(ENTITIES, "app.yaml")

@@ -113,7 +113,8 @@ def direct(engine: Engine, direct_url: str | None) -> Iterator[Engine]:
         raise RefusedError(
             "The store is reached through a pooler (as pgbouncer), and whether it lends a session for longer than a "
             "transaction cannot be told from here. pg_dump needs one session of its own on an exported snapshot, and "
-            "would leave its settings in the pooler's. Set UUID_PIPELINE_DIRECT_URL to the database itself; all else goes on through the pooler. "
+            "would leave its settings in the pooler's. Set UUID_PIPELINE_DIRECT_URL to the database itself; all else "
+            "goes on through the pooler. "
             "Or set `backup: attested` in the spec and name your provider's snapshot (or `backup: none`)."
         )
     own = open_store(direct_url)
