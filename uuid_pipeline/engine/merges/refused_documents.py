@@ -120,11 +120,10 @@ def _turned(connection: Connection, store: Store, root: Entity, assessment: int)
     if not references:
         return None
     own = _as_column(root.table, root.key, sql.Text("own.target_id"))
-    joins, merged, after = (
-        [],
-        [],
-        {root.key: sql.compose("coalesce({target}, t.{key})", target=own, key=sql.name(root.key))},
-    )
+    joins, merged = list[sql.Composable](), list[sql.Composable]()
+    after: dict[str, sql.Composable] = {
+        root.key: sql.compose("coalesce({target}, t.{key})", target=own, key=sql.name(root.key))
+    }
     for index, (column, entity) in enumerate(references.items()):
         name = sql.name(f"r{index}")
         parts = {"inventory": ledger.inventory_table(entity), "r": name, "c": sql.name(column)}
