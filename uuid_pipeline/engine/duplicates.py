@@ -9,7 +9,7 @@ from uuid_pipeline.engine import inventory, ledger, sql
 from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.mapping import SURVIVOR_LOOKS_AT, survivor_order
-from uuid_pipeline.engine.merges import actions, counterparts, foreseen, refused_documents
+from uuid_pipeline.engine.merges import actions, archive, counterparts, emptying, foreseen, refused_documents
 from uuid_pipeline.engine.natural_keys import as_stored
 from uuid_pipeline.engine.priorities import complete_statuses
 from uuid_pipeline.engine.privacy import redaction
@@ -282,6 +282,16 @@ def _over_periods(store: Store) -> list[str]:
     ]
 
 
+def _too_wide(store: Store) -> list[str]:
+    displaced, _ = emptying.touched_by_merging(store)
+    return [
+        f"{table.schema}.{table.name} has {len(table.columns)} columns; one of which rows may be archived leaves room "
+        f"for ours with at most {archive.MAX_COLUMNS}"
+        for table in displaced
+        if len(table.columns) > archive.MAX_COLUMNS
+    ]
+
+
 def _across_parents(connection: Connection, store: Store, assessment: int) -> list[str]:
     """Rows of one natural key below different documents: merging stays within one document, so they never become one.
 
@@ -312,6 +322,27 @@ def _across_parents(connection: Connection, store: Store, assessment: int) -> li
     return faults
 
 
+def _in_the_way_of_merging(connection: Connection, store: Store, assessment: int) -> list[str]:
+    """What merging anything would meet in this store, a sentence each."""
+    faults = _over_periods(store)
+    for moved in store.tables:
+        if not moved.table.primary_key:
+            where = f"{moved.table.schema}.{moved.table.name}"
+            faults.append(f"{where} has no primary key, so a re-pointed row could not be found again")
+        columns = [column for column, _ in moved.columns]
+        odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
+        faults += [row.sentence for row in odd]
+    tier = triggers.choose(connection, store)
+    faults += [*_too_wide(store), *actions.misled(store, tier), *tier.of_merging]
+    faults += refused_documents.found(connection, store, assessment)
+    faults += [
+        f"{count} rows of {name} hold ids of rows that merging archives with nothing in their place: give it "
+        "`orphans: keep` in the spec if these may stay as they are written"
+        for name, count in sorted(counterparts.held(connection, store, assessment).items())
+    ]
+    return faults + [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
+
+
 def conflicts_resolvable(connection: Connection, store: Store, assessment: int) -> GateResult:
     """Gate: whatever merging displaces can be told apart, archived and brought back."""
     found = clusters(connection, store, assessment)
@@ -325,24 +356,8 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         for of_entity in [[c for c in below if c["entity"] == name]]
     ]
     faults += _across_parents(connection, store, assessment)
-    for moved in store.tables if found else ():
-        where = f"{moved.table.schema}.{moved.table.name}"
-        if not moved.table.primary_key:
-            faults.append(f"{where} has no primary key, so a re-pointed row could not be found again")
-        columns = [column for column, _ in moved.columns]
-        odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
-        faults += [row.sentence for row in odd]
     if found:
-        faults += _over_periods(store)
-        faults += refused_documents.found(connection, store, assessment)
-        tier = triggers.choose(connection, store)
-        faults += [*actions.misled(store, tier), *tier.of_merging]
-        faults += [
-            f"{count} rows of {name} hold ids of rows that merging archives with nothing in their place: give it "
-            "`orphans: keep` in the spec if these may stay as they are written"
-            for name, count in sorted(counterparts.held(connection, store, assessment).items())
-        ]
-        faults += [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
+        faults += _in_the_way_of_merging(connection, store, assessment)
     said = (
         "no two children share a natural key"
         if not below

@@ -135,6 +135,16 @@ def test_a_document_that_came_to_be_in_a_checks_way_after_the_plan_stops_its_wav
     cycle.finish(empty_store, spec_of(), execution)
 
 
+def test_a_table_that_leaves_its_archive_no_room_for_columns_of_ours_turns_the_plan_red(empty_store: Engine) -> None:
+    wide = ", ".join(f"ADD c{n} bool" for n in range(1594))
+    built(empty_store, f"{UPLOADS}ALTER TABLE app.documents {wide}")
+
+    assert "app.documents has 1598 columns" in red_of(empty_store, spec_of())
+    cycle.run_sql(empty_store, "ALTER TABLE app.documents DROP c0")
+    cycle.run_all(empty_store, spec_of())
+    assert len(archived(empty_store, "documents")) == 1
+
+
 # The survivor's own chunk (v1, 0) gives way to the other's, which then stands under the same key of several columns.
 NOTES = (
     SETS  # noqa: S608

@@ -17,6 +17,10 @@ from uuid_pipeline.errors import RefusedError
 _OURS = "uuid_pipeline_wave text NOT NULL, uuid_pipeline_ordinal bigint NOT NULL, uuid_pipeline_survivor text"
 
 
+# Of a table's 1,600 columns at most those are left to the table.
+MAX_COLUMNS = 1600 - len(_OURS.split(","))
+
+
 @dataclass(frozen=True)
 class Shelf:
     """One table's archive for one assessment; ``columns`` are those that can be written.
