@@ -141,8 +141,7 @@ def test_a_table_that_leaves_its_archive_no_room_for_columns_of_ours_turns_the_p
 
     assert "app.documents has 1598 columns" in red_of(empty_store, spec_of())
     cycle.run_sql(empty_store, "ALTER TABLE app.documents DROP c0")
-    cycle.run_all(empty_store, spec_of())
-    assert len(archived(empty_store, "documents")) == 1
+    assert cycle.assess(empty_store, spec_of()).gates["conflicts_resolvable"].passed
 
 
 # The survivor's own chunk (v1, 0) gives way to the other's, which then stands under the same key of several columns.
