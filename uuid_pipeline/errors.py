@@ -29,6 +29,14 @@ class RefusedError(PipelineError):
     """The work was refused (a gate, a right, a lease, a missing approval): exit code 1."""
 
 
+class UnmergeableError(RefusedError):
+    """Clusters that cannot be merged as things are, which their plan did not foresee; ``ordinals`` are theirs."""
+
+    def __init__(self, message: str, ordinals: list[int]) -> None:
+        super().__init__(message)
+        self.ordinals = ordinals
+
+
 class InterruptedRunError(PipelineError):
     """Somebody asked the process to end (Ctrl-C, SIGTERM, SIGHUP): exit code 130, as a shell gives it."""
 

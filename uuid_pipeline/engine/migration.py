@@ -20,7 +20,7 @@ from uuid_pipeline.engine.altered.vector_indexes import Span, VectorIndex
 from uuid_pipeline.engine.backups import backup_gate
 from uuid_pipeline.engine.batches import aside, batch, lanes, throttle
 from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult
-from uuid_pipeline.engine.batches.tries import RETRIED, run_batch
+from uuid_pipeline.engine.batches.tries import RETRIED, leave_clusters, run_batch
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import Scope
@@ -28,7 +28,7 @@ from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.errors import RefusedError, UnmergeableError
 
 # Pauses before what was busy or locked is taken up again, at the end of a wave and of a sweep.
 RETAKE_SECONDS = (0.2, 0.5, 1.0)
@@ -296,6 +296,9 @@ def _retake_after(writing: Writer, store: Store, tally: Tally, pauses: Sequence[
                 aside.take_up(writing.connection, plan)
                 result = batch.run(writing.connection, store, plan, batch.FORWARD, writing.lease)
                 writing.connection.commit()
+            except UnmergeableError as error:
+                writing.connection.rollback()
+                tally.say(leave_clusters(writing, store, wave, plan, error))
             except DBAPIError as error:
                 writing.connection.rollback()
                 if sql.sqlstate(error) not in RETRIED:

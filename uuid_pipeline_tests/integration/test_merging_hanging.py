@@ -3,11 +3,11 @@
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.engine import migration
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
-from uuid_pipeline_tests.integration.test_merging_odd import CHUNKS, built, owner_in
+from uuid_pipeline_tests.integration.test_merging_odd import CHUNKS, built, owner_in, target
 
 # Of two with one natural key the older one survives, whatever hangs on it.
 ENTITIES = """
@@ -158,19 +158,35 @@ WHERE (d.sha, right(o.id::text, 1)) IN (('other', '1'), ('fourth', '2'))"""
     )
 
 
-def test_one_that_came_since_the_plan_stops_its_wave_before_anything_is_written(empty_store: Engine) -> None:
-    built(empty_store, DOCUMENTS + PARTS.replace("num = 3", "num = 7"))
-    spec = parse_spec(ENTITIES, "app.yaml")
+def test_a_cluster_that_would_take_one_along_that_came_since_the_plan_is_left_alone_and_the_rest_goes_on(
+    empty_store: Engine,
+) -> None:
+    more = "\nINSERT INTO app.documents SELECT gen_random_uuid(), 'u', 'x' || n FROM generate_series(1, 9) n"
+    built(empty_store, DOCUMENTS + PARTS.replace("num = 3", "num = 7") + ";" + more)
+    spec = parse_spec(ENTITIES + "batch_rows: 4\n", "app.yaml")
     execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
     cycle.run_sql(empty_store, "UPDATE app.documents SET part_of = 2 WHERE num = 3")
     before = cycle.rows_of(empty_store, "app")
+    notes: list[str] = []
 
-    with pytest.raises(RefusedError, match=r"document aaaaaaaa-0000-4000-8000-000000000003 of app\.documents is to be"):
-        cycle.migrate_all(empty_store, spec, execution)
-
-    assert cycle.rows_of(empty_store, "app") == before
-    cycle.run_sql(empty_store, "UPDATE app.documents SET part_of = NULL WHERE num = 3")
+    for wave in cycle.waves_of(empty_store, execution):
+        store = cycle.bound_store(empty_store, spec)
+        migration.run_wave(empty_store, store, wave.wave, cycle.RUN, lambda at: notes.append(at.note))
+        cycle.assert_green(cycle.check_wave(empty_store, spec, wave))
     cycle.finish(empty_store, spec, execution)
+
+    after = cycle.rows_of(empty_store, "app")["documents"]
+    assert len(after) == len(before["documents"])
+    assert {row["sha"] for row in after if str(row["id"])[14] == "4"} == {"k"}
+    # That document has moved by then.
+    other = target("u:other")
+    assert sum(f"document {other} of app.documents is to be merged into no other" in note for note in notes) == 1
+    # What the next plan is told beforehand, and does once it can.
+    red = cycle.assess(empty_store, spec, skip=["conflicts_resolvable"]).gates["conflicts_resolvable"]
+    assert not red.passed
+    cycle.run_sql(empty_store, "UPDATE app.documents SET part_of = NULL WHERE sha = 'other'")
+    cycle.run_all(empty_store, spec)
+    assert len(cycle.rows_of(empty_store, "app")["documents"]) == len(before["documents"]) - 1
 
 
 def test_where_what_goes_along_is_merged_itself_nothing_is_in_the_way(

@@ -199,6 +199,19 @@ def set_all_aside(connection: Connection, store: Store, plan: BatchPlan) -> None
         sql.execute(connection, statement, {**plan.values, "entity": root.name})
 
 
+def leave_clusters(connection: Connection, store: Store, plan: BatchPlan, ordinals: Sequence[int]) -> None:
+    """Journal clusters as changed: what hangs on them is not as their plan had it, and the next one looks anew."""
+    for root in store.roots:
+        statement = sql.compose(
+            """INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
+               SELECT %(execution)s, %(wave)s, %(entity)s, m.ordinal, m.old_id::text, 'changed' FROM {map} m
+               WHERE m.ordinal = ANY(%(ordinals)s)
+               ON CONFLICT (wave, entity, old_id) DO UPDATE SET reason = excluded.reason""",
+            map=map_part(root.name, plan.assessment_no),
+        )
+        sql.execute(connection, statement, {**plan.values, "entity": root.name, "ordinals": list(ordinals)})
+
+
 def waiting(
     connection: Connection, waves: list[ledger.Wave], reasons: Sequence[str] = WAITING
 ) -> list[tuple[ledger.Wave, int]]:

@@ -28,13 +28,14 @@ __all__ = ["BACK", "FORWARD", "BatchPlan", "BatchResult", "Direction", "run", "s
 @dataclass(frozen=True)
 class BatchResult:
     """By table: rows written, those of them that the application had written since the execution began, rows restored
-    from the archive; ids moved by entity; and what was merged."""
+    from the archive; ids moved by entity; what was merged; and what to tell people of it."""
 
     tables: dict[str, int]
     entities: dict[str, int]
     touched: dict[str, int]
     merged: Collapsed
     restored: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +14,7 @@ from uuid_pipeline.engine.batches import aside, batch, diagnosis, new_references
 from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult, Direction
 from uuid_pipeline.engine.batches.writing import Writer
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline.errors import BatchError, RefusedError, UnmergeableError
 
 RETRIED = frozenset({sql.LOCK_NOT_AVAILABLE, "40P01", "40001"})  # deadlock, serialization failure
 TAKEN = "23505"  # unique violation
@@ -95,6 +96,17 @@ def run_batch(
     )
 
 
+def leave_clusters(writing: Writer, store: Store, wave: ledger.Wave, plan: BatchPlan, error: UnmergeableError) -> str:
+    """Journal what cannot be merged as it is now, so that the batch goes on without it; what to tell of it."""
+    writing.begin_batch()
+    require_status(writing.connection, wave, batch.FORWARD)
+    aside.leave_clusters(writing.connection, store, plan, error.ordinals)
+    detail = {"wave": wave.wave, "clusters": len(error.ordinals), "why": error.message}
+    ledger.audit(writing.connection, "left clusters alone", detail)
+    writing.connection.commit()
+    return f"left alone, not merged: {error.message}"
+
+
 def _require_no_new_reference(connection: Connection, store: Store, direction: Direction) -> None:
     """Where foreign keys are checked, one made meanwhile refuses the batch itself: say why."""
     with connection.begin():
@@ -104,13 +116,25 @@ def _require_no_new_reference(connection: Connection, store: Store, direction: D
 def _try_batch(
     writing: Writer, store: Store, wave: ledger.Wave, plan: BatchPlan, direction: Direction, attempt: int
 ) -> BatchResult:
-    writing.begin_batch()
-    require_status(writing.connection, wave, direction)
-    if direction is batch.FORWARD and attempt > PATIENT_TRIES:
-        aside.set_held_aside(writing.connection, store, plan)
-    result = batch.run(writing.connection, store, plan, direction, writing.lease)
-    writing.connection.commit()
-    return result
+    """Once, or again without the clusters that cannot be merged as they are: each time there are fewer."""
+    notes: list[str] = []
+    left_alone: set[int] = set()
+    while True:
+        writing.begin_batch()
+        require_status(writing.connection, wave, direction)
+        if direction is batch.FORWARD and attempt > PATIENT_TRIES:
+            aside.set_held_aside(writing.connection, store, plan)
+        try:
+            result = batch.run(writing.connection, store, plan, direction, writing.lease)
+        except UnmergeableError as error:
+            writing.connection.rollback()
+            if left_alone.issuperset(error.ordinals):
+                raise  # to leave them does not help
+            left_alone.update(error.ordinals)
+            notes.append(leave_clusters(writing, store, wave, plan, error))
+        else:
+            writing.connection.commit()
+            return replace(result, notes=tuple(notes))
 
 
 def _set_locked_aside(writing: Writer, store: Store, wave: ledger.Wave, span: tuple[int, int]) -> BatchResult:

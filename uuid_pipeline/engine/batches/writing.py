@@ -100,7 +100,7 @@ class Tally:
         self.documents, self.batches = self.documents + documents, self.batches + 1
         for table, count in result.tables.items():
             self.rows[table] = self.rows.get(table, 0) + count
-        self.say("")
+        self.say("; ".join(result.notes))
 
     def say(self, note: str) -> None:
         done = self.rows.values()

@@ -13,7 +13,7 @@ from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.merges.folding import Fold
 from uuid_pipeline.engine.store import Entity
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.errors import UnmergeableError
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ WHERE {fails} AND NOT EXISTS (SELECT FROM pg_temp.displaced x WHERE x.relation =
 def displace_forbidden(connection: Connection, fold: Fold) -> None:
     """Turned rows that a CHECK would refuse go to the archive, as those that a unique key would.
 
-    Raises RefusedError where they are documents: to archive these was approved by nobody.
+    Raises UnmergeableError where they are documents: to archive these was approved by nobody.
     """
     table, entity = fold.held.moved.table, fold.held.moved.entity
     after = {column: fold.after(column) for column, _ in fold.held.values}
@@ -97,11 +97,13 @@ def displace_forbidden(connection: Connection, fold: Fold) -> None:
 
 def _require_none(connection: Connection, fold: Fold, entity: Entity, check: Check, forbidden: sql.Composable) -> None:
     statement = sql.compose(
-        "SELECT t.{key}::text AS key {forbidden} ORDER BY 1 LIMIT 1", key=sql.name(entity.key), forbidden=forbidden
+        "SELECT t.{key}::text AS key, f.ordinal {forbidden} ORDER BY 1", key=sql.name(entity.key), forbidden=forbidden
     )
-    for row in sql.rows(connection, statement, fold.oid):
-        raise RefusedError(
-            f"Refused: {entity.name} {row.key} of {entity.table.schema}.{entity.table.name} refers to a row that is to "
-            f"be merged, and with the survivor in its place CHECK {check.name} fails: ({check.expression}). Nothing of "
-            "this batch was written. Change what that row refers to, and run again; or roll back."
+    found = sql.rows(connection, statement, fold.oid)
+    if found:
+        raise UnmergeableError(
+            f"{entity.name} {found[0].key} of {entity.table.schema}.{entity.table.name} refers to a row that is to be "
+            f"merged, and with the survivor in its place CHECK {check.name} fails ({check.expression}): change what it "
+            "refers to",
+            sorted({int(row.ordinal) for row in found}),
         )

@@ -19,7 +19,7 @@ from uuid_pipeline.engine.merges.collapse import Collapsed, collapse
 from uuid_pipeline.engine.merges.folding import Fold, fold_embedded, fold_key, folds
 from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store
-from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline.errors import BatchError, UnmergeableError
 
 MAX_ROUNDS = 20
 
@@ -46,7 +46,8 @@ def _wanted_statement(store: Store, assessment_no: int) -> sql.Composable:
 def merge(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
     """Merge the clusters of the held documents; returns what was archived and re-pointed, with its digests.
 
-    Raises BatchError when the rows written are not the rows read.
+    Raises BatchError when the rows written are not the rows read, UnmergeableError when documents would be archived or
+    refused that the plan does not merge.
     """
     _make_room(connection, store)
     _note_ordinals(connection, store, plan)
@@ -230,25 +231,27 @@ def _settle_references(connection: Connection, store: Store) -> None:
 
 
 def _require_documents_planned(connection: Connection, store: Store) -> None:
-    """Raise RefusedError when a document would be archived that the plan does not merge into another.
+    """Raise UnmergeableError when documents would be archived that the plan does not merge into others.
 
-    It refers by a foreign key that it may not lose to what goes; that it goes along was approved by nobody.
+    They refer by a foreign key that they may not lose to what goes, or would meet in a unique key: that they go along
+    was approved by nobody.
     """
     for root in store.roots:
         statement = sql.compose(
-            """SELECT t.{key}::text AS key FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
+            """SELECT t.{key}::text AS key, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
                LEFT JOIN {merged} m ON m.loser = t.{key}
-               WHERE d.relation = %(oid)s AND m.survivor IS NULL ORDER BY 1 LIMIT 1""",
+               WHERE d.relation = %(oid)s AND m.survivor IS NULL ORDER BY 1""",
             key=sql.name(root.key),
             table=sql.table(root.table.schema, root.table.name),
             merged=merged(store, root.name),
         )
-        for row in sql.rows(connection, statement, {"oid": root.table.oid}):
-            raise RefusedError(
-                f"Refused: {root.name} {row.key} of {root.table.schema}.{root.table.name} is to be merged into no "
-                "other, and would go to the archive all the same: a foreign key of its row, which may not be NULL or "
-                "is ON DELETE CASCADE, leads to a row that merging archives. Nothing of this batch was written. Change "
-                "what it refers to, and run again; or roll back."
+        found = sql.rows(connection, statement, {"oid": root.table.oid})
+        if found:
+            raise UnmergeableError(
+                f"{root.name} {found[0].key} of {root.table.schema}.{root.table.name} is to be merged into no other, "
+                "and would go to the archive along with one that is: by a foreign key of its row that may not be NULL "
+                "or is ON DELETE CASCADE, or by a unique key that two rows would share; change what it refers to",
+                sorted({int(row.ordinal) for row in found}),
             )
 
 
