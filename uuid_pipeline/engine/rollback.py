@@ -5,7 +5,7 @@ and later ones had not. Where a row may hold several documents' ids, such batche
 as they were done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
@@ -212,18 +212,43 @@ def _require_order(connection: Connection, store: Store, waves: Sequence[ledger.
     chosen = [wave for wave in waves if wave.status != "rolling_back"]
     with connection.begin():
         stay = [wave for wave in moved_waves(connection) if wave not in waves]
-        last = {done.wave: done.number for done in reversed(_stack(connection, stay) or [])}
-        first = min((done.number for done in _stack(connection, chosen) or []), default=None)
-        later = [wave for wave in stay if first is not None and last.get(wave.wave, 0) > first]
+        own = _batch_spans(_stack(connection, chosen) or [])
+        spans = _batch_spans(_stack(connection, stay) or [])
+        first = min((begun for begun, _ in own.values()), default=None)
+        later = [wave for wave in stay if first is not None and wave.wave in spans and spans[wave.wave][1] > first]
     stores = _stores(connection, store, [*chosen, *later])
     with connection.begin():
         if not later or not any(_merges_across(connection, stores[w.execution_id], w) for w in [*chosen, *later]):
             return
-    order = sorted((wave.wave for wave in later), key=lambda name: last[name], reverse=True)
+    order = sorted((wave.wave for wave in later), key=lambda name: spans[name][1], reverse=True)
+    remedy = (
+        f"Roll back before it, in this order: {', '.join(order)}; or everything: uuid-pipeline rollback --all"
+        if _can_go_one_by_one(order, spans | own)
+        else "Batches of those waves lie between each other's, as where one took up later what had been locked: they "
+        "go back together only: uuid-pipeline rollback --all"
+    )
     raise RefusedError(
         f"Refused: {', '.join(wave.wave for wave in chosen)} cannot go back while waves that were written later stay. "
         "Rows were merged, and rows of this store hang on several documents: what was merged can only be undone last "
-        f"first. Roll back before it, in this order: {', '.join(order)}; or everything: uuid-pipeline rollback --all"
+        f"first. {remedy}"
+    )
+
+
+def _batch_spans(stack: Sequence[_Done]) -> dict[str, tuple[int, int]]:
+    """By wave its first and last batch of these."""
+    numbers: dict[str, list[int]] = {}
+    for done in stack:
+        numbers.setdefault(done.wave, []).append(done.number)
+    return {wave: (min(found), max(found)) for wave, found in numbers.items()}
+
+
+def _can_go_one_by_one(order: Sequence[str], spans: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether each wave, when its turn comes, was written after all that are left, those not in the order included."""
+    return all(
+        spans[other][1] < spans[name][0]
+        for at, name in enumerate(order)
+        for other in spans
+        if other not in order[: at + 1]
     )
 
 

@@ -276,3 +276,70 @@ def test_rights_to_keep_them_out_are_asked_for_only_where_something_merges(
         assert "TRIGGER on table app.events is missing: GRANT TRIGGER" in red.finding
         cycle.run_sql(empty_store, "UPDATE app.documents SET sha = right(id::text, 1)")
         cycle.run_all(owner, spec)
+
+
+# Lines b and c would become one below chunk 1, and that goes along with another one, by its number.
+LINES = """
+INSERT INTO app.documents VALUES ('aaaaaaaa-0000-4000-8000-000000000004', 'u', 'k', '2026-01-02');
+CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ver text, ord int,
+                         num int UNIQUE, next int REFERENCES app.chunks (num) ON DELETE CASCADE);
+CREATE TABLE app.lines (id uuid PRIMARY KEY, chunk_id uuid NOT NULL REFERENCES app.chunks, n int);
+CREATE TABLE app.history (n int PRIMARY KEY, lines uuid[], line text);
+INSERT INTO app.chunks VALUES
+    ('cccccccc-0000-4000-8000-000000000001', 'aaaaaaaa-0000-4000-8000-000000000001', 'v', 0, 1, NULL),
+    ('cccccccc-0000-4000-8000-000000000002', 'aaaaaaaa-0000-4000-8000-000000000001', 'v', 1, 2, 3),
+    ('cccccccc-0000-4000-8000-000000000003', 'aaaaaaaa-0000-4000-8000-000000000002', 'v', 1, 3, NULL),
+    ('cccccccc-0000-4000-8000-000000000004', 'aaaaaaaa-0000-4000-8000-000000000004', 'v', 1, 4, NULL);
+INSERT INTO app.lines SELECT md5('line ' || n)::uuid, ('cccccccc-0000-4000-8000-00000000000' || n)::uuid, 0
+    FROM generate_series(3, 4) n;
+INSERT INTO app.history SELECT row_number() OVER (), ARRAY[a.id, b.id], a.id FROM app.lines a, app.lines b;
+"""
+KEPT = """
+  chunk: {table: chunks, key: id, parent: document, identity: "{document_id}:{ver}:{ord}", merge_as_set: [ver]}
+  line: {table: lines, key: id, parent: chunk, identity: "{chunk_id}:{n}"}
+soft_references:
+  - {table: history, column: lines, entity: line, orphans: keep}
+  - {table: history, column: line, entity: line, orphans: keep}
+"""
+
+
+@TIERS
+def test_ids_of_rows_that_go_with_nothing_in_their_place_stay_as_they_are_written_where_they_may(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str
+) -> None:
+    before, after = merged_and_back(empty_store, empty_url, new_role, tier, DOCUMENTS + LINES, KEPT)
+
+    assert after["lines"] == []
+    assert after["history"] == before["history"]
+
+
+PAGES = """
+CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ord int, page int,
+                         UNIQUE (document_id, page));
+CREATE TABLE app.history (n int PRIMARY KEY, chunks uuid[]);
+INSERT INTO app.chunks SELECT md5(id::text)::uuid, id, right(id::text, 1)::int, 1 FROM app.documents;
+INSERT INTO app.history SELECT ord, ARRAY[id] FROM app.chunks
+"""
+HELD = """
+  chunk: {table: chunks, key: id, parent: document, identity: "{document_id}:{ord}"}
+soft_references:
+  - {table: history, column: chunks, entity: chunk}
+"""
+
+
+def test_a_cluster_of_which_an_id_would_be_left_behind_in_an_array_is_left_alone(empty_store: Engine) -> None:
+    """The chunks of two documents have one page, which is unique below one: the loser's goes with no counterpart."""
+    built(empty_store, DOCUMENTS + PAGES)
+    before = cycle.rows_of(empty_store, "app")
+    spec = parse_spec(ENTITIES + HELD, "app.yaml")
+
+    cycle.run_all(empty_store, spec)
+
+    after = cycle.rows_of(empty_store, "app")
+    assert {row["id"] for row in after["documents"]} == {
+        *(row["id"] for row in before["documents"] if row["sha"] == "k"),
+        target("u:other"),
+    }
+    assert len(after["chunks"]) == 3
+    cycle.roll_back(empty_store, spec)
+    assert cycle.rows_of(empty_store, "app") == before

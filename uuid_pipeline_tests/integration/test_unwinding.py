@@ -5,7 +5,8 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import sync_points
+from uuid_pipeline.engine import migration, sync_points
+from uuid_pipeline.engine.batches import tries
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, as_role, opened
@@ -239,3 +240,34 @@ def test_where_an_archived_document_refers_to_a_deleted_one_its_whole_cluster_st
     after = {row["id"] for row in rows_of(papers)["docs"]}
     assert after < old
     assert len(after) == len(old) - 1 - kept
+
+
+def test_waves_whose_batches_lie_between_each_others_are_said_to_go_back_together(
+    papers: Engine, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document that was locked is taken up when the sweep has moved what had arrived meanwhile."""
+    monkeypatch.setattr(tries, "MAX_TRIES", 2)
+    monkeypatch.setattr(migration, "RETAKE_SECONDS", ())
+    before = cycle.rows_of(papers, "papers")
+    execution = cycle.approve(papers, spec, cycle.assess_and_plan(papers, spec).plan_id)
+    *planned, last = cycle.waves_of(papers, execution)
+    for wave in planned:
+        cycle.migrate(papers, spec, wave)
+        cycle.assert_green(cycle.check_wave(papers, spec, wave))
+    with cycle.session(papers) as worker:
+        worker.execute(
+            "SELECT FROM papers.docs WHERE substr(id::text, 15, 1) <> '5' ORDER BY id DESC LIMIT 1 FOR UPDATE"
+        )
+        cycle.migrate(papers, spec, last)
+    cycle.assert_green(cycle.check_wave(papers, spec, last))
+    cycle.run_sql(papers, "INSERT INTO papers.docs VALUES (md5('late')::uuid, 'late', 99)")
+    sweep = cycle.all_waves_of(papers, execution)[len(planned) + 1]
+    cycle.migrate(papers, spec, sweep)
+
+    for name in (last.wave, sweep.wave):
+        with pytest.raises(RefusedError, match=r"they go back together only: uuid-pipeline rollback --all"):
+            cycle.roll_back(papers, spec, name)
+
+    cycle.roll_back(papers, spec)
+    cycle.run_sql(papers, "DELETE FROM papers.docs WHERE nr = 99")
+    assert cycle.rows_of(papers, "papers") == before

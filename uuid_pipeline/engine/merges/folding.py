@@ -95,6 +95,25 @@ def fold_key(connection: Connection, fold: Fold, column: str, merged: sql.Compos
         sql.execute(connection, displace, fold.oid)
 
 
+def forget_embedded(connection: Connection, fold: Fold) -> None:
+    """Before they are folded anew: where a survivor was displaced since, what holds its loser's id stays as it was."""
+    for reference in fold.held.moved.embedded:
+        statement = sql.compose(
+            "UPDATE {fold} SET {value} = NULL, {turned} = false WHERE {turned}",
+            fold=fold.relation,
+            value=fold.held.value(reference.column),
+            turned=fold.turned(reference.column),
+        )
+        sql.execute(connection, statement)
+
+
+def forget_unturned(connection: Connection, fold: Fold) -> None:
+    """Rows of which nothing is turned after all."""
+    flags = [fold.turned(column) for column, _ in fold.held.values]
+    statement = sql.compose("DELETE FROM {fold} WHERE NOT ({any})", fold=fold.relation, any=sql.join(" OR ", flags))
+    sql.execute(connection, statement)
+
+
 def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merged: sql.Composable) -> None:
     """As :func:`fold_key` for an id inside a text, array or json; one without a survivor stays as it is written."""
     column, type_name = reference.column, fold.held.moved.table.columns[reference.column].type
@@ -124,3 +143,21 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
         not_displaced=sql.Text(_NOT_DISPLACED),
     )
     sql.execute(connection, statement, {**fold.oid, "path": list(reference.path)})
+
+
+def left_behind(connection: Connection, fold: Fold, reference: Reference, merged: sql.Composable) -> list[int]:
+    """Ordinals of rows that go with nothing in their place, and whose ids this reference holds in rows that stay."""
+    gone = sql.compose("(SELECT loser::text AS source, ordinal FROM {merged} WHERE survivor IS NULL)", merged=merged)
+    statement = sql.compose(
+        """SELECT DISTINCT b.ordinal FROM {table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w
+           CROSS JOIN LATERAL {ids} i(id) JOIN {gone} b ON b.source = i.id
+           WHERE t.{column} IS NOT NULL AND EXISTS (SELECT FROM {gone} g) AND {holds} AND {not_displaced} ORDER BY 1""",
+        table=fold.held.table,
+        column=sql.name(reference.column),
+        ids=ids_in(reference),
+        gone=gone,
+        holds=holds_one_of(reference, fold.held.moved.table.columns[reference.column].type, gone),
+        not_displaced=sql.Text(_NOT_DISPLACED),
+    )
+    values = {**fold.oid, "path": list(reference.path)}
+    return [int(row.ordinal) for row in sql.rows(connection, statement, values)]

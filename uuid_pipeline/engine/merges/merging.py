@@ -16,7 +16,15 @@ from uuid_pipeline.engine.batches.locks import FORWARD, BatchPlan, held_of, held
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.merges import checks, emptying
 from uuid_pipeline.engine.merges.collapse import Collapsed, collapse
-from uuid_pipeline.engine.merges.folding import Fold, fold_embedded, fold_key, folds
+from uuid_pipeline.engine.merges.folding import (
+    Fold,
+    fold_embedded,
+    fold_key,
+    folds,
+    forget_embedded,
+    forget_unturned,
+    left_behind,
+)
 from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import BatchError, UnmergeableError
@@ -222,7 +230,11 @@ def _settle_references(connection: Connection, store: Store) -> None:
         for entity in store.entities:
             _follow_survivors(connection, store, entity)
         if _displaced(connection) == before:
+            _name_survivors(connection, store)
+            for fold in folds(store):
+                forget_unturned(connection, fold)
             _require_documents_planned(connection, store)
+            _require_none_left_behind(connection, store)
             return
     raise BatchError(
         f"A merge was given up: after {MAX_ROUNDS} rounds rows still displace each other. "
@@ -255,6 +267,36 @@ def _require_documents_planned(connection: Connection, store: Store) -> None:
             )
 
 
+def _name_survivors(connection: Connection, store: Store) -> None:
+    """What stands in a displaced row's place may have been displaced itself since the row was."""
+    for entity in store.entities:
+        statement = sql.compose(
+            """UPDATE pg_temp.displaced d SET survivor = m.survivor::text
+               FROM {table} t JOIN {merged} m ON m.loser = t.{key}
+               WHERE d.relation = %(oid)s AND t.ctid = d.at AND d.survivor IS DISTINCT FROM m.survivor::text""",
+            table=sql.table(entity.table.schema, entity.table.name),
+            merged=merged(store, entity.name),
+            key=sql.name(entity.key),
+        )
+        sql.execute(connection, statement, {"oid": entity.table.oid})
+
+
+def _require_none_left_behind(connection: Connection, store: Store) -> None:
+    """Raise UnmergeableError when text, an array or JSON that stays holds the id of a row that goes with nothing in its
+    place, unless the spec lets such ids stay: where nobody could foresee it."""
+    for fold in folds(store):
+        for reference in fold.held.moved.embedded:
+            if reference.keeps_orphans:
+                continue
+            found = left_behind(connection, fold, reference, merged(store, reference.entity))
+            if found:
+                raise UnmergeableError(
+                    f"{reference.name} holds ids of {reference.entity} rows that would be archived with nothing in "
+                    "their place, and the spec does not say `orphans: keep` of it",
+                    found,
+                )
+
+
 def _keys_to_displaced(connection: Connection, store: Store) -> list[ForeignKey]:
     """Foreign keys to tables of which rows are displaced; others may lead to what this role may not read."""
     places = {row.oid for row in sql.rows(connection, "SELECT DISTINCT relation AS oid FROM pg_temp.displaced")}
@@ -277,6 +319,7 @@ def _displaced(connection: Connection) -> int:
 
 def _fold_table(connection: Connection, store: Store, fold: Fold) -> None:
     own = fold.held.moved.entity
+    forget_embedded(connection, fold)
     for column, entity in fold.held.moved.columns:
         if own is None or column != own.key:
             fold_key(connection, fold, column, merged(store, entity))
