@@ -343,3 +343,67 @@ def test_a_cluster_of_which_an_id_would_be_left_behind_in_an_array_is_left_alone
     assert len(after["chunks"]) == 3
     cycle.roll_back(empty_store, spec)
     assert cycle.rows_of(empty_store, "app") == before
+
+
+@pytest.mark.parametrize("which", ["1", "2"], ids=["the survivor", "the loser"])
+def test_what_the_application_wrote_into_a_row_before_it_was_merged_is_its_own_change(
+    empty_store: Engine, which: str
+) -> None:
+    built(empty_store, DOCUMENTS + "ALTER TABLE app.documents ADD flag bool")
+    spec = parse_spec(ENTITIES + "waves: {canary: 1, recent: 1, remaining: 9}\n", "app.yaml")
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    canary, *others = [wave for wave in cycle.all_waves_of(empty_store, execution) if wave.kind != "sweep"]
+    cycle.migrate(empty_store, spec, canary)
+    cycle.assert_green(cycle.check_wave(empty_store, spec, canary))
+    flag = "UPDATE app.documents SET flag = true WHERE right(id::text, 2) = %(which)s AND sha = 'k' RETURNING id"
+    assert len(cycle.run_sql(empty_store, flag, which=f"0{which}")) == 1
+
+    for wave in others:
+        cycle.migrate(empty_store, spec, wave)
+        cycle.assert_green(cycle.check_wave(empty_store, spec, wave))
+
+    whole = cycle.validate(empty_store, spec)
+    cycle.assert_green(whole)
+    [conservation] = [gate.finding for gate in whole if gate.gate == "whole_conservation"]
+    assert "The application wrote to app.documents" in conservation
+
+
+# A chunk of another document names one that goes, by its number, and would go with it.
+NUMBERED = """
+CREATE TABLE app.chunks (id uuid PRIMARY KEY, document_id uuid NOT NULL REFERENCES app.documents, ver text, ord int,
+                         num int UNIQUE, next int REFERENCES app.chunks (num) ON DELETE CASCADE);
+INSERT INTO app.chunks SELECT md5('chunk' || n)::uuid, ('aaaaaaaa-0000-4000-8000-00000000000' || least(n, 3))::uuid,
+    'v', n / 4, n, CASE n WHEN 3 THEN 2 END FROM generate_series(1, 4) n
+"""
+
+
+@TIERS
+def test_a_cluster_that_would_take_a_chunk_of_another_document_along_is_left_alone(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str
+) -> None:
+    before, after = merged_and_back(empty_store, empty_url, new_role, tier, DOCUMENTS + NUMBERED, CHUNKS)
+
+    assert len(after["chunks"]) == 4
+    assert {row["id"] for row in after["documents"]} == {
+        *(row["id"] for row in before["documents"] if row["sha"] == "k"),
+        target("u:other"),
+    }
+
+
+def test_triggers_of_a_table_that_hangs_on_rows_without_a_counterpart_are_kept_out_too(
+    empty_store: Engine, empty_url: str, new_role: NewRole
+) -> None:
+    """Notes name a chunk by several columns, none of them unique; what hangs on a note goes with it."""
+    hanging = """
+CREATE TABLE app.notes (n int PRIMARY KEY, document_id uuid NOT NULL, ver text NOT NULL, ord int NOT NULL,
+                        FOREIGN KEY (document_id, ver, ord) REFERENCES app.chunks (document_id, ver, ord));
+CREATE TABLE app.events (e int PRIMARY KEY, note int NOT NULL REFERENCES app.notes);
+INSERT INTO app.notes SELECT row_number() OVER (ORDER BY id), document_id, ver, ord FROM app.chunks;
+INSERT INTO app.events SELECT n, n FROM app.notes;
+CREATE FUNCTION app.deny() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'events are for ever'; END$$;
+"""
+
+    _, after = merged_and_back(empty_store, empty_url, new_role, "O", SETS + hanging + DENY, CHUNKS)
+
+    # The note of the survivor's chunk 5 has no counterpart.
+    assert len(after["events"]) == 4

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.batches import aside, deletions, locks, new_references
+from uuid_pipeline.engine.batches.application import found_written, written_since
 from uuid_pipeline.engine.batches.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.merges import emptying, merging, restoring
@@ -22,7 +23,9 @@ from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError
 from uuid_pipeline.identity import hasher
 
-__all__ = ["BACK", "FORWARD", "BatchPlan", "BatchResult", "Direction", "run", "set_up", "written_since"]
+__all__ = [
+    "BACK", "FORWARD", "BatchPlan", "BatchResult", "Direction", "found_written", "run", "set_up", "written_since",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     if direction is BACK:
         restored = restoring.restore(connection, store, plan)
         emptying.fill(connection, store, plan)
+    # What was archived shows no more who wrote it.
+    touched = {name: rows + merged.touched.get(name, 0) for name, rows in touched.items()}
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
     deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))
     _journal(connection, plan, direction, lease, result, after, deleted)
@@ -248,33 +253,6 @@ def _ids_held_statement(store: Store) -> sql.Composable:
         for entity in store.entities
     ]
     return sql.compose("SELECT {counts}", counts=sql.join(", ", counts))
-
-
-# Rows that the application wrote since the execution's first snapshot, and not we: by a transaction not older than the
-# oldest that ran then (a snapshot does not name subtransactions, so those in flight count as written). Ages count from
-# this transaction's own id, which it has by now (it wrote the lease); what is worth a row's look-up is made once.
-_WRITTEN_SINCE = """
-age({row}.xmin) < 2000000000
-AND age({row}.xmin) <= (SELECT pg_current_xact_id()::text::bigint
-                               - pg_snapshot_xmin(%(snapshot)s::pg_snapshot)::text::bigint)
-AND age({row}.xmin) NOT IN
-    (SELECT pg_current_xact_id()::text::bigint - j.transaction_id::text::bigint
-     FROM uuid_pipeline.batches j WHERE j.execution_id = %(execution)s UNION ALL SELECT 0)
-"""
-
-
-def written_since(alias: str) -> sql.Composable:
-    """Whether the application wrote the row of this alias since the execution's first snapshot, as a condition."""
-    return sql.compose(_WRITTEN_SINCE, row=sql.name(alias))
-
-
-def found_written(connection: Connection, execution_id: str) -> bool:
-    """Whether batches met rows that the application had written: once they are moved, they show our write alone."""
-    statement = """SELECT EXISTS (SELECT FROM uuid_pipeline.batches b
-                                  CROSS JOIN LATERAL jsonb_each_text(b.moved->'touched') AS t(place, rows)
-                                  WHERE b.execution_id = %(id)s AND t.rows::bigint > 0)
-                       OR EXISTS (SELECT FROM uuid_pipeline.unmoved WHERE execution_id = %(id)s)"""
-    return bool(sql.scalar(connection, statement, {"id": execution_id}))
 
 
 def _before(

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import fingerprint, sql
+from uuid_pipeline.engine import fingerprint, ledger, sql
+from uuid_pipeline.engine.batches.application import written_since
 from uuid_pipeline.engine.batches.locks import BatchPlan
 from uuid_pipeline.engine.merges import archive, emptying
 from uuid_pipeline.engine.merges.archive import Shelf
@@ -19,12 +20,14 @@ class Collapsed:
     """By table: rows archived and their digest; rows re-pointed; and what all this took from the table's digests.
 
     ``digests`` are (digest, digest of dates) before less after, with ids that an earlier batch had moved read back.
+    ``touched``: of the archived rows those that the application had written since the execution began.
     """
 
     archived: dict[str, int] = field(default_factory=dict)
     archives: dict[str, str] = field(default_factory=dict)
     repointed: dict[str, int] = field(default_factory=dict)
     digests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    touched: dict[str, int] = field(default_factory=dict)
 
 
 def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed:
@@ -57,6 +60,7 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
             )
             for name, gone in taken.items()
         },
+        {name: gone[2] for name, gone in taken.items()},
     )
 
 
@@ -171,8 +175,9 @@ def _turning(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) 
     return Turning((rows, after, dates), taken)
 
 
-def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> tuple[int, int]:
-    """(digest, digest of dates) of the rows of one table that go, read back as :func:`_turning` does.
+def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> tuple[int, int, int]:
+    """(digest, digest of dates) of the rows of one table that go, read back as :func:`_turning` does; and how many of
+    these the application had written.
 
     Now, while this batch's own ids have not moved: a loser may have the very id that its survivor is about to get.
     """
@@ -180,16 +185,18 @@ def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) ->
     columns = list(moved.table.columns.values())
     back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was", fingerprint.MOVED_BEFORE)
     statement = sql.compose(
-        """SELECT coalesce(sum({was}), 0), coalesce(sum({dates}), 0)
+        """SELECT coalesce(sum({was}), 0), coalesce(sum({dates}), 0), count(*) FILTER (WHERE {written})
            FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at {joins} WHERE d.relation = %(oid)s""",
         was=fingerprint.row_digest(columns, back.mapped, "t"),
         dates=fingerprint.row_digest(fingerprint.moment_columns(columns), {}, "t"),
+        written=written_since("t"),
         table=fold.held.table,
         joins=back.joins,
     )
-    values = {**plan.values, "maps": [plan.assessment_no], **fold.oid, **back.values}
+    snapshot = ledger.first_snapshot(connection, plan.execution_id)
+    values = {**plan.values, "maps": [plan.assessment_no], "snapshot": snapshot, **fold.oid, **back.values}
     found = sql.rows(connection, statement, values)[0]
-    return int(found[0]), int(found[1])
+    return int(found[0]), int(found[1]), int(found[2])
 
 
 def _write(

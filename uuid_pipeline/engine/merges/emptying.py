@@ -16,7 +16,7 @@ from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.merges import coming_back
 from uuid_pipeline.engine.merges.folding import Fold, folds
 from uuid_pipeline.engine.natural_keys import cast_type
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.store import MovedTable, Store
 from uuid_pipeline.errors import BatchError, RefusedError
 
 CASCADE = "c"
@@ -82,13 +82,23 @@ def _may_be_null(column: Column) -> bool:
     return not column.not_null and not column.generated and not column.checked
 
 
+def _may_lose_rows(store: Store, moved: MovedTable) -> bool:
+    """Whether a row may have no place once its ids are turned: by a unique key, a CHECK, a foreign key of several
+    columns, or where what it must refer to goes with nothing in its place."""
+    ids = {column for column, _ in moved.columns}
+    of_children = {column for column, entity in moved.columns if store.entity(entity).parent is not None}
+    return (
+        moved.entity is not None
+        or any(ids & set(key) for key in moved.table.unique_keys)
+        or any(moved.table.columns[column].checked for column in ids)
+        or any(moved.table.columns[column].not_null for column in of_children)
+        or bool(named_together(store, moved.table))
+    )
+
+
 def touched_by_merging(store: Store) -> tuple[list[Table], list[tuple[Table, tuple[str, ...]]]]:
     """Tables of which merging may archive rows, and those of which it may empty a foreign key to one of these."""
-    displaced = {
-        moved.table.oid: moved.table
-        for moved in store.tables
-        if moved.entity or any({column for column, _ in moved.columns} & set(key) for key in moved.table.unique_keys)
-    }
+    displaced = {moved.table.oid: moved.table for moved in store.tables if _may_lose_rows(store, moved)}
     emptied: dict[tuple[int, str], tuple[Table, tuple[str, ...]]] = {}
     count = -1
     while count != len(displaced):

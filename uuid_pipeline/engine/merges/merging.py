@@ -234,6 +234,7 @@ def _settle_references(connection: Connection, store: Store) -> None:
             for fold in folds(store):
                 forget_unturned(connection, fold)
             _require_documents_planned(connection, store)
+            _require_own_children(connection, store)
             _require_none_left_behind(connection, store)
             return
     raise BatchError(
@@ -263,6 +264,32 @@ def _require_documents_planned(connection: Connection, store: Store) -> None:
                 f"{root.name} {found[0].key} of {root.table.schema}.{root.table.name} is to be merged into no other, "
                 "and would go to the archive along with one that is: by a foreign key of its row that may not be NULL "
                 "or is ON DELETE CASCADE, or by a unique key that two rows would share; change what it refers to",
+                sorted({int(row.ordinal) for row in found}),
+            )
+
+
+def _require_own_children(connection: Connection, store: Store) -> None:
+    """Raise UnmergeableError when a row below a document would be archived that the cluster does not merge.
+
+    It refers by a key of its own to what goes; its document would lose it, and nobody has approved that.
+    """
+    for entity in store.entities:
+        if entity.parent is None:
+            continue
+        statement = sql.compose(
+            """SELECT t.{key}::text AS key, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
+               LEFT JOIN {held} h ON h.at = d.at
+               WHERE d.relation = %(oid)s AND h.ordinal IS DISTINCT FROM d.ordinal ORDER BY 1""",
+            key=sql.name(entity.key),
+            table=sql.table(entity.table.schema, entity.table.name),
+            held=held_of(store, entity.name).relation,
+        )
+        found = sql.rows(connection, statement, {"oid": entity.table.oid})
+        if found:
+            raise UnmergeableError(
+                f"{entity.name} {found[0].key} of {entity.table.schema}.{entity.table.name} is below a document that "
+                "is not merged, and would go to the archive along with a row that is, to which it refers: change what "
+                "it refers to",
                 sorted({int(row.ordinal) for row in found}),
             )
 
