@@ -46,7 +46,7 @@ bench: $(READY)
 
 test-system: $(READY)
 	bash .ci/system-packages
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m system
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m system
 
 # Resolve anew the versions that CI and the demo install.
 lock:
