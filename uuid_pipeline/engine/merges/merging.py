@@ -250,22 +250,16 @@ def _require_documents_planned(connection: Connection, store: Store) -> None:
     was approved by nobody.
     """
     for root in store.roots:
-        statement = sql.compose(
-            """SELECT t.{key}::text AS key, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
-               LEFT JOIN {merged} m ON m.loser = t.{key}
-               WHERE d.relation = %(oid)s AND m.survivor IS NULL ORDER BY 1""",
-            key=sql.name(root.key),
-            table=sql.table(root.table.schema, root.table.name),
+        unplanned = sql.compose(
+            "LEFT JOIN {merged} m ON m.loser = t.{key} WHERE m.survivor IS NULL",
             merged=merged(store, root.name),
+            key=sql.name(root.key),
         )
-        found = sql.rows(connection, statement, {"oid": root.table.oid})
-        if found:
-            raise UnmergeableError(
-                f"{root.name} {found[0].key} of {root.table.schema}.{root.table.name} is to be merged into no other, "
-                "and would go to the archive along with one that is: by a foreign key of its row that may not be NULL "
-                "or is ON DELETE CASCADE, or by a unique key that two rows would share; change what it refers to",
-                sorted({int(row.ordinal) for row in found}),
-            )
+        words = (
+            "is to be merged into no other, and would go to the archive along with one that is: by a foreign key of "
+            "its row that may not be NULL or is ON DELETE CASCADE, or by a unique key that two rows would share"
+        )
+        _require_none_displaced(connection, root, unplanned, words)
 
 
 def _require_own_children(connection: Connection, store: Store) -> None:
@@ -276,22 +270,33 @@ def _require_own_children(connection: Connection, store: Store) -> None:
     for entity in store.entities:
         if entity.parent is None:
             continue
-        statement = sql.compose(
-            """SELECT t.{key}::text AS key, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at
-               LEFT JOIN {held} h ON h.at = d.at
-               WHERE d.relation = %(oid)s AND h.ordinal IS DISTINCT FROM d.ordinal ORDER BY 1""",
-            key=sql.name(entity.key),
-            table=sql.table(entity.table.schema, entity.table.name),
+        of_others = sql.compose(
+            "LEFT JOIN {held} h ON h.at = d.at WHERE h.ordinal IS DISTINCT FROM d.ordinal",
             held=held_of(store, entity.name).relation,
         )
-        found = sql.rows(connection, statement, {"oid": entity.table.oid})
-        if found:
-            raise UnmergeableError(
-                f"{entity.name} {found[0].key} of {entity.table.schema}.{entity.table.name} is below a document that "
-                "is not merged, and would go to the archive along with a row that is, to which it refers: change what "
-                "it refers to",
-                sorted({int(row.ordinal) for row in found}),
-            )
+        words = (
+            "is below a document that is not merged, and would go to the archive along with a row that is, to which it "
+            "refers"
+        )
+        _require_none_displaced(connection, entity, of_others, words)
+
+
+def _require_none_displaced(connection: Connection, entity: Entity, which: sql.Composable, words: str) -> None:
+    """``which``: joins and condition over the displaced rows ``d`` of the entity's table ``t``."""
+    statement = sql.compose(
+        """SELECT t.{key}::text AS key, d.ordinal FROM pg_temp.displaced d JOIN {table} t ON t.ctid = d.at {which}
+             AND d.relation = %(oid)s ORDER BY 1""",
+        key=sql.name(entity.key),
+        table=sql.table(entity.table.schema, entity.table.name),
+        which=which,
+    )
+    found = sql.rows(connection, statement, {"oid": entity.table.oid})
+    if found:
+        raise UnmergeableError(
+            f"{entity.name} {found[0].key} of {entity.table.schema}.{entity.table.name} {words}; change what it refers "
+            "to",
+            sorted({int(row.ordinal) for row in found}),
+        )
 
 
 def _name_survivors(connection: Connection, store: Store) -> None:

@@ -18,7 +18,7 @@ SHOWN = 3
 
 
 def found(connection: Connection, store: Store, assessment: int) -> Iterator[str]:
-    """A sentence a CHECK that would refuse such documents, and a foreign key by which they would go along."""
+    """A sentence each: a CHECK or unique key that would refuse such documents, a key by which they would go along."""
     yield from _forbidden(connection, store, assessment)
     yield from _taken_along(connection, store, assessment)
 
@@ -37,7 +37,7 @@ def _forbidden(connection: Connection, store: Store, assessment: int) -> Iterato
         if turned is None:
             continue
         where = f"{root.table.schema}.{root.table.name}"
-        for check in checks.of_columns(connection, root.table, set(turned.columns)):
+        for check in checks.of_columns(connection, root.table, turned.columns):
             fails = sql.compose("({any}) AND {f}", any=turned.merged, f=checks.fails(root.table, check, turned.after))
             rows = sql.rows(connection, _staying(root, turned, fails), _values(store, assessment))
             if rows:
