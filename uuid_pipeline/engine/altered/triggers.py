@@ -167,25 +167,31 @@ def choose(connection: Connection, store: Store) -> Tier:
     hindrance = _why_not_r([*found, *hanging], wished, allowed)
     name: TierName = "O" if hindrance else "R"
     role = str(sql.scalar(connection, "SELECT quote_ident(current_user)"))
-    # In origin role (tier O) a trigger marked REPLICA does not fire; in tier R it is here only when it is to fire.
-    live = [trigger for trigger in found if name == "R" or trigger.enabled != "R"]
-    also = [trigger for trigger in hanging if name == "R" or trigger.enabled != "R"]
-    fired = tuple(trigger for trigger in (*live, *also) if trigger.name in wished)
-    silenced = [trigger for trigger in live if trigger.name not in wished]
+    fired, silenced = _fired_and_silenced(found, name, wished)
+    fired_too, silenced_too = _fired_and_silenced(hanging, name, wished)
     guarded = _guarded(silenced, name)
-    silenced_too = [trigger for trigger in also if trigger.name not in wished]
+    # Nothing need be kept out of a table without ids unless something merges: what cannot be is asked for only then.
     in_the_way = [trigger for trigger in _guarded(silenced_too, name) if trigger.constraint or _missing(trigger, role)]
-    silenced_too = [trigger for trigger in silenced_too if trigger not in in_the_way]
+    silenced_too = tuple(trigger for trigger in silenced_too if trigger not in in_the_way)
     return Tier(
         name,
         hindrance or "this role may set session_replication_role, and no trigger is to fire that it would silence",
         (*silenced, *silenced_too),
         (*guarded, *_guarded(silenced_too, name)),
-        fired,
+        (*fired, *fired_too),
         tuple(_refusals(connection, store, [*found, *hanging], name, guarded)),
         tuple(dict.fromkeys(right for trigger in guarded for right in _missing(trigger, role))),
         tuple(_in_the_way_of_merging(in_the_way, name, role)),
     )
+
+
+def _fired_and_silenced(
+    found: Sequence[UserTrigger], tier: TierName, wished: set[str]
+) -> tuple[tuple[UserTrigger, ...], tuple[UserTrigger, ...]]:
+    # In origin role (tier O) a trigger marked REPLICA does not fire; in tier R it is here only when it is to fire.
+    live = [trigger for trigger in found if tier == "R" or trigger.enabled != "R"]
+    fired = tuple(trigger for trigger in live if trigger.name in wished)
+    return fired, tuple(trigger for trigger in live if trigger.name not in wished)
 
 
 def _guarded(silenced: Sequence[UserTrigger], tier: TierName) -> tuple[UserTrigger, ...]:
