@@ -3,6 +3,8 @@
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import psycopg
@@ -11,6 +13,8 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import ledger, migration, sync_points
+from uuid_pipeline.engine.batches import tries
+from uuid_pipeline.errors import RefusedError
 from uuid_pipeline_tests.faults import deeds
 from uuid_pipeline_tests.faults import writers as application
 from uuid_pipeline_tests.integration import cycle
@@ -116,6 +120,62 @@ def test_documents_that_stay_locked_are_set_aside_and_the_next_run_takes_them_up
     cycle.migrate_all(store, SPEC, execution)
     assert cycle.rows_of(store) == cycle.expected_rows(before)
     cycle.assert_green(cycle.validate(store, SPEC))
+
+
+@pytest.fixture(
+    params=[("documents", "ACCESS EXCLUSIVE"), ("document_chunks", "SHARE")], ids=["rewritten", "being indexed"]
+)
+def locked_in_mid_wave(
+    store: Engine, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection]:
+    """A session that locks a whole table once the first batch of a wave is committed."""
+    monkeypatch.setattr(tries, "MAX_TRIES", 1)
+    monkeypatch.setattr(migration, "RETAKE_SECONDS", (0.1,))
+    table, mode = request.param
+    with cycle.session(store) as holder:
+
+        def lock() -> None:
+            sync_points.clear()
+            holder.execute(f"LOCK TABLE upload_pipeline.{table} IN {mode} MODE")
+
+        sync_points.on("committed", lock)
+        yield holder
+        sync_points.clear()
+
+
+ONE_A_BATCH = cycle.spec_with(batch_rows=1, lanes=1)
+
+
+def test_a_wave_waits_for_a_table_that_is_locked_whole_and_goes_on_when_it_is_free(
+    store: Engine, locked_in_mid_wave: psycopg.Connection
+) -> None:
+    before = cycle.rows_of(store)
+    execution = cycle.approve(store, ONE_A_BATCH, cycle.assess_and_plan(store, ONE_A_BATCH).plan_id)
+    with ThreadPoolExecutor(1) as helper:
+        wave = helper.submit(cycle.migrate, store, ONE_A_BATCH, cycle.waves_of(store, execution)[0])
+
+        assert wait([wave], timeout=3).not_done
+        locked_in_mid_wave.rollback()
+
+        wave.result()
+    cycle.finish(store, ONE_A_BATCH, execution)
+    assert cycle.rows_of(store) == cycle.expected_rows(before)
+
+
+def test_a_wave_whose_table_stays_locked_says_who_has_it_and_the_next_run_goes_on(
+    store: Engine, locked_in_mid_wave: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tries, "PATIENCE_SECONDS", 0.2)
+    before = cycle.rows_of(store)
+    execution = cycle.approve(store, ONE_A_BATCH, cycle.assess_and_plan(store, ONE_A_BATCH).plan_id)
+    holder = locked_in_mid_wave.info.backend_pid
+
+    with pytest.raises(RefusedError, match=f"at work on these tables now: pid {holder}\\. What was committed stands"):
+        cycle.migrate(store, ONE_A_BATCH, cycle.waves_of(store, execution)[0])
+
+    locked_in_mid_wave.rollback()
+    cycle.finish(store, ONE_A_BATCH, execution)
+    assert cycle.rows_of(store) == cycle.expected_rows(before)
 
 
 def hash_of(rows: cycle.Rows, document: str) -> str | None:

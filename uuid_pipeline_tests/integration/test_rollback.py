@@ -87,7 +87,7 @@ def test_a_rollback_that_gets_no_locks_says_who_has_them_and_goes_on_when_they_a
     incident: Engine, before: cycle.Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tries, "MAX_TRIES", 1)
-    monkeypatch.setattr(tries, "BACK_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(tries, "PATIENCE_SECONDS", 0.2)
     with cycle.session(incident) as writer:
         writer.execute("SELECT FROM upload_pipeline.documents FOR UPDATE")
 

@@ -25,8 +25,9 @@ MAX_TRIES = 10
 # long as the first lock.
 PATIENT_TRIES = 3
 MAX_PAUSE_SECONDS = 1.0
-# A rollback leaves nothing aside: it goes on asking for the locks of its smallest batch for this long.
-BACK_PATIENCE_SECONDS = 120.0
+# A rollback leaves nothing aside, and where a whole table is locked nothing can be: the smallest batch goes on asking
+# for its locks for this long.
+PATIENCE_SECONDS = 120.0
 
 
 def undivided(first: int, last: int, _: Direction) -> tuple[int, int]:
@@ -53,18 +54,20 @@ def run_batch(
     By default it is halved: going forward the first part of ``span`` is kept, and what never gets its locks is set
     aside in the end, to be taken up later; going back the last part is kept.
 
-    Raises RefusedError when even the smallest batch back gets no locks, BatchError with the differing rows when a proof
-    failed.
+    Raises RefusedError when even the smallest batch gets no locks and cannot be set aside, BatchError with the
+    differing rows when a proof failed.
     """
     first, last = span
     wary = False
     began = time.monotonic()
     for attempt in itertools.count(1):
-        if attempt > MAX_TRIES and (direction is batch.FORWARD or time.monotonic() - began > BACK_PATIENCE_SECONDS):
+        if attempt > MAX_TRIES and time.monotonic() - began > PATIENCE_SECONDS:
             break
         patient = attempt > PATIENT_TRIES
         plan = BatchPlan(wave.execution_id, wave.assessment_no, wave.wave, first, last, wary, patient)
         try:
+            if attempt > MAX_TRIES and direction is batch.FORWARD:
+                return last, _set_locked_aside(writing, store, wave, (first, last))
             result = _try_batch(writing, store, wave, plan, direction, attempt)
         except DBAPIError as error:
             writing.connection.rollback()
@@ -84,13 +87,11 @@ def run_batch(
             raise BatchError("\n".join([error.message, *[f"  {line}" for line in found]])) from error
         else:
             return (last if direction is batch.FORWARD else first), result
-    if direction is batch.FORWARD:
-        return last, _set_locked_aside(writing, store, wave, (first, last))
     with writing.connection.begin():
         tables = [moved.table.oid for moved in store.tables]
         who = patience.who_holds(writing.connection, tables, patience.READING)
     raise RefusedError(
-        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows for "
+        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows or tables for "
         f"{time.monotonic() - began:.0f} s; at work on these tables now: {who}. What was committed stands. "
         f"{patience.END_THEM}, and run again."
     )
