@@ -3,7 +3,7 @@
 What the application has dropped since holds nothing to give back. A column whose foreign key it dropped still does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,15 @@ _PROFILE = "SELECT profile FROM uuid_pipeline.assessments WHERE assessment_no = 
 
 def spec_of(connection: Connection, assessment: int) -> Spec:
     """The spec that an assessment was made with."""
-    return Spec.model_validate(sql.scalar(connection, _PROFILE, {"no": assessment})["spec"])
+    return spec_in(sql.scalar(connection, _PROFILE, {"no": assessment}))
+
+
+def spec_in(profile: Mapping[str, Any]) -> Spec:
+    """The spec in an assessment's profile, its entities in the order in which they were written."""
+    spec = profile["spec"]
+    # A profile of an earlier version does not tell the order.
+    order = profile.get("entity_order", list(spec["entities"]))
+    return Spec.model_validate(spec | {"entities": {name: spec["entities"][name] for name in order}})
 
 
 def store_of(connection: Connection, assessment: int) -> Store:
@@ -31,7 +39,7 @@ def store_of(connection: Connection, assessment: int) -> Store:
     names has another name now; or when a foreign key from another schema is gone, without which its rows are not found.
     """
     profile = sql.scalar(connection, _PROFILE, {"no": assessment})
-    spec = Spec.model_validate(profile["spec"])
+    spec = spec_in(profile)
     catalog = _keyed_as_then(connection, assessment, read_catalog(connection, spec.schema_name))
     references = [{"schema": spec.schema_name, **reference} for reference in profile["references"]]
     _require_names(connection, assessment, spec, references)

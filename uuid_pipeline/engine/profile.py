@@ -246,6 +246,8 @@ def describe(connection: Connection, store: Store) -> dict[str, Any]:
         "fired_triggers": [_described(trigger, store) for trigger in tier.fired],
         "skipped": list(store.skipped),
         "spec": store.spec.model_dump(mode="json", by_alias=True),
+        # The first root is the main one, and jsonb keeps no order of keys.
+        "entity_order": list(store.spec.entities),
         "unsupported": traps.unsupported(connection, store),
         "warnings": traps.warnings(connection, store),
     }

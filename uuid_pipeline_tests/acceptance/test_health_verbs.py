@@ -249,7 +249,7 @@ def test_a_schedule_asks_for_a_run_unless_one_is_at_it_or_it_would_be_in_the_way
         f"Execution {execution.execution_id} is approved; its plan stands."
     )
     cycle.migrate_all(incident, SPEC, execution)
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     assert len(evaluated(instance, "validate_schedule").run_requests) == 1
 
     from uuid_pipeline.definitions import defs

@@ -58,7 +58,7 @@ def test_whoever_has_a_chunk_by_then_it_gets_its_id_and_the_old_one_back(inciden
     cycle.migrate_all(incident, ONE_BY_ONE, execution)
     sync_points.clear()
 
-    cycle.assert_green(cycle.validate(incident, ONE_BY_ONE))
+    cycle.assert_green(cycle.validate(incident))
     cycle.run_all(incident, ONE_BY_ONE)
     assert ids(incident) == targets(incident)
     sync_points.on("committed", application.give)

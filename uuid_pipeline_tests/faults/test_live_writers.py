@@ -90,7 +90,7 @@ def test_a_batch_waits_for_a_transaction_that_holds_its_rows_and_then_takes_what
         cycle.migrate_all(store, SPEC, execution)
 
         commit.join()
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
     after = cycle.rows_of(store)
     expect_what_was_written(after, before, [values | {"sha": hash_of(before, str(document)), "ord": 1000}])
     assert after == cycle.expected_rows(before)
@@ -112,14 +112,14 @@ def test_documents_that_stay_locked_are_set_aside_and_the_next_run_takes_them_up
 
         cycle.migrate_all(store, SPEC, execution)
 
-        assert {gate.gate for gate in cycle.validate(store, SPEC) if not gate.passed} == {"next_step_safe"}
+        assert {gate.gate for gate in cycle.validate(store) if not gate.passed} == {"next_step_safe"}
         left = {old for (old,) in cycle.run_sql(store, "SELECT old_id FROM uuid_pipeline.unmoved")}
         assert left == set(held)
         assert cycle.rows_of(store) == cycle.expected_rows(before, left=held)
 
     cycle.migrate_all(store, SPEC, execution)
     assert cycle.rows_of(store) == cycle.expected_rows(before)
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
 
 
 @pytest.fixture(
@@ -219,7 +219,7 @@ def test_writers_that_come_while_a_batch_has_moved_their_rows_wait_and_write_und
     assert [(writer.errors, writer.retried) for writer in writers] == [([], {})] * len(writers)
     assert all(writer.done for writer in writers)
     cycle.migrate_all(store, SPEC, execution)
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
     application.expect(cycle.rows_of(store), before, writers)
 
 

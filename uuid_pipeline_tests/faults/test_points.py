@@ -58,7 +58,7 @@ def there_and_back_and_the_end(store: Engine, spec: Spec, fault: Fault) -> None:
     strike("forward")
     assert any(0 < moved < DOCUMENTS for moved in counts)
     scene.forward(store, spec)
-    cycle.assert_green(cycle.validate(store, spec))
+    cycle.assert_green(cycle.validate(store))
     assert scene.moved_and_broken(store, before) == (DOCUMENTS, [])
     assert len(cycle.rows_of(store)["documents"]) == DOCUMENTS
     assert cycle.catalog_of(store) == objects
@@ -176,7 +176,7 @@ def test_a_run_that_was_stopped_and_wakes_when_another_has_finished_changes_noth
         # Taken for dead, as behind a pooler after a minute.
         cycle.run_sql(store, "UPDATE uuid_pipeline.lease SET backend_start = backend_start - interval '1 hour'")
         scene.forward(store, spec)
-        cycle.assert_green(cycle.validate(store, spec))
+        cycle.assert_green(cycle.validate(store))
         rows, journal = cycle.rows_of(store), cycle.run_sql(store, "SELECT batch_no FROM uuid_pipeline.batches")
         revived = nursery.wake(stopped)
 

@@ -54,7 +54,7 @@ def test_chunks_made_again_under_other_ids_after_planning_are_moved_and_go_back(
 
     cycle.migrate_all(incident, spec, execution)
 
-    cycle.assert_green(cycle.validate(incident, spec))
+    cycle.assert_green(cycle.validate(incident))
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     cycle.roll_back(incident, spec)
     assert cycle.rows_of(incident) == before
@@ -195,7 +195,7 @@ def test_a_validation_made_before_the_last_wave_does_not_complete_the_execution(
     for wave in first:
         cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     for wave in (last, sweep):
         cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
@@ -208,7 +208,7 @@ def test_a_validation_made_before_the_last_wave_does_not_complete_the_execution(
         gates.record(connection, scope, gates.VALIDATION_STAGE, one, "one gate only")
         assert not validation.settle(connection, execution)
     assert status_of(incident) == ["running"]
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     assert status_of(incident) == ["completed"]
 
 

@@ -55,7 +55,7 @@ def test_a_chunk_that_the_application_gives_away_between_two_waves_makes_no_gate
 
     cycle.migrate_all(incident, SPEC, execution)
 
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     stayed = "SELECT count(*) FROM upload_pipeline.document_chunks WHERE chunk_id = %(chunk)s"
     assert cycle.run_sql(incident, stayed, chunk=chunk) == [(0 if further else 1,)]
 
@@ -85,7 +85,7 @@ def test_a_chunk_that_came_after_the_plan_and_was_given_away_before_its_batch_ma
 
     cycle.migrate_all(incident, SPEC, execution)
 
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
 
 
 def test_a_moved_document_whose_key_changes_and_that_gets_a_chunk_waits_for_the_next_plan_and_makes_no_gate_red(
@@ -101,7 +101,7 @@ def test_a_moved_document_whose_key_changes_and_that_gets_a_chunk_waits_for_the_
 
     cycle.migrate_all(incident, SPEC, execution)
 
-    found = {gate.gate: gate for gate in cycle.validate(incident, SPEC)}
+    found = {gate.gate: gate for gate in cycle.validate(incident)}
     cycle.assert_green(found.values())
     assert "1 rows came later and are due for the next plan" in found["next_step_safe"].finding
     assert document in {row["document_id"] for row in cycle.rows_of(incident)["documents"]}
@@ -138,7 +138,7 @@ def test_rows_that_our_batches_move_twice_since_one_above_was_given_away_count_a
 
     cycle.migrate_all(incident, spec, execution)
 
-    cycle.assert_green(cycle.validate(incident, spec))
+    cycle.assert_green(cycle.validate(incident))
 
 
 @pytest.mark.begins("planned")
@@ -150,7 +150,7 @@ def test_a_document_that_comes_after_the_plan_is_swept_and_the_whole_is_proven(i
 
     cycle.migrate_all(incident, SPEC, execution)
 
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     cycle.roll_back(incident, SPEC)
     assert cycle.rows_of(incident) == before
@@ -191,7 +191,7 @@ def test_a_chunk_whose_target_id_another_chunk_has_taken_since_stays_and_is_due_
 
     cycle.migrate_all(incident, SPEC, execution)
 
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     after = cycle.rows_of(incident)
     now = {row["chunk_id"] for row in after["document_chunks"]} | {row["document_id"] for row in after["documents"]}
     assert robbed in now
@@ -223,7 +223,7 @@ def test_an_old_id_written_while_its_document_was_deleted_makes_no_gate_red_once
     cycle.run_sql(store, UPLOAD, id=new if again == "target" else str(uuid.uuid4()), user=user, sha=sha)
 
     cycle.migrate_all(store, SPEC, execution)
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
 
     assert cycle.run_sql(store, "SELECT 1 FROM upload_pipeline.documents WHERE document_id = %(id)s", id=new) == [(1,)]
     # One that a batch forgot is red, as before: nobody wrote it since.
@@ -231,7 +231,7 @@ def test_an_old_id_written_while_its_document_was_deleted_makes_no_gate_red_once
                    FROM uuid_pipeline.id_map_document m WHERE m.new_id = b.document_id AND b.ctid = (
                        SELECT min(c.ctid) FROM upload_pipeline.document_vector_buffer c)"""
     as_a_batch(store, forgotten)
-    red = [result.gate for result in cycle.validate(store, SPEC) if not result.passed]
+    red = [result.gate for result in cycle.validate(store) if not result.passed]
     assert "whole_no_dangling_reference" in red
 
 

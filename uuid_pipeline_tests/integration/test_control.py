@@ -98,7 +98,7 @@ def test_a_paused_wave_holds_between_two_batches_until_it_is_resumed(paused: Run
 
     assert paused.refused == []
     assert cycle.rows_of(paused.engine) == cycle.expected_rows(paused.before)
-    cycle.assert_green(cycle.validate(paused.engine, SPEC))
+    cycle.assert_green(cycle.validate(paused.engine))
     assert cycle.run_sql(paused.other, BATCHES) == [(38,)]
     waited = "SELECT extract(epoch FROM ended_at - began_at) FROM uuid_pipeline.waits WHERE cause = 'pause'"
     [(seconds,)] = cycle.run_sql(paused.other, waited)
@@ -166,7 +166,7 @@ def test_what_cancelled_executions_have_moved_on_is_no_loss_of_the_one_that_is_v
 
     with incident.begin() as connection:
         assert validation.subject(connection) == completed
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
 
     # A row that nobody moved on is missed all the same.
     with cycle.session(incident) as connection_of_another:
@@ -176,7 +176,7 @@ def test_what_cancelled_executions_have_moved_on_is_no_loss_of_the_one_that_is_v
                    SELECT d.document_id FROM uuid_pipeline.retrieval_baseline b
                    JOIN upload_pipeline.documents d ON d.document_id::text = b.target LIMIT 1)"""
         )
-    found = {result.gate: result for result in cycle.validate(incident, SPEC)}
+    found = {result.gate: result for result in cycle.validate(incident)}
     assert not found["whole_documents_retrievable"].passed
 
 

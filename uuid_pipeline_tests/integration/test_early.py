@@ -205,7 +205,7 @@ def test_an_early_id_that_no_row_is_to_have_any_more_makes_no_gate_red(incident:
 
     cycle.migrate_all(incident, spec, execution)
 
-    found = {gate.gate: gate for gate in cycle.validate(incident, spec)}
+    found = {gate.gate: gate for gate in cycle.validate(incident)}
     cycle.assert_green([found["whole_no_dangling_reference"]])
     assert "1 rows of notes.note hold ids of rows that the application deleted or edited" in (
         found["whole_no_dangling_reference"].finding

@@ -267,7 +267,7 @@ def test_the_execution_is_complete_only_when_every_gate_of_the_whole_store_is_gr
         assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") != [("completed",)]
         cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
-        cycle.assert_green(cycle.validate(incident, SPEC))
+        cycle.assert_green(cycle.validate(incident))
 
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("completed",)]
     with incident.begin() as connection:
@@ -292,7 +292,7 @@ def test_a_check_of_the_whole_store_turns_red_when_the_store_is_damaged(incident
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.exec_driver_sql(DAMAGE[gate])
 
-    red = {result.gate for result in cycle.validate(incident, SPEC) if not result.passed}
+    red = {result.gate for result in cycle.validate(incident) if not result.passed}
 
     assert gate in red
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
@@ -304,7 +304,7 @@ def test_of_many_changes_to_the_schema_each_kind_is_named(incident: Engine) -> N
         cycle.run_sql(incident, f"ALTER TABLE upload_pipeline.documents ADD COLUMN extra_{n} int")
     cycle.run_sql(incident, "DROP POLICY own_documents ON upload_pipeline.documents")
 
-    [found] = [one for one in cycle.validate(incident, SPEC) if one.gate == "whole_schema_unchanged"]
+    [found] = [one for one in cycle.validate(incident) if one.gate == "whole_schema_unchanged"]
 
     assert found.finding.startswith("51 differ: ")
     assert "own_documents is gone" in found.finding
@@ -402,7 +402,7 @@ def test_a_value_that_changes_where_nobody_else_wrote_turns_the_whole_red(
                FROM uuid_pipeline.batches LIMIT 1"""
         )
 
-    red = {result.gate for result in cycle.validate(incident, SPEC) if not result.passed}
+    red = {result.gate for result in cycle.validate(incident) if not result.passed}
 
     assert gate in red
     assert cycle.run_sql(incident, "SELECT status FROM uuid_pipeline.executions") == [("running",)]
@@ -412,7 +412,7 @@ def test_a_value_that_changes_where_nobody_else_wrote_turns_the_whole_red(
 def test_what_the_application_wrote_is_said_and_is_no_damage(incident: Engine) -> None:
     cycle.run_sql(incident, DAMAGE["whole_conservation"])
 
-    found = {result.gate: result for result in cycle.validate(incident, SPEC)}
+    found = {result.gate: result for result in cycle.validate(incident)}
 
     cycle.assert_green(found.values())
     assert "The application wrote to upload_pipeline.documents (38 writes seen)" in found["whole_conservation"].finding
@@ -435,7 +435,7 @@ def test_rows_that_the_application_deleted_or_added_since_are_no_damage(incident
         next_work = threading.Timer(1.2, application.execute, ["SELECT 1; COMMIT"])
         next_work.start()
 
-        found = cycle.validate(incident, SPEC)
+        found = cycle.validate(incident)
 
         next_work.join()
     cycle.assert_green(found)

@@ -362,7 +362,7 @@ def test_what_the_application_wrote_into_a_row_before_it_was_merged_is_its_own_c
         cycle.migrate(empty_store, spec, wave)
         cycle.assert_green(cycle.check_wave(empty_store, spec, wave))
 
-    whole = cycle.validate(empty_store, spec)
+    whole = cycle.validate(empty_store)
     cycle.assert_green(whole)
     [conservation] = [gate.finding for gate in whole if gate.gate == "whole_conservation"]
     assert "The application wrote to app.documents" in conservation

@@ -81,7 +81,7 @@ def test_figures_follow_the_store_before_during_after_and_back(incident: Engine,
     for wave in cycle.all_waves_of(incident, execution)[1:-1]:
         cycle.migrate(incident, SPEC, wave)
         cycle.assert_green(cycle.check_wave(incident, SPEC, wave))
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     # Since then one user deleted a document.
     (gone,) = cycle.run_sql(
         incident,
@@ -264,7 +264,7 @@ def test_the_kind_that_fits_follows_the_execution(incident: Engine, write: Write
     execution = cycle.approve(incident, SPEC, plan.plan_id)
     assert fits() == "during"
     cycle.migrate_all(incident, SPEC, execution)
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
     assert fits() == "after"
     assert not write("before").timely
     cycle.roll_back(incident, SPEC)

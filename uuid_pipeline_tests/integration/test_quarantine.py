@@ -197,6 +197,6 @@ def test_a_document_that_gets_the_id_which_another_had_is_not_taken_for_that_one
         control.cancel(connection)
 
     assert {row["sha"]: row["id"] for row in cycle.rows_of(empty_store, "app")["documents"]} == target_of
-    cycle.assert_green(cycle.validate(empty_store, spec))
+    cycle.assert_green(cycle.validate(empty_store))
     cycle.roll_back(empty_store, spec)
     assert cycle.rows_of(empty_store, "app") == before

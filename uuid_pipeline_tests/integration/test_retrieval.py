@@ -97,7 +97,7 @@ def test_neighbours_and_scores_are_those_that_school_arithmetic_gives(incident: 
     vectors = {chunk: json.loads(text) for chunk, _, _, text in chunks}
     execution = cycle.approve(incident, spec, cycle.assess_and_plan(incident, spec).plan_id)
     cycle.migrate_all(incident, spec, execution)
-    cycle.assert_green(cycle.validate(incident, spec))
+    cycle.assert_green(cycle.validate(incident))
 
     kept = cycle.run_sql(
         incident, "SELECT document, owner_rows, neighbours->'rows' FROM uuid_pipeline.retrieval_baseline"

@@ -231,7 +231,7 @@ def test_hybrid_by_the_spec_moves_the_first_waves_and_a_later_plan_the_rest(inci
 
     execution = cycle.approve(incident, hybrid, plan.plan_id)
     cycle.migrate_all(incident, hybrid, execution)
-    cycle.assert_green(cycle.validate(incident, hybrid))
+    cycle.assert_green(cycle.validate(incident))
     new = cycle.targets(before)
     held = {row["document_id"] for row in cycle.rows_of(incident)["documents"]}
     left = {old for old in (str(row["document_id"]) for row in before["documents"]) if old in held}

@@ -98,7 +98,7 @@ def test_documents_and_chunks_that_came_after_the_plan_are_moved_by_two_passes_a
     came.append(upload(store))
     write_under(store, new_ids() | {"document": came[-1]["document"]}, CHUNK.replace(" 7,", " 8,"))
     assert later(store, execution) == {"document": 1, "chunk": 2}
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
     assert sweeps(store, execution) == [("moved", 2), ("moved", 1)]
     assert references_of(store, came[-1]) == (came[-1]["document"], came[-1]["chunk"])
     assert len(cycle.rows_of(store)["documents"]) == 41
@@ -144,7 +144,7 @@ def test_a_planned_chunk_that_was_given_to_a_document_which_had_moved_is_taken_b
 
     assert later(store, execution) == {"document": 0, "chunk": 0}
     assert cycle.rows_of(store) == cycle.expected_rows(given)
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
     cycle.roll_back(store, SPEC)
     back = {row["chunk_id"]: row for row in cycle.rows_of(store)["document_chunks"]}
     assert cycle.targets(cycle.rows_of(store))[str(back[chunk]["document_id"])] == moved
@@ -177,7 +177,7 @@ def test_a_moved_row_that_was_edited_is_moved_by_no_sweep_and_its_ids_of_before_
         row["chunk_id"] for row in edited["document_chunks"] if row["chunker_name"] == "late"
     }
     assert kept <= ids_below(cycle.rows_of(store), after)
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
     assert cycle.run_sql(store, "SELECT uuid_pipeline.resolve_document(%(d)s)::text", d=before) == [(after,)]
 
 
@@ -199,7 +199,7 @@ def test_a_sweep_merges_nothing(store: Engine) -> None:
     run_wave(store, SPEC, first)
 
     assert cycle.rows_of(store) == before
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
 
 
 def test_a_second_pass_is_not_needed_when_the_first_found_nothing(store: Engine) -> None:
@@ -208,7 +208,7 @@ def test_a_second_pass_is_not_needed_when_the_first_found_nothing(store: Engine)
     run_wave(store, SPEC, first)
 
     assert sweeps(store, execution) == [("moved", 0), ("unneeded", 0)]
-    cycle.assert_green(cycle.validate(store, SPEC))
+    cycle.assert_green(cycle.validate(store))
 
 
 def test_without_passes_there_is_no_sweep_and_what_came_later_is_no_failure(store: Engine) -> None:
@@ -217,7 +217,7 @@ def test_without_passes_there_is_no_sweep_and_what_came_later_is_no_failure(stor
     assert none == []
     late = upload(store)["document"]
 
-    cycle.assert_green(cycle.validate(store, spec))
+    cycle.assert_green(cycle.validate(store))
 
     assert sweeps(store, execution) == []
     assert late in {row["document_id"] for row in cycle.rows_of(store)["documents"]}
@@ -329,11 +329,11 @@ def test_busy_documents_wait_until_the_end_of_the_wave_or_the_sweep_or_the_next_
             run_wave(store, spec, wave)
     assert unmoved(store) == {(never, "busy")}
     assert left_of(store, before) == {never}
-    assert {gate.gate for gate in cycle.validate(store, spec) if not gate.passed} == {"next_step_safe"}
+    assert {gate.gate for gate in cycle.validate(store) if not gate.passed} == {"next_step_safe"}
 
     end_work(never)
     cycle.migrate_all(store, spec, execution)
-    cycle.assert_green(cycle.validate(store, spec))
+    cycle.assert_green(cycle.validate(store))
     assert unmoved(store) == set()
     assert left_of(store, before) == set()
 
@@ -386,7 +386,7 @@ def test_what_was_deleted_after_its_move_and_written_again_under_its_old_id_is_a
         if wave.wave in {w.wave for w in cycle.all_waves_of(incident, execution) if w.status != "unneeded"}:
             run_wave(incident, SPEC, wave)
     assert later(incident, execution) == {"document": 1, "chunk": len(below)}
-    cycle.assert_green(cycle.validate(incident, SPEC))
+    cycle.assert_green(cycle.validate(incident))
 
     before = cycle.rows_of(incident)
     plan = cycle.assess_and_plan(incident, SPEC)

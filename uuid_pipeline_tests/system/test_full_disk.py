@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_at_any_point_stops_the_run_and_once_there_is_room_t
     # all is moved, the end of the execution may fit into pages at hand.
     assert set(scene.POINTS["forward"]) - {"looked"} <= set(struck("forward"))
     scene.forward(store, spec)
-    cycle.assert_green(cycle.validate(store, spec))
+    cycle.assert_green(cycle.validate(store))
     assert scene.moved_and_broken(store, before) == (38, [])
     assert cycle.catalog_of(store) == objects
     assert scene.altered(store) == []

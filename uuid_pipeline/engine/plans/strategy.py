@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import earlier_store, ledger, sql
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.plans import approach, risk_findings, risks, rollback_triggers
@@ -102,7 +102,7 @@ class Strategy:
 
 def make(plan: Plan, summary: Summary, profile: Mapping[str, Any]) -> Strategy:
     """The strategy of a plan; ``profile`` is its assessment's, with the spec of that time."""
-    spec = Spec.model_validate(profile["spec"])
+    spec = earlier_store.spec_in(profile)
     content = plan.content
     estimate = _estimate(content["estimate"])
     waves = _waves(plan, estimate)
