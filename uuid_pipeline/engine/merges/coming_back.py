@@ -289,29 +289,43 @@ def comes_back(column: str, entity: Entity, kept: Sequence[Shelf], coming: sql.C
 
 
 def plain_unique_keys(store: Store, table: Table) -> list[tuple[str, ...]]:
-    """The unique keys of a table that hold no id."""
-    return [key for key in table.unique_keys if not _ids_of(store, table) & set(key)]
+    """The unique keys of a table that hold no id, in any form."""
+    return [key for key in table.unique_keys if not _entities_in(store, table).keys() & set(key)]
 
 
 def unique_keys_of_ids(store: Store, table: Table) -> list[tuple[str, ...]]:
-    """The unique keys of a table that hold ids."""
-    return [key for key in table.unique_keys if _ids_of(store, table) & set(key)]
+    """The unique keys of a table that hold ids, in whatever form."""
+    return [key for key in table.unique_keys if _entities_in(store, table).keys() & set(key)]
+
+
+def _entities_in(store: Store, table: Table) -> dict[str, list[Entity]]:
+    """By column that may be turned, the entities of which it is one id; none where it holds several."""
+    found: dict[str, list[Entity]] = {}
+    for moved in store.tables:
+        if moved.table.oid == table.oid:
+            for column, entity in moved.columns:
+                found.setdefault(column, []).append(store.entity(entity))
+            for held in moved.embedded:
+                found.setdefault(held.column, []).extend([store.entity(held.entity)] if held.form == "text" else [])
+    return found
 
 
 def is_taken_for_good(
     store: Store, one: Shelf, unique: Sequence[str], kept: Sequence[Shelf], coming: sql.Composable
 ) -> sql.Composable:
     """As :func:`is_taken` for a key that holds ids, but by a row that is about to be turned back to another."""
-    entity_of = {c: entity for m in store.tables if m.table.oid == one.table.oid for c, entity in m.columns}
+    entities = _entities_in(store, one.table)
     leaves = [
         sql.compose(
-            "(m.before ? {n} AND t.{c}::text IS NOT DISTINCT FROM m.after->>{n} AND {comes})",
+            "(m.before ? {n} AND t.{c}::text IS NOT DISTINCT FROM m.after->>{n} AND {come})",
             n=sql.literal(column),
             c=sql.name(column),
-            comes=comes_back(column, store.entity(entity_of[column]), kept, coming),
+            come=sql.join(
+                " AND ", [sql.Text("true"), *[comes_back(column, entity, kept, coming) for entity in entities[column]]]
+            ),
         )
         for column in unique
-        if column in entity_of
+        if column in entities
     ]
     if not one.table.primary_key or not leaves:
         return is_taken(one, unique)

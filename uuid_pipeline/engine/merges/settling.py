@@ -61,9 +61,12 @@ def _fold_table(connection: Connection, store: Store, fold: Fold) -> None:
 
 
 def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) -> None:
-    """Of rows that a unique key would now refuse, the one that was there stays, and of turned ones the first."""
-    turned = {column for column, _ in fold.held.values}
-    if not turned & set(key):
+    """Of rows that a unique key would now refuse, the one that was there stays, and of turned ones the first.
+
+    A row of which something else is turned was there.
+    """
+    turned = [fold.turned(column) for column, _ in fold.held.values if column in key]
+    if not turned:
         return
     table = fold.held.moved.table
     after = [fold.after(column) for column in key]
@@ -74,12 +77,12 @@ def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) ->
     twins = sql.compose(
         """INSERT INTO pg_temp.displaced (relation, at, ordinal, survivor)
            SELECT %(oid)s, d.at, d.ordinal, NULL FROM (
-               SELECT a.at, a.ordinal, row_number() OVER (PARTITION BY {keys} ORDER BY a.at) AS turn,
+               SELECT a.at, a.ordinal, row_number() OVER (PARTITION BY {keys} ORDER BY a.turned, a.at) AS turn,
                       EXISTS (SELECT FROM {table} o WHERE {same} AND o.ctid <> a.at
                               AND NOT EXISTS (SELECT FROM {fold} f WHERE f.at = o.ctid)
                               AND NOT EXISTS (SELECT FROM pg_temp.displaced x
                                               WHERE x.relation = %(oid)s AND x.at = o.ctid)) AS held
-               FROM (SELECT f.at, f.ordinal, {named} FROM {fold} f JOIN {table} t ON t.ctid = f.at
+               FROM (SELECT f.at, f.ordinal, {turned} AS turned, {named} FROM {fold} f JOIN {table} t ON t.ctid = f.at
                      WHERE NOT EXISTS (SELECT FROM pg_temp.displaced x
                                        WHERE x.relation = %(oid)s AND x.at = f.at)) a
                WHERE {present}) d
@@ -91,6 +94,7 @@ def _displace_twins(connection: Connection, fold: Fold, key: tuple[str, ...]) ->
         table=fold.held.table,
         same=sql.join(" AND ", same),
         fold=fold.relation,
+        turned=sql.join(" OR ", [sql.compose("f.{flag}", flag=flag) for flag in turned]),
         named=sql.join(", ", named),
     )
     sql.execute(connection, twins, {"oid": table.oid})
