@@ -53,7 +53,7 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
     """
     coming = [row.ordinal for kept in archives for row in sql.rows(connection, _archived_of_batch(kept), plan.values)]
     while True:
-        with_roots = _with_their_roots(connection, store, plan, archives, coming)
+        with_roots = _with_their_roots(connection, store, plan, archives, coming, coming_back.OF_ORDINALS)
         found = with_roots + _without_losing_roots(connection, store, plan, archives)
         if set(coming) <= set(found):
             return found + _only_turned(connection, plan, archives)
@@ -68,36 +68,63 @@ def _archived_of_batch(kept: Shelf) -> sql.Composable:
     )
 
 
-def _with_their_roots(
-    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf], coming: Sequence[int]
+def _note_coming(
+    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf], ordinals: Sequence[int]
 ) -> list[int]:
-    """Ordinals whose archived documents may come back, while those of ``coming`` do."""
+    """Note the rows of these ordinals that come back (:func:`coming_back.find`); returns the ordinals that are left.
+
+    Below a document a row may have to stay to which another document refers: that one stays with its cluster too.
+    """
+    left = list(ordinals)
+    while True:
+        coming_back.find(connection, store, archives, {**plan.values, "ordinals": left})
+        judged, again = (
+            set(_with_their_roots(connection, store, plan, archives, left, coming))
+            for coming in (coming_back.OF_ORDINALS, coming_back.is_coming("r"))
+        )
+        stay = judged - again
+        if not stay & set(left):
+            return left
+        left = [ordinal for ordinal in left if ordinal not in stay]
+
+
+def _with_their_roots(
+    connection: Connection,
+    store: Store,
+    plan: BatchPlan,
+    archives: Sequence[Shelf],
+    ordinals: Sequence[int],
+    coming: sql.Composable,
+) -> list[int]:
+    """Ordinals whose archived documents may come back, while of ``ordinals`` those rows ``r`` are ``coming``."""
     found: list[int] = []
     for root in store.roots:
         kept = next((one for one in archives if one.table.oid == root.table.oid), None)
         if kept is None:
             continue
-        there = coming_back.all_there(connection, store, kept, archives, "a", coming_back.OF_ORDINALS)
+        there = coming_back.all_there(connection, store, kept, archives, "a", coming)
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
                  AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
                GROUP BY 1 HAVING NOT bool_or({taken}) AND bool_and(true{there})""",
-            taken=sql.join(" OR ", _ways_to_be_taken(store, root, kept, archives)),
+            taken=sql.join(" OR ", _ways_to_be_taken(store, root, kept, archives, coming)),
             there=sql.join("", there),
             archive=kept.relation,
             held=held_of(store, root.name).relation,
         )
-        values = {**plan.values, "ordinals": list(coming)}
+        values = {**plan.values, "ordinals": list(ordinals)}
         found += [int(row.ordinal) for row in sql.rows(connection, statement, values)]
     return found
 
 
-def _ways_to_be_taken(store: Store, root: Entity, kept: Shelf, archives: Sequence[Shelf]) -> list[sql.Composable]:
+def _ways_to_be_taken(
+    store: Store, root: Entity, kept: Shelf, archives: Sequence[Shelf], coming: sql.Composable
+) -> list[sql.Composable]:
     plain = [(root.key,), *coming_back.plain_unique_keys(store, root.table)]
     of_ids = [unique for unique in coming_back.unique_keys_of_ids(store, root.table) if unique != (root.key,)]
     return [coming_back.is_taken(kept, unique) for unique in plain] + [
-        coming_back.is_taken_for_good(store, kept, unique, archives, coming_back.OF_ORDINALS) for unique in of_ids
+        coming_back.is_taken_for_good(store, kept, unique, archives, coming) for unique in of_ids
     ]
 
 
@@ -162,11 +189,14 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     ]
     if not ordinals and not repointed:
         return {}
-    values = {**plan.values, **turning_back.paths(store), "ordinals": ordinals}
     kept = _targets_first(store, archives)
     # Again: a column may be added while the rollback is under way.
     require_defaults(connection, kept, _OF_BATCH, {"ordinals": ordinals})
-    coming_back.find(connection, store, kept, values)
+    values = {
+        **plan.values,
+        **turning_back.paths(store),
+        "ordinals": _note_coming(connection, store, plan, kept, ordinals),
+    }
     # Where nothing hangs together, one UPDATE a table does it.
     updates = (
         turning_back.turn_together(store, repointed, kept)
@@ -210,7 +240,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     left = {row.table: int(row.due - row.rows) for row in rows if row.due > row.rows}
     if left:
         _require_unmissed(connection, store, kept, values)
-        ledger.audit(connection, "left in the archive, the application has filled their place", left)
+        ledger.audit(connection, "left in the archive: their place is filled, or what they refer to is gone", left)
     forget = """DELETE FROM uuid_pipeline.repointed
                 WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s) AND foreign_key IS NULL"""
     sql.execute(connection, forget, values)
