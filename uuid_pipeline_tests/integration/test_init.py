@@ -1,5 +1,6 @@
 """The first specification that init drafts: it fits the store, decides what it can, and says what a person must."""
 
+import hashlib
 import uuid
 
 import pytest
@@ -72,6 +73,41 @@ def test_a_column_that_an_identity_cannot_spell_is_in_none(empty_store: Engine) 
 
     assert "{sha}" not in text
     assert "tenant}:" not in text
+
+
+def test_a_child_whose_reference_no_identity_can_name_is_left_out_for_that_reason(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE TABLE public.docs (id uuid PRIMARY KEY, name text NOT NULL UNIQUE);
+           CREATE TABLE public.parts (id uuid PRIMARY KEY, "doc:id" uuid NOT NULL REFERENCES docs, nr int NOT NULL,
+                                      UNIQUE ("doc:id", nr));
+           CREATE TABLE public.seals (part uuid NOT NULL REFERENCES parts)""",
+    )
+
+    _, text = drafted(empty_store)
+
+    assert "parts: no unique key of it fits: (doc:id, nr) doc:id cannot be named in an identity: no column" in text
+
+
+def test_a_content_hash_of_bytes_is_an_identity(empty_store: Engine) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE TABLE public.files (id uuid PRIMARY KEY, owner int NOT NULL, sha256 bytea NOT NULL,
+                                      UNIQUE (owner, sha256));
+           INSERT INTO files
+           SELECT gen_random_uuid(), mod(n, 3), sha256(n::text::bytea) FROM generate_series(1, 9) n""",
+    )
+    _, text = drafted(empty_store)
+    spec = parse_spec(text, "drafted").model_copy(update={"backup": "none"})
+    assert spec.entities["file"].identity == "{owner}:{sha256}"
+
+    cycle.run_all(empty_store, spec)
+
+    found = {(row["owner"], row["id"]) for row in cycle.rows_of(empty_store, "public")["files"]}
+    assert found == {
+        (str(n % 3), str(uuid.uuid5(spec.namespace, f"{n % 3}:\\x{hashlib.sha256(str(n).encode()).hexdigest()}")))
+        for n in range(1, 10)
+    }
 
 
 def test_a_schema_of_another_shape_is_drafted_down_to_its_third_level_with_its_json_reference(

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import Catalog, Table
 from uuid_pipeline.engine.soft_references.sampling import bounded
+from uuid_pipeline.identity import parse_template
 
 LOOKED_AT = 50_000
 SECONDS = 10
@@ -17,7 +18,7 @@ _HASH = re.compile(r"(^|_)(sha\d*|md5|hash|checksum|digest|fingerprint|etag)(_|$
 _OWNER = re.compile(r"(user|owner|account|tenant|customer|author|org|organi[sz]ation)(_id)?|created_by|uploaded_by")
 _TEXT = ("text", "character varying", "character")
 # Their text is not one text for one value, in every version and setting.
-_UNFIT = re.compile(r"(.+\.)?(json|jsonb|xml|real|double precision|bytea|vector|halfvec|tsvector|money)([(\[]|$)")
+_UNFIT = re.compile(r"(.+\.)?(json|jsonb|xml|real|double precision|vector|halfvec|tsvector|money)([(\[]|$)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def of(
     choices = [replace(choice, obstacle=_obstacle(catalog, table, choice.columns, own)) for choice in choices]
     if not any(choice.obstacle is None for choice in choices):
         choices += [KeyChoice(columns, False, None) for columns in _hash_with_owner(table)]
+    # Not before: where the unique key cannot be spelled, less of it would make one of rows that are several.
+    choices = [replace(choice, obstacle=choice.obstacle or _unspeakable(choice.columns)) for choice in choices]
     ranked = sorted(choices, key=lambda choice: _rank(table, choice))
     return [_tried(connection, table, choice) for choice in ranked]
 
@@ -119,6 +122,20 @@ def _obstacle(catalog: Catalog, table: Table, columns: Sequence[str], numbered: 
         return f"{', '.join(unfit)} has no text that is always the same"
     itself = [c for c in columns if _refers_to_itself(catalog, table, c)]
     return f"{', '.join(itself)} refers to this table itself" if itself else None
+
+
+def _unspeakable(columns: Sequence[str]) -> str | None:
+    found = [column for column in columns if not _fits_a_template(column)]
+    if not found:
+        return None
+    return f"{', '.join(found)} cannot be named in an identity: no column with a colon, a dot, brackets or braces can"
+
+
+def _fits_a_template(column: str) -> bool:
+    try:
+        return parse_template(f"{{{column}}}").fields == (column,)
+    except ValueError:
+        return False
 
 
 def _refers_to_itself(catalog: Catalog, table: Table, column: str) -> bool:
