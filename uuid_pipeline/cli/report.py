@@ -9,7 +9,7 @@ import typer
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.engine.evidence import readiness
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.errors import RefusedError, UsageError
 from uuid_pipeline.reports.html import report as reports
 
 
@@ -26,6 +26,8 @@ def report(
     """Write the report: one HTML file with figures, verdicts and what is still open. Changes no row of the store."""
 
     def verb(answer: Answer) -> None:
+        if bundle is not None and str(bundle).startswith("-"):
+            raise UsageError(f"--bundle wants a path, and {bundle} is an option. For a path that begins so: ./{bundle}")
         with open_session() as session:
             page = write(session, answer, out, bundle)
         if open_it:

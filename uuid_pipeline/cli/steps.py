@@ -320,7 +320,10 @@ def migrate(
         answer.section(f"Wave {wave.wave}: {size}")
         record = {"wave": wave.wave, "kind": wave.kind, "documents": wave.documents, "status": "failed"}
         shown.append(record)
-        gates_of(answer, _carry_out(session, wave, begun))
+        outcome = _carry_out(session, wave, begun)
+        if not outcome.checks and _now(session, wave).status == "moved":
+            record["status"] = "moved"  # earlier, or by another: this run was refused before it came to the wave
+        gates_of(answer, outcome)
         begun = True
         # A sweep knows what it takes only when it has looked.
         record |= {"status": "moved", "documents": _now(session, wave).documents}

@@ -173,6 +173,7 @@ _REMEDIES = {
     "one (UUID_PIPELINE_DATABASE_URL), or have the right granted.",
     "53100": "Make room on the server's disk, and run again: what was committed stands.",
 }
+_LEDGER_IS_GONE = "The ledger was dropped meanwhile. Begin again: uuid-pipeline plan"
 # The driver gives a connection that failed no SQLSTATE; a server that speaks another language is not understood.
 _NO_MORE_CONNECTIONS = ("too many connections", "too many clients", "remaining connection slots", "no more connections")
 _CONNECTIONS_WANTED = (
@@ -214,7 +215,7 @@ def explained(error: Exception) -> PipelineError:
             f"The store holds text that is none in the encoding it is to be read in ({said}). Mend these rows first: "
             "server_encoding is the database's own, and SQL_ASCII takes any bytes."
         )
-    remedy = _REMEDIES.get(str(state))
+    remedy = _LEDGER_IS_GONE if 'relation "uuid_pipeline.' in said and state == "42P01" else _REMEDIES.get(str(state))
     return RefusedError(f"The store refused a statement: {said}" + (f". {remedy}" if remedy else ""))
 
 

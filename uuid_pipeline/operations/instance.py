@@ -80,7 +80,11 @@ def _require_reachable(url: URL, text: str) -> None:
         engine.connect().close()
     except DBAPIError as error:
         first_line = str(error.orig).strip().splitlines()[0]
-        raise UsageError(without_secrets(f"Dagster's database cannot be reached: {first_line}", text)) from error
+        said = without_secrets(f"Dagster's database cannot be reached: {first_line}", text).rstrip(".")
+        raise UsageError(
+            f"{said}. Check UUID_PIPELINE_DAGSTER_URL. Where the database is lost, an empty one does: what counts is "
+            "in the store's ledger."
+        ) from error
     finally:
         engine.dispose()
 

@@ -1,5 +1,6 @@
 """Running a job in this process, on the same instance as the UI, and reading what came of it."""
 
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -105,8 +106,14 @@ def _error(
             cause = event.step_failure_data.error
             while cause.cause is not None:
                 cause = cause.cause
-            return RefusedError(f"The run {result.run_id} failed: {cause.message.strip()}. See it in: uuid-pipeline ui")
+            room = _NO_ROOM if os.strerror(errno.ENOSPC) in cause.message and cause.cls_name == "OSError" else ""
+            return RefusedError(
+                f"The run {result.run_id} failed: {cause.message.strip()}. {room}See it in: uuid-pipeline ui"
+            )
     return RefusedError(f"The run {result.run_id} failed. See it in: uuid-pipeline ui")
+
+
+_NO_ROOM = "Make room on the disk of the home (UUID_PIPELINE_HOME), and run again: what was committed stands. "
 
 
 def interrupted(event: dg.DagsterEvent) -> bool:

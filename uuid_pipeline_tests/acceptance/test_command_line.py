@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server as embedded
+from uuid_pipeline.engine import lease
 from uuid_pipeline_tests.acceptance.conftest import CommandLine, CommandLineFor, ended, with_password
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
@@ -527,6 +528,19 @@ def test_of_two_runs_at_once_one_completes_and_the_other_is_refused_or_finds_not
         assert said[1].data["error"]
     assert cycle.rows_of(incident) == cycle.expected_rows(before)
     assert os.linesep not in said[0].out.strip()
+
+
+def test_a_run_that_another_keeps_out_calls_no_wave_failed_that_has_moved(
+    command_line: CommandLine, incident: Engine
+) -> None:
+    command_line("approve", command_line("plan", "--json").data["plan_id"])
+    assert command_line("migrate", "--wave", "canary").code == 0
+
+    with lease.held(incident, "another run"):
+        said = command_line("migrate", "--json")
+
+    assert said.code == 1
+    assert [(wave["kind"], wave["status"]) for wave in said.data["waves"]] == [("canary", "moved")]
 
 
 @pytest.fixture

@@ -60,6 +60,18 @@ def test_a_file_that_cannot_be_written_is_a_usage_error(command_line: CommandLin
     assert "taken/r.html" in said.data["error"]
 
 
+def test_an_option_is_not_taken_for_the_bundles_path(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    said = command_line("report", "--bundle", "--json")
+
+    assert (said.code, said.out) == (2, "")
+    assert "--bundle wants a path, and --json is an option" in said.err
+    assert list(tmp_path.glob("*--*")) == []
+
+
 @pytest.mark.system
 def test_the_bundle_is_written_with_the_report_and_shows_one_changed_byte(
     command_line: CommandLine, tmp_path: Path

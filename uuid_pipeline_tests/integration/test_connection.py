@@ -139,6 +139,9 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
         connection.rollback()
         with pytest.raises(DBAPIError) as refused:
             connection.exec_driver_sql("SELECT no_such_column")
+        connection.rollback()
+        with pytest.raises(DBAPIError) as dropped:
+            connection.exec_driver_sql("SELECT FROM uuid_pipeline.ledger")
     store.dispose()
 
     told = explained(lost.value)
@@ -147,6 +150,9 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
     assert told.exit_code == 2
     assert explained(refused.value).message.startswith("The store refused a statement: column")
     assert explained(refused.value).exit_code == 1
+    assert explained(dropped.value).message.endswith(
+        "The ledger was dropped meanwhile. Begin again: uuid-pipeline plan"
+    )
 
 
 def test_where_the_role_has_no_more_connections_the_limit_is_named(incident_url: str, new_role: NewRole) -> None:
