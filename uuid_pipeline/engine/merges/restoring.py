@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches.locks import BatchPlan, held_of, map_part
+from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.merges import coming_back, turning_back
 from uuid_pipeline.engine.merges.archive import Shelf, shelf, shelves
 from uuid_pipeline.engine.store import Entity, Store
@@ -197,39 +198,9 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
         **turning_back.paths(store),
         "ordinals": _note_coming(connection, store, plan, kept, ordinals),
     }
-    # Where nothing hangs together, one UPDATE a table does it.
-    updates = (
-        turning_back.turn_together(store, repointed, kept)
-        if turning_back.hangs_together(store, repointed)
-        else [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
-    )
-    names = [turning_back.name_of(index) for index in range(len(updates))]
-    after = sql.join(" + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=name) for name in names]])
-    inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
-    if not updates and not inserts:
-        return {}  # the tables are gone
-    results = [
-        sql.compose(
-            """UNION ALL SELECT {name},
-                      (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)),
-                      (SELECT count(*) FROM {taken}), count(*),
-                      (SELECT coalesce(sum({d}), 0) FROM {taken}), coalesce(sum({d}), 0)
-               FROM {put}""",
-            name=sql.literal(f"{one.table.schema}.{one.table.name}"),
-            archive=one.relation,
-            taken=sql.name(f"taken_{index}"),
-            put=sql.name(f"put_{index}"),
-            d=sql.name(_DIGEST),
-        )
-        for index, one in enumerate(kept)
-    ]
-    # Where nothing was archived, only the references are turned back.
-    statement = sql.compose(
-        """WITH {parts}
-           SELECT NULL AS "table", 0 AS due, 0 AS taken, 0 AS rows, 0 AS archived, 0 AS digest WHERE false {results}""",
-        parts=sql.join(", ", [*updates, *inserts]),
-        results=sql.join(" ", results),
-    )
+    statement = _restoring(connection, store, repointed, kept)
+    if statement is None:
+        return {}
     rows = sql.rows(connection, statement, values)
     wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]
     if wrong:
@@ -246,6 +217,48 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     sql.execute(connection, forget, values)
     reach("restored")
     return {row.table: int(row.rows) for row in rows if row.rows}
+
+
+def _restoring(
+    connection: Connection, store: Store, repointed: Sequence[Table], kept: Sequence[Shelf]
+) -> sql.Composable | None:
+    """The statement; by table of ``kept``: rows due, taken from the archive and put back, and both digests.
+
+    None where all these tables are gone.
+    """
+    # Where nothing hangs together, one UPDATE a table does it.
+    updates = (
+        turning_back.turn_together(store, repointed, kept)
+        if turning_back.hangs_together(store, repointed)
+        else [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
+    )
+    names = [turning_back.name_of(index) for index in range(len(updates))]
+    after = sql.join(" + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=name) for name in names]])
+    inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]
+    if not updates and not inserts:
+        return None
+    results = [
+        sql.compose(
+            """UNION ALL SELECT {name},
+                      (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)),
+                      (SELECT count(*) FROM {taken}), count(*),
+                      (SELECT coalesce(sum({d}), 0) FROM {taken}), coalesce(sum({d}), 0)
+               FROM {put}""",
+            name=sql.literal(f"{one.table.schema}.{one.table.name}"),
+            archive=one.relation,
+            taken=sql.name(f"taken_{index}"),
+            put=sql.name(f"put_{index}"),
+            d=sql.name(_DIGEST),
+        )
+        for index, one in enumerate(kept)
+    ]
+    # Where nothing was archived, only the references are turned back.
+    return sql.compose(
+        """WITH {parts}
+           SELECT NULL AS "table", 0 AS due, 0 AS taken, 0 AS rows, 0 AS archived, 0 AS digest WHERE false {results}""",
+        parts=sql.join(", ", [*updates, *inserts]),
+        results=sql.join(" ", results),
+    )
 
 
 def _require_unmissed(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
