@@ -234,17 +234,22 @@ def never_across_users(connection: Connection, store: Store, assessment: int) ->
     """Gate: no cluster joins rows of different owners, nor rows of nobody with somebody's."""
     found = _described(connection, store, assessment, _ACROSS_OWNERS, SHOWN)
     count = sum(_counted(connection, store, assessment, _ACROSS_OWNERS).values()) if found else 0
-    known = store.main.spec.describe.owner is not None
     return GateResult.of(
         "never_across_users",
         not found,
-        ("no cluster spans two owners" if known else "the spec names no owner, so this is not known")
-        if not found
-        else _shown(store, found, count),
+        _shown(store, found, count) if found else _all_of_one_owner(store),
         "put the owner into the identity; rows of different users must never get one id. A row that has no owner is "
         "nobody else's either: give it its owner",
         figures={"clusters": count},
     )
+
+
+def _all_of_one_owner(store: Store) -> str:
+    unknown = [root.name for root in store.roots if root.spec.describe.owner is None]
+    if len(unknown) == len(store.roots):
+        return "the spec names no owner, so this is not known"
+    beside = f"; of {', '.join(unknown)} the spec names no owner, so this is not known" if unknown else ""
+    return f"no cluster spans two owners{beside}"
 
 
 # Unique indexes over part of a table or over expressions, and exclusion constraints (a key WITHOUT OVERLAPS is one):

@@ -42,6 +42,27 @@ def test_there_are_none_in_the_incident(incident: Engine) -> None:
     cycle.assert_green(assessed.gates.values())
 
 
+@pytest.mark.parametrize(
+    ("owned", "said"),
+    [
+        ([], "the spec names no owner, so this is not known"),
+        (["second"], "no cluster spans two owners; of first the spec names no owner, so this is not known"),
+        (["first", "second"], "no cluster spans two owners"),
+    ],
+)
+def test_of_which_documents_nobody_can_know_the_owner_is_said(empty_store: Engine, owned: list[str], said: str) -> None:
+    cycle.run_sql(empty_store, "CREATE TABLE public.first (id uuid PRIMARY KEY, name text, who int)")
+    cycle.run_sql(empty_store, "CREATE TABLE public.second (LIKE public.first INCLUDING ALL)")
+    lines = [
+        f'  {name}: {{table: {name}, key: id, identity: "{{name}}"{", describe: {owner: who}" if name in owned else ""}}}'
+        for name in ("first", "second")
+    ]
+    head = "namespace: 11111111-2222-3333-4444-555555555555\nschema: public\nentities:"
+    spec = parse_spec("\n".join([head, *lines, ""]), "two.yaml")
+
+    assert cycle.assess(empty_store, spec).gates["never_across_users"].finding == said
+
+
 def test_a_re_upload_under_the_right_id_is_a_twin_and_the_older_more_complete_one_survives(incident: Engine) -> None:
     first, second, key = upload_again(incident, None)
 
