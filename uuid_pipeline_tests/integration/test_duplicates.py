@@ -53,10 +53,8 @@ def test_there_are_none_in_the_incident(incident: Engine) -> None:
 def test_of_which_documents_nobody_can_know_the_owner_is_said(empty_store: Engine, owned: list[str], said: str) -> None:
     cycle.run_sql(empty_store, "CREATE TABLE public.first (id uuid PRIMARY KEY, name text, who int)")
     cycle.run_sql(empty_store, "CREATE TABLE public.second (LIKE public.first INCLUDING ALL)")
-    lines = [
-        f'  {name}: {{table: {name}, key: id, identity: "{{name}}"{", describe: {owner: who}" if name in owned else ""}}}'
-        for name in ("first", "second")
-    ]
+    describe = {name: ", describe: {owner: who}" if name in owned else "" for name in ("first", "second")}
+    lines = [f'  {n}: {{table: {n}, key: id, identity: "{{name}}"{more}}}' for n, more in describe.items()]
     head = "namespace: 11111111-2222-3333-4444-555555555555\nschema: public\nentities:"
     spec = parse_spec("\n".join([head, *lines, ""]), "two.yaml")
 
