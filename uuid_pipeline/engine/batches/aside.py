@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import LiteralString
 
 from sqlalchemy import Connection
 
@@ -154,12 +155,20 @@ def _taken_statement(store: Store, name: str, assessment_no: int, direction: Dir
     )
 
 
+# What a batch had set aside and a later one took up went back with that one: this batch finds it no more.
+_NOT_UNDONE: LiteralString = """
+AND NOT EXISTS (SELECT FROM uuid_pipeline.batches b WHERE b.wave = %(wave)s AND b.direction = 'back'
+                AND m.ordinal BETWEEN b.first_ordinal AND b.last_ordinal)
+"""
+
+
 @sql.composed_once
 def _gone_statement(store: Store, name: str, assessment_no: int, direction: Direction) -> sql.Composable:
     return sql.compose(
         """DELETE FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role <> 'merge' AND {not_aside}
-           AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.{source})""",
+           AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.{source}){not_undone}""",
         map=map_part(name, assessment_no),
+        not_undone=sql.Text(_NOT_UNDONE if direction is BACK else ""),
         not_aside=sql.Text(NOT_ASIDE),
         held=held_of(store, name).relation,
         source=sql.name(direction.source),
