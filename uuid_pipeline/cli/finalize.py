@@ -27,7 +27,7 @@ def finalize(
                 lost = finalizing.consequences(connection)
                 if lost and despite:
                     lost += finalizing.red_gates(connection)
-                used = aliases.uses(connection, session.store)
+                used = aliases.uses(connection)
             answer.data["consequences"] = lost
             answer.data["alias_uses"] = [
                 {"entity": use.entity, "uses": use.uses, "last_used": use.last_used} for use in used

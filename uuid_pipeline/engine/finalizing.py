@@ -95,7 +95,7 @@ def require_green(connection: Connection) -> None:
 def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
     """The use of every alias; raises RefusedError while an execution is open or an old id was used lately."""
     require_closed(connection)
-    used = aliases.uses(connection, store)
+    used = aliases.uses(connection)
     since = datetime.now(UTC) - timedelta(hours=store.spec.aliases.quiet_hours)
     lately = [use for use in used if use.last_used is not None and use.last_used > since]
     if lately:

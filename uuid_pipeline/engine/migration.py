@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import control, fingerprint, gates, ledger, places, planning, sql, sweep
+from uuid_pipeline.engine import control, early, fingerprint, gates, ledger, places, planning, sql, sweep
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.triggers import Tier
@@ -149,6 +149,8 @@ def _begin(connection: Connection, store: Store, execution: ledger.Execution) ->
             "places": json.dumps(places.read(connection, [table.oid for table in store.catalog.tables.values()])),
         },
     )
+    # Also what the application wrote since the plan: from the snapshot on, what it writes is seen to be its own.
+    early.mark(connection, store, execution.assessment_no)
     fingerprint.take_before(connection, store, execution)
     retrieval.take_baseline(connection, store, execution)
     ledger.change_status(connection, execution.execution_id, "running")

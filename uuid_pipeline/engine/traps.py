@@ -15,6 +15,7 @@ from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.altered.silencing import DEPARSED
 from uuid_pipeline.engine.altered.triggers import ROW_DEED, Tier, choose, deeds
 from uuid_pipeline.engine.batches.aside import in_reach, predicate
+from uuid_pipeline.engine.installed import alias_scope
 from uuid_pipeline.engine.merges import checks
 from uuid_pipeline.engine.store import MovedTable, Store
 
@@ -34,7 +35,8 @@ def unsupported(connection: Connection, store: Store) -> list[str]:
     ]
     keys = _outgoing_faults(store) + _generated_key_faults(store) + _identity_faults(connection, store)
     found = plain + list(choose(connection, store).refusals) + tried + keys
-    return found + _busy_faults(connection, store) + _ddl_faults(connection)
+    found += _busy_faults(connection, store) + _ddl_faults(connection)
+    return found + alias_scope.left_out(connection, store)
 
 
 def _where(moved: MovedTable) -> str:

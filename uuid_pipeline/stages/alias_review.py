@@ -18,7 +18,7 @@ from uuid_pipeline.stages.shown import table
 )
 def alias_review(store: StoreResource) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound), engine.begin() as connection:
-        used = aliases.uses(connection, bound)
+        used = aliases.uses(connection)
         tables = aliases.installed(connection)
         guarded = guard.report(connection, bound)
         try:

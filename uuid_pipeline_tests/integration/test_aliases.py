@@ -379,7 +379,6 @@ def wait_until(engine: Engine, question: str) -> None:
 
 
 def test_translations_are_counted_where_they_can_be(store: Migrated) -> None:
-    bound = cycle.bound_store(store.engine, WIDE)
     begun = time.time()
     for document in (store.document, store.new[store.document], store.document):
         cycle.run_sql(store.engine, JOB, document=document)
@@ -390,7 +389,7 @@ def test_translations_are_counted_where_they_can_be(store: Migrated) -> None:
         assert reader.execute(resolve, {"d": store.document}).fetchall() == [(store.new[store.document],)]
 
     with store.engine.begin() as connection:
-        counted = aliases.uses(connection, bound)
+        counted = aliases.uses(connection)
     assert [(use.entity, use.uses) for use in counted] == [("document", 3), ("chunk", 0)]
     assert counted[0].last_used is not None
     assert begun - 1 <= counted[0].last_used.timestamp() <= time.time()

@@ -124,7 +124,7 @@ def gather(connection: Connection, store: Store, plan: Plan, execution: ledger.E
         present.count(connection, store, execution.approved_at if execution else None),
         lookups.from_record(before.figures) if before else None,
         lookups.measure_mapped(connection, store, plan.assessment_no, moved),
-        tuple(aliases.installed(connection)), tuple(aliases.uses(connection, store)),
+        tuple(aliases.installed(connection)), tuple(aliases.uses(connection)),
         tuple(f"{row.kind} {row.object}" for row in altered),
         kept_evidence.gather(connection, plan, execution.execution_id if execution else None),
     )  # fmt: skip

@@ -12,7 +12,7 @@ _BEFORE = "SELECT whole FROM uuid_pipeline.health_figures WHERE figure = 'alias_
 
 def measure(look: Look) -> list[Figure]:
     """``whole`` is the count since the aliases were installed, ``part`` and the value what came to it."""
-    used = aliases.uses(look.connection, look.store)
+    used = aliases.uses(look.connection)
     if not used:
         return [unknown(NAME, "uses", "no aliases are installed")]
     total = sum(use.uses for use in used)

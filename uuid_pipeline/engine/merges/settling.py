@@ -29,6 +29,8 @@ def settle(connection: Connection, store: Store) -> None:
     """
     for _ in range(MAX_ROUNDS):
         before = _displaced(connection)
+        for entity in store.entities:
+            _follow_survivors(connection, store, entity)
         for fold in folds(store):
             _fold_table(connection, store, fold)
             for key in fold.held.moved.table.unique_keys:
@@ -37,8 +39,6 @@ def settle(connection: Connection, store: Store) -> None:
             _note_displaced_of(connection, store, fold.held.moved.table)
         for foreign_key in _keys_to_displaced(connection, store):
             _displace_dependants(connection, store, foreign_key)
-        for entity in store.entities:
-            _follow_survivors(connection, store, entity)
         if _displaced(connection) == before:
             _name_survivors(connection, store)
             for fold in folds(store):
