@@ -90,7 +90,11 @@ class Catalog:
 
 # Tables of the schema, and those elsewhere that refer to them, directly or through others.
 _TABLES = """
-WITH RECURSIVE reach AS (
+WITH RECURSIVE locked AS MATERIALIZED (
+    -- Measuring a table takes its lock: one that somebody has whole, or waits for, would hold up whoever only looks.
+    SELECT coalesce(i.indrelid, l.relation) AS oid FROM pg_locks l LEFT JOIN pg_index i ON i.indexrelid = l.relation
+    WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()),
+reach AS (
     SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %(schema)s
     UNION SELECT f.conrelid FROM pg_constraint f JOIN reach r ON f.confrelid = r.oid WHERE f.contype = 'f')
 SELECT n.nspname, c.relname, c.oid, c.relkind::text, pg_get_userbyid(c.relowner) AS owner,
@@ -98,8 +102,10 @@ SELECT n.nspname, c.relname, c.oid, c.relkind::text, pg_get_userbyid(c.relowner)
        c.relispartition, EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) AS inherits,
        c.relkind IN ('r', 'p') AND c.relhasrules AND EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid)
            AS has_rules,
-       greatest(c.reltuples, 0)::bigint AS estimated, CASE WHEN c.relkind IN ('r', 'm', 'p')
-           THEN pg_total_relation_size(c.oid) ELSE 0 END AS bytes
+       greatest(c.reltuples, 0)::bigint AS estimated,
+       CASE WHEN c.relkind NOT IN ('r', 'm', 'p') THEN 0
+            WHEN c.oid IN (SELECT oid FROM locked) THEN c.relpages * current_setting('block_size')::bigint
+            ELSE pg_total_relation_size(c.oid) END AS bytes
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.oid IN (SELECT oid FROM reach)
 ORDER BY 1, 2

@@ -248,12 +248,12 @@ def of_assessment(connection: Connection, assessment: int) -> Plan:
 
 
 def require_map_as_approved(connection: Connection, store: Store, plan: Plan) -> None:
-    """Raise RefusedError when the id map is not the one whose digest the plan was approved with."""
+    """Raise RefusedError when the id map is not the one whose digest the plan has, and is approved with."""
     for name, digest in plan.content["maps"].items():
         if _map_digest(connection, store, name, plan.assessment_no) != digest:
             raise RefusedError(
-                f"The id map of {name} is not the one that plan {plan.plan_id} was approved with: somebody changed the "
-                "ledger. Run: uuid-pipeline plan, and approve the new plan."
+                f"The id map of {name} is not the one that plan {plan.plan_id} was made with: a user was erased since, "
+                "or somebody changed the ledger. Run: uuid-pipeline plan, and approve the new plan."
             )
 
 

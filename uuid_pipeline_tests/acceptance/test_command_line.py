@@ -543,6 +543,20 @@ def test_a_run_that_another_keeps_out_calls_no_wave_failed_that_has_moved(
     assert [(wave["kind"], wave["status"]) for wave in said.data["waves"]] == [("canary", "moved")]
 
 
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+def test_an_execution_is_steered_though_somebody_has_a_table_whole(
+    command_line: CommandLine, incident: Engine, verb: str
+) -> None:
+    command_line("approve", command_line("plan", "--json").data["plan_id"])
+    with cycle.session(incident) as holder:
+        holder.execute("LOCK TABLE upload_pipeline.documents, upload_pipeline.document_chunks IN ACCESS EXCLUSIVE MODE")
+        holder.execute("REINDEX INDEX upload_pipeline.documents_pkey")
+
+        said = ended(command_line.start(verb, "--json"))
+
+    assert said.code == 0, said.err
+
+
 @pytest.fixture
 def demo_home() -> Iterator[Path]:
     """A home that does not exist yet; the server that a demo starts in it is gone afterwards."""

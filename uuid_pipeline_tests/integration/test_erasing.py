@@ -151,6 +151,21 @@ def test_it_is_refused_while_an_execution_is_open_or_when_it_is_not_what_was_app
     assert {name: text for name, text in grep(incident).items() if name != "lease"} == unmoved
 
 
+@pytest.mark.begins("planned")
+def test_a_plan_that_waits_for_approval_must_be_made_again_and_is_not_approved(incident: Engine) -> None:
+    plan = cycle.newest_plan(incident)
+    user = str(cycle.rows_of(incident)["documents"][0]["user_id"])
+
+    done = erase(incident, user)
+
+    assert done.consequences == (
+        f"plan {plan.plan_id}, which waits for approval, must be made again: uuid-pipeline plan",
+    )
+    with pytest.raises(RefusedError, match=r"id map of document is not the one that plan .* was made with: a user was"):
+        cycle.approve(incident, SPEC, plan.plan_id)
+    cycle.run_all(incident, SPEC)
+
+
 def test_a_spec_without_an_owner_cannot_tell_whose_documents_are_whose(empty_store: Engine) -> None:
     shop.build(empty_store)
     with pytest.raises(UsageError, match=r"describe\.owner"):

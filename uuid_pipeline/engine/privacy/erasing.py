@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, planning, sql
 from uuid_pipeline.engine.privacy.erased_ids import find_ids
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError, UsageError
@@ -155,22 +155,28 @@ def _erase(connection: Connection, store: Store, user: str) -> Erasure:
 
 def _consequences(connection: Connection, store: Store) -> Iterator[str]:
     """What cannot be done any more once these rows are gone, a sentence each."""
-    for execution in ledger.executions(connection):
+    plan = planning.newest(connection)
+    executions = ledger.executions(connection)
+    waits = plan is not None and all(one.assessment_no != plan.assessment_no for one in executions)
+    if plan is not None and waits and _mapped(connection, store, plan.assessment_no):
+        yield f"plan {plan.plan_id}, which waits for approval, must be made again: uuid-pipeline plan"
+    for execution in executions:
         if execution.status in ("finalized", "rolled_back"):
             continue
-        lost = 0
-        for root in store.roots:
-            statement = sql.compose(
-                """SELECT count(*) FROM {map} m JOIN pg_temp.erased_ids e ON e.id = m.old_id::text
-                   WHERE m.assessment_no = %(no)s""",
-                map=ledger.map_table(root),
-            )
-            lost += int(sql.scalar(connection, statement, {"no": execution.assessment_no}))
+        lost = _mapped(connection, store, execution.assessment_no)
         if lost:
             yield (
                 f"{lost} documents of execution {execution.execution_id} ({execution.status}) can then no longer be "
                 "rolled back, and their old ids no longer resolve; its validation cannot be repeated"
             )
+
+
+def _mapped(connection: Connection, store: Store, assessment: int) -> int:
+    """Documents of the user in an assessment's id map."""
+    count = """SELECT count(*) FROM {map} m JOIN pg_temp.erased_ids e ON e.id = m.old_id::text
+               WHERE m.assessment_no = %(no)s"""
+    counts = [sql.compose(count, map=ledger.map_table(root)) for root in store.roots]
+    return sum(int(sql.scalar(connection, statement, {"no": assessment})) for statement in counts)
 
 
 @dataclass(frozen=True)
