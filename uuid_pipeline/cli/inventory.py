@@ -15,9 +15,9 @@ def inventory(as_json: JsonOption = False, spec: SpecOption = None) -> None:
                 steps.show_inventory(session, answer, outcome)
             answer.section("Gates")
             steps.gates_of(answer, outcome)
-            if answer.data["inventory"]["documents"] == 0:
-                table = session.store.main.table
-                answer.data["message"] = f"The store is empty: {table.schema}.{table.name} has no rows."
-                answer.say("", answer.data["message"])
+            empty = steps.said_empty(session, answer)
+            if empty is not None:
+                answer.data["message"] = empty
+                answer.say("", empty)
 
     answer_with(verb, as_json, spec)

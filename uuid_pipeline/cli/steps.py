@@ -190,29 +190,41 @@ def nothing_to_do(session: Session, answer: Answer, plan: planning.Plan) -> bool
     """Whether the plan moves nothing; says why."""
     if not plan.nothing_to_do:
         return False
-    figures = answer.data["inventory"]
-    table = f"{session.store.main.table.schema}.{session.store.main.table.name}"
-    if figures["documents"] == 0:
-        message = f"The store is empty: {table} has no rows. Nothing to do."
+    empty = said_empty(session, answer)
+    if empty is not None:
+        message = f"{empty} Nothing to do."
     else:
-        message = _why_nothing(session.store.spec.strategy.approach, plan, figures)
-        if answer.data["quarantined"] and not figures["quarantined"]:
-            message += " Rows below documents are quarantined: they are named with the inventory."
+        quarantined = answer.data["inventory"]["quarantined"]
+        message = _why_nothing(session, answer, plan, quarantined)
+        if answer.data["quarantined"] and not quarantined:
+            message += " Other rows are quarantined: they are named with the inventory."
     answer.data["nothing_to_do"] = True
     answer.data["message"] = message
     answer.say("", message)
     return True
 
 
-def _why_nothing(approach: str, plan: planning.Plan, figures: dict[str, Any]) -> str:
+def said_empty(session: Session, answer: Answer) -> str | None:
+    """That no root of the spec has a row, where it is so."""
+    roots = session.store.roots
+    if any(answer.data["id_classes"][root.name] for root in roots):
+        return None
+    tables = ", ".join(f"{root.table.schema}.{root.table.name}" for root in roots)
+    return f"The store is empty: {tables} {'has' if len(roots) == 1 else 'have'} no rows."
+
+
+def _why_nothing(session: Session, answer: Answer, plan: planning.Plan, quarantined: int) -> str:
+    approach = session.store.spec.strategy.approach
     left = sum(plan.content["left"].values())
     if left:
         return (
             f"Nothing to do: the spec sets approach {approach}, by which {left} documents that are due keep their ids."
             + (f" {NOT_RETRIEVABLE}" if approach == "regenerate" else "")
         )
-    aside = f", {figures['quarantined']} rows are quarantined." if figures["quarantined"] else "."
-    return f"Nothing to do: {figures['deterministic']} of {figures['documents']} ids are deterministic{aside}"
+    aside = f", {quarantined} rows are quarantined." if quarantined else "."
+    classes = [answer.data["id_classes"][root.name] for root in session.store.roots]
+    right = sum(counts.get("deterministic", 0) for counts in classes)
+    return f"Nothing to do: {right} of {sum(sum(c.values()) for c in classes)} ids are deterministic{aside}"
 
 
 def wait_for_approval(session: Session, answer: Answer, plan: planning.Plan) -> None:

@@ -390,6 +390,26 @@ def test_a_role_from_whom_policies_hide_rows_is_refused_and_makes_no_ledger(
     assert cycle.rows_of(incident) == before
 
 
+def test_of_several_kinds_of_documents_all_are_counted_before_a_store_is_called_empty_or_done(
+    command_line_for: CommandLineFor, empty_url: str, tmp_path: Path
+) -> None:
+    ask(empty_url, "CREATE TABLE public.albums (id uuid PRIMARY KEY, name text NOT NULL)")
+    ask(empty_url, "CREATE TABLE public.books (id uuid PRIMARY KEY, name text NOT NULL)")
+    ask(empty_url, "INSERT INTO public.books SELECT gen_random_uuid(), n::text FROM generate_series(1, 2) n")
+    spec = tmp_path / "two.yaml"
+    spec.write_text(
+        "namespace: 11111111-2222-3333-4444-555555555555\nschema: public\nbackup: none\nentities:\n"
+        + "".join(f'  {n}: {{table: {n}s, key: id, identity: "{{name}}"}}\n' for n in ("album", "book"))
+    )
+    uuid_pipeline, of_spec = command_line_for(empty_url), ("--spec", str(spec), "--json")
+
+    assert "message" not in uuid_pipeline("inventory", *of_spec).data
+    assert uuid_pipeline("run", "--approve", *of_spec).code == 0
+    assert "Nothing to do: 2 of 2 ids are deterministic." in uuid_pipeline("run", *of_spec).data["message"]
+    ask(empty_url, "DELETE FROM public.books")
+    assert "public.albums, public.books have no rows" in uuid_pipeline("inventory", *of_spec).data["message"]
+
+
 def test_an_empty_store_says_so_with_exit_0_and_a_database_without_the_tables_exits_with_2(
     command_line: CommandLine, command_line_for: CommandLineFor, incident_url: str, empty_url: str
 ) -> None:
