@@ -131,7 +131,7 @@ def test_after_any_kill_every_row_is_either_old_or_new_and_no_reference_dangles(
     before = cycle.rows_of(store)
     cycle.approve(store, spec, cycle.assess_and_plan(store, spec).plan_id)
 
-    die(incident_url, spec_file, "forward", "statement", 350)
+    die(incident_url, spec_file, "forward", "statement", 450)
 
     scene.wait_until_free(store)
     moved = {

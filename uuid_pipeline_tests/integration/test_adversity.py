@@ -118,7 +118,7 @@ def test_a_map_changed_behind_the_plans_back_moves_nothing(incident: Engine, ent
     cycle.run_sql(incident, change)
     rows = cycle.rows_of(incident)
 
-    with pytest.raises(RefusedError, match=f"The id map of {entity} is not the one that plan .* was approved with"):
+    with pytest.raises(RefusedError, match=f"The id map of {entity} is not the one that plan .* was made with"):
         cycle.migrate(incident, SPEC, cycle.waves_of(incident, execution)[0])
 
     assert cycle.rows_of(incident) == rows
