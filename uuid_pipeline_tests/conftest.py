@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import uuid
@@ -420,3 +421,29 @@ def _succeed(account: installation.Account, *command: str | Path) -> None:
         done = account.run(*command, out=output)
         output.seek(0)
         assert done.returncode == 0, f"{command}: {output.read().decode(errors='replace')}"
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A filesystem of 200 MB, of the user that servers run as."""
+    account = installation.server_account()
+    place = Path(f"/tmp/up_disk_{os.getpid()}")
+    place.mkdir()
+    options = f"size=200m,uid={account.uid},gid={account.gid},mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+        place.rmdir()
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("wb") as filler:
+        block = b"\0" * 65536
+        try:
+            while True:
+                filler.write(block)
+                filler.flush()
+        except OSError:
+            pass

@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo import server as embedded
 from uuid_pipeline.engine import lease
 from uuid_pipeline_tests.acceptance.conftest import CommandLine, CommandLineFor, ended, with_password
-from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role
+from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role, fill
 from uuid_pipeline_tests.integration import cycle
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.PreviewWarning")
@@ -310,6 +310,8 @@ def test_a_dagster_database_that_cannot_be_reached_exits_with_2_and_leaves_the_s
     assert said.code == 2
     shown = said.out + said.err
     assert "UUID_PIPELINE_DAGSTER_URL" in shown or "Dagster's database" in shown
+    if "Dagster's database cannot be reached" in shown:
+        assert "Check UUID_PIPELINE_DAGSTER_URL. Where the database is lost, an empty one does" in shown
     assert not [secret for secret in {raw, plain} | fragments(raw) | fragments(plain) if secret in shown], shown
     assert not has_ledger(incident_url)
 
@@ -656,3 +658,23 @@ def test_a_home_that_cannot_be_written_is_named_without_a_traceback(command_line
     assert said.code == 2
     assert str(home / "dagster") in said.data["error"]
     assert "Traceback" not in said.err
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small filesystem")
+def test_a_home_that_is_full_is_named_with_what_to_do_and_nothing_is_lost(
+    command_line: CommandLine, incident: Engine, small_disk: Path, tmp_path: Path
+) -> None:
+    before, spec = cycle.rows_of(incident), tmp_path / "spec.yaml"
+    spec.write_text(SPEC.read_text(encoding="utf-8").replace("\nbackup: dump", "\nbackup: none"), encoding="utf-8")
+    of_home = command_line.but(UUID_PIPELINE_HOME=str(small_disk / "home"))
+    assert of_home("inventory", "--json").code == 0
+    fill(small_disk)
+
+    said = of_home("plan", "--json", "--spec", str(spec))
+
+    assert said.code == 1
+    assert "Make room on the disk of the home (UUID_PIPELINE_HOME), and run again" in said.data["error"]
+    (small_disk / "filler").unlink()
+    assert of_home("run", "--approve", "--json", "--spec", str(spec)).code == 0
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)

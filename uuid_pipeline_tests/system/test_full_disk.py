@@ -1,7 +1,6 @@
 """The disk full at every named point: the run stops with the server's error, and the next one finishes."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from psycopg import sql
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.demo import installation
 from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import sync_points
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.spec import load_spec
+from uuid_pipeline_tests.conftest import fill
 from uuid_pipeline_tests.faults import scene
 from uuid_pipeline_tests.integration import cycle
 
@@ -23,21 +22,6 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small filesystem"),
 ]
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A filesystem of 200 MB, of the user that servers run as."""
-    account = installation.server_account()
-    place = Path(f"/tmp/up_disk_{os.getpid()}")
-    place.mkdir()
-    options = f"size=200m,uid={account.uid},gid={account.gid},mode=700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-        place.rmdir()
 
 
 @pytest.fixture
@@ -59,17 +43,6 @@ def store(server: EmbeddedServer, small_disk: Path) -> Iterator[Engine]:
 def maintain(server: EmbeddedServer, statement: str, *values: sql.Literal) -> None:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(*values))
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filler").open("wb") as filler:
-        block = b"\0" * 65536
-        try:
-            while True:
-                filler.write(block)
-                filler.flush()
-        except OSError:
-            pass
 
 
 def use_up_free_pages(store: Engine) -> None:
