@@ -13,7 +13,6 @@ from uuid_pipeline.engine.planning import (
     newest,
     of_assessment,
     require_fresh,
-    require_map_as_approved,
     stale_reason,
 )
 from uuid_pipeline.engine.store import Store
@@ -40,7 +39,6 @@ def approve(
         return open_one
     _supersede_open(connection, store, plan_id)
     gates.require(connection, Scope(assessment=plan.assessment_no), gates.PLANNING_STAGES, "approval")
-    require_map_as_approved(connection, store, plan)
     note_backup = backup_gate.at_approval(connection, store, plan.content["catalog_digest"], attested)
     execution_id = _insert_execution(connection, plan, store.spec.approval_hours)
     sweeps = [

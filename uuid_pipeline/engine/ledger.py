@@ -552,6 +552,18 @@ def set_wave_status(connection: Connection, wave_name: str, status: str) -> None
 ERASED_A_USER = "erased a user"
 
 
+def erased_since(connection: Connection, moment: datetime) -> str | None:
+    """The day on which a user with documents in an id map was last erased since a moment; None when nobody was."""
+    day = sql.scalar(
+        connection,
+        """SELECT max(at)::date::text FROM uuid_pipeline.audit
+           WHERE action = %(deed)s AND at > %(moment)s
+             AND EXISTS (SELECT FROM jsonb_object_keys(detail->'deleted') k WHERE k ~ '^(id_map|archive)_')""",
+        {"deed": ERASED_A_USER, "moment": moment},
+    )
+    return None if day is None else str(day)
+
+
 def audit(connection: Connection, action: str, detail: dict[str, Any]) -> None:
     """Who did what, when; written in the transaction of the deed."""
     sql.execute(

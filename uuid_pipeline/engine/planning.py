@@ -248,12 +248,12 @@ def of_assessment(connection: Connection, assessment: int) -> Plan:
 
 
 def require_map_as_approved(connection: Connection, store: Store, plan: Plan) -> None:
-    """Raise RefusedError when the id map is not the one whose digest the plan has, and is approved with."""
+    """Raise RefusedError when the id map is not the one whose digest the plan was approved with."""
     for name, digest in plan.content["maps"].items():
         if _map_digest(connection, store, name, plan.assessment_no) != digest:
             raise RefusedError(
-                f"The id map of {name} is not the one that plan {plan.plan_id} was made with: a user was erased since, "
-                "or somebody changed the ledger. Run: uuid-pipeline plan, and approve the new plan."
+                f"The id map of {name} is not the one that plan {plan.plan_id} was made with: somebody changed the "
+                "ledger. Run: uuid-pipeline plan, and approve the new plan."
             )
 
 
@@ -299,7 +299,7 @@ def waves_cover_each_document_once(connection: Connection, store: Store, plan: P
 
 
 def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None:
-    """Why a plan no longer fits: the spec or the store's catalog changed; None when it still does."""
+    """Why a plan no longer fits: spec, catalog, ids or the map changed since; None when it still does."""
     if plan.content["spec_digest"] != store.spec.digest:
         return "the spec changed since"
     # Read anew: a table made since the store was bound may refer to what is about to move.
@@ -308,6 +308,13 @@ def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None
         return "the store's tables, constraints, indexes, triggers, policies or grants changed since"
     if is_overtaken(connection, plan):
         return "rows were moved or rolled back by another execution since"
+    begun = sql.scalar(
+        connection,
+        "SELECT started_at FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
+        {"no": plan.assessment_no},
+    )
+    if ledger.erased_since(connection, begun) is not None:
+        return "a user was erased since, and with their documents a part of the id map"
     return None
 
 

@@ -68,13 +68,7 @@ def _moved(connection: Connection, execution: ledger.Execution) -> bool:
 
 
 def _require_not_erased(connection: Connection, execution: ledger.Execution) -> None:
-    since = sql.scalar(
-        connection,
-        """SELECT max(at)::date::text FROM uuid_pipeline.audit
-           WHERE action = %(deed)s AND at > %(approved)s
-             AND EXISTS (SELECT FROM jsonb_object_keys(detail->'deleted') k WHERE k ~ '^(id_map|archive)_')""",
-        {"deed": ledger.ERASED_A_USER, "approved": execution.approved_at},
-    )
+    since = ledger.erased_since(connection, execution.approved_at)
     if since is not None:
         raise RefusedError(
             f"A user was erased on {since}, and with their rows the state before execution {execution.execution_id} is "

@@ -204,6 +204,18 @@ def test_a_plan_that_fits_no_longer_is_not_offered(
     assert "indexes, triggers, policies or grants changed since" in command_line("status", "--json").data["next"]
 
 
+@pytest.mark.begins("planned")
+def test_a_plan_of_which_a_user_was_erased_is_not_offered(command_line: CommandLine, incident: Engine) -> None:
+    user = str(cycle.rows_of(incident)["documents"][0]["user_id"])
+    looked = command_line("erase", "--user", user, "--json")
+    assert command_line("erase", "--user", user, "--approve", looked.data["digest"]).code == 0
+
+    told = command_line("status", "--json").data["next"]
+
+    assert told.startswith("uuid-pipeline plan")
+    assert "a user was erased since" in told
+
+
 @pytest.mark.begins("migrated")
 def test_a_ledger_of_another_version_is_told_as_every_verb_tells_it(
     command_line: CommandLine, incident: Engine, tmp_path: Path
