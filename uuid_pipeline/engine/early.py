@@ -37,9 +37,10 @@ def mark(connection: Connection, store: Store, assessment: int) -> None:
     for reference in store.references:
         if why_not(connection, reference) is None:
             statement = sql.compose(
-                "UPDATE {map} m SET early = true WHERE m.assessment_no = %(no)s AND NOT m.early AND {is_early}",
+                """UPDATE {map} m SET early = true FROM {early} e
+                   WHERE m.assessment_no = %(no)s AND m.old_id = e.old_id AND NOT m.early""",
                 map=ledger.map_table(store.entity(reference.entity)),
-                is_early=_is_early(store, reference),
+                early=_early(store, reference),
             )
             sql.execute(connection, statement, {"no": assessment, "path": list(reference.path)})
 
@@ -54,19 +55,23 @@ def marked(connection: Connection, entity: Entity, assessment: int) -> bool:
 
 def count(connection: Connection, store: Store, reference: Reference, assessment: int) -> int:
     """Target ids that this reference holds early, of the rows in the id map."""
-    statement = sql.compose(
-        "SELECT count(*) FROM {map} m WHERE m.assessment_no = %(no)s AND {is_early}",
-        map=ledger.map_table(store.entity(reference.entity)),
-        is_early=_is_early(store, reference),
-    )
+    statement = sql.compose("SELECT count(*) FROM {early} e", early=_early(store, reference))
     return int(sql.scalar(connection, statement, {"no": assessment, "path": list(reference.path)}))
 
 
-def _is_early(store: Store, reference: Reference) -> sql.Composable:
-    """Whether the row ``m`` of the map is to get an id that no row has yet, and that the reference holds."""
+def _early(store: Store, reference: Reference) -> sql.Composable:
+    """Rows of the map that are to get an id that no row has yet, and that the reference holds.
+
+    OFFSET keeps the joins in this order: hardly a target id is held, but the planner takes it that hardly one is free,
+    and would read the whole reference anew for each that is.
+    """
     entity = store.entity(reference.entity)
     return sql.compose(
-        """m.role = 'move' AND {held} AND NOT EXISTS (SELECT FROM {target} o WHERE o.{key} = m.new_id)""",
+        """(SELECT m.old_id FROM (
+                SELECT m.old_id, m.new_id FROM {map} m
+                WHERE m.assessment_no = %(no)s AND m.role = 'move' AND {held} OFFSET 0) m
+            WHERE NOT EXISTS (SELECT FROM {target} o WHERE o.{key} = m.new_id))""",
+        map=ledger.map_table(entity),
         held=_held(reference),
         target=sql.table(entity.table.schema, entity.table.name),
         key=sql.name(entity.key),

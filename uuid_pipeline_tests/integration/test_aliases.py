@@ -563,7 +563,7 @@ CASES = [
 
 
 def test_json_is_rewritten_at_its_path_only(store: Migrated) -> None:
-    call = "SELECT uuid_pipeline.rewritten_json(%s::{0}, %s::text[], '{{X}}', '{{Y}}')::text"
+    call = "SELECT uuid_pipeline.rewritten_json(%s::{0}, %s::text[], jsonb_object('{{X}}', '{{Y}}'))::text"
     ids = "SELECT count(*) FROM uuid_pipeline.ids_in_json(%s::{0}, %s::text[]) i WHERE i = 'X'"
     with cycle.session(store.engine) as connection:
 

@@ -379,12 +379,12 @@ def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.C
         return sql.compose("min(b.goal)::{type}", type=cast_type(type_name))
     if reference.form == "array":
         return sql.compose(
-            "uuid_pipeline.rewritten_array(w.was::text[], array_agg(b.source), array_agg(b.goal))::{type}",
+            "uuid_pipeline.rewritten_array(w.was::text[], jsonb_object_agg(b.source, b.goal))::{type}",
             type=cast_type(type_name),
         )
     # Of json and of jsonb alike; a json text stays byte for byte but for the id.
     return sql.compose(
-        "uuid_pipeline.rewritten_json(w.was, {path}, array_agg(b.source), array_agg(b.goal))", path=sql.bound(path)
+        "uuid_pipeline.rewritten_json(w.was, {path}, jsonb_object_agg(b.source, b.goal))", path=sql.bound(path)
     )
 
 

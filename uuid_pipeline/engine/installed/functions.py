@@ -103,19 +103,18 @@ WITH RECURSIVE at (value, depth) AS (
 SELECT at.value #>> '{}' FROM at WHERE at.depth = cardinality($2) AND jsonb_typeof(at.value) = 'string'
 """
 
+# The ids to put in the places of others come as one JSON object, in which the server finds a name by bisection: what
+# holds thousands of ids would else be read through once for each.
 _REWRITTEN_JSONB = """
-DECLARE
-    place integer;
 BEGIN
     IF cardinality(path) = 0 AND jsonb_typeof(value) = 'string' THEN
-        place := array_position(old, value #>> '{}');
-        RETURN coalesce(to_jsonb(new[place]), value);
+        RETURN coalesce(new_ids -> (value #>> '{}'), value);
     ELSIF path[1] = '*' AND jsonb_typeof(value) = 'array' THEN
         RETURN coalesce((
-            SELECT jsonb_agg(uuid_pipeline.rewritten_json(e.value, path[2:], old, new) ORDER BY e.place)
+            SELECT jsonb_agg(uuid_pipeline.rewritten_json(e.value, path[2:], new_ids) ORDER BY e.place)
             FROM jsonb_array_elements(value) WITH ORDINALITY e (value, place)), value);
     ELSIF path[1] <> '*' AND jsonb_typeof(value) = 'object' AND jsonb_exists(value, path[1]) THEN
-        RETURN jsonb_set(value, path[:1], uuid_pipeline.rewritten_json(value -> path[1], path[2:], old, new));
+        RETURN jsonb_set(value, path[:1], uuid_pipeline.rewritten_json(value -> path[1], path[2:], new_ids));
     END IF;
     RETURN value;
 END
@@ -166,15 +165,22 @@ _UNREADABLE = r"\\u(0000|[dD][89a-fA-F])"
 
 _IDS_IN_JSON = "SELECT t.id FROM uuid_pipeline.json_tokens($1, $2) t WHERE t.id IS NOT NULL"
 _REWRITTEN_JSON = """
-SELECT string_agg(coalesce(to_json($4[array_position($3, t.id)])::text, t.token), '' ORDER BY t.place)::json
+SELECT string_agg(coalesce(to_json($3 ->> t.id)::text, t.token), '' ORDER BY t.place)::json
 FROM uuid_pipeline.json_tokens($1, $2) t
 """
 
-# Dimensions and bounds stay. One id after the other: no new id is another row's old one (gate no_collision).
+# Dimensions and bounds stay. Where they are unusual, one id after the other: no new id is another row's old one (gate
+# no_collision).
 _REWRITTEN_ARRAY = """
+DECLARE
+    id text;
 BEGIN
-    FOR place IN 1..cardinality(old) LOOP
-        value := array_replace(value, old[place], new[place]);
+    IF array_ndims(value) = 1 AND array_lower(value, 1) = 1 THEN
+        RETURN (SELECT array_agg(coalesce(new_ids ->> e.id, e.id) ORDER BY e.place)
+                FROM unnest(value) WITH ORDINALITY e (id, place));
+    END IF;
+    FOR id IN SELECT DISTINCT e.id FROM unnest(value) e (id) WHERE jsonb_exists(new_ids, e.id) LOOP
+        value := array_replace(value, id, new_ids ->> id);
     END LOOP;
     RETURN value;
 END
@@ -188,7 +194,7 @@ def of_embedded() -> list[Definition]:
         # The driver writes a backslash so that it means the same whatever standard_conforming_strings says.
         tokens = tokens.replace(part, sql.shown(sql.literal(constant)))
     found = {"value": "jsonb", "path": "text[]"}
-    rewritten = {**found, "old": "text[]", "new": "text[]"}
+    rewritten = {**found, "new_ids": "jsonb"}
     in_sql, in_plpgsql = f"sql {_JSON}", f"plpgsql {_JSON}"
     table = "TABLE (place bigint, token text, id text)"
     return [
@@ -198,7 +204,7 @@ def of_embedded() -> list[Definition]:
         function("ids_in_json", {**found, "value": "json"}, "SETOF text", in_sql, sql.Text(_IDS_IN_JSON)),
         function("rewritten_json", {**rewritten, "value": "json"}, "json", in_sql, sql.Text(_REWRITTEN_JSON)),
         function(
-            "rewritten_array", {"value": "text[]", "old": "text[]", "new": "text[]"}, "text[]", in_plpgsql,
+            "rewritten_array", {"value": "text[]", "new_ids": "jsonb"}, "text[]", in_plpgsql,
             sql.Text(_REWRITTEN_ARRAY),
         ),
     ]  # fmt: skip

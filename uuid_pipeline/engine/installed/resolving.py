@@ -333,15 +333,17 @@ _MANY = """
 """
 _IN_JSON = """
         IF stale_ids <> current_ids THEN
-            NEW.{column} := uuid_pipeline.rewritten_json(NEW.{column}, {path}, stale_ids, current_ids);
+            NEW.{column} := uuid_pipeline.rewritten_json(
+                NEW.{column}, {path}, jsonb_object(stale_ids, current_ids));
         END IF;
 """
 _IN_ARRAY = """
-        FOR place IN 1..coalesce(cardinality(stale_ids), 0) LOOP
-            IF stale_ids[place] <> current_ids[place] AND {fits} THEN
-                NEW.{column} := array_replace(NEW.{column}, stale_ids[place]::{type}, current_ids[place]::{type});
-            END IF;
-        END LOOP;
+        IF stale_ids <> current_ids THEN
+            NEW.{column} := uuid_pipeline.rewritten_array(NEW.{column}::text[], (
+                SELECT coalesce(jsonb_object_agg(e.stale_id, e.current_id), '{{}}')
+                FROM unnest(stale_ids, current_ids) e (stale_id, current_id)
+                WHERE e.stale_id <> e.current_id AND {fits}))::{type};
+        END IF;
 """
 
 
@@ -390,9 +392,9 @@ def _embedded(reference: Reference) -> sql.Composable:
         cast = "::text" if kind == "json" else ""
         return sql.compose(_MANY, column=column, held=held, place=place, ids=ids, rewrite=rewrite, cast=sql.Text(cast))
     element = kind.removesuffix("[]").split("(")[0]
-    fits = sql.compose("current_ids[place] ~ {form}", form=sql.literal(CANONICAL_UUID))
+    fits = sql.compose("e.current_id ~ {form}", form=sql.literal(CANONICAL_UUID))
     rewrite = sql.compose(
-        _IN_ARRAY, column=column, type=cast_type(element), fits=fits if element == "uuid" else sql.Text("true")
+        _IN_ARRAY, column=column, type=cast_type(kind), fits=fits if element == "uuid" else sql.Text("true")
     )
     ids = sql.compose("unnest(NEW.{column}::text[])", column=column)
     return sql.compose(_MANY, column=column, held=held, place=place, ids=ids, rewrite=rewrite, cast=sql.Text(""))
