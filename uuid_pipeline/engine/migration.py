@@ -18,11 +18,10 @@ from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.triggers import Tier
 from uuid_pipeline.engine.altered.vector_indexes import Span, VectorIndex
 from uuid_pipeline.engine.backups import backup_gate
-from uuid_pipeline.engine.batches import aside, batch, lanes, throttle
+from uuid_pipeline.engine.batches import aside, batch, lanes, sizes, throttle
 from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult
 from uuid_pipeline.engine.batches.tries import RETRIED, leave_clusters, run_batch
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
-from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.gates import Scope
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.retrievals import retrieval
@@ -158,14 +157,17 @@ def _begin(connection: Connection, store: Store, execution: ledger.Execution) ->
 
 def _loop(writing: Writer, store: Store, tally: Tally) -> None:
     wave = tally.wave
-    size = batch_size(writing.connection, store, wave)
+    size = sizes.read(writing.connection, store, wave)
     left = open_spans(writing.connection, wave)
+    ready: list[lanes.Ordinals] = []
     tally.earlier = wave.last_ordinal - wave.first_ordinal + 1 - sum(last - first + 1 for first, last in left)
     last_check: float | None = None
     last_at_work: float | None = None
     waived = _waived_signals(writing.connection, wave)
-    with _lanes(writing, store, wave, left, size) as writers:
-        while left:
+    with _lanes(writing, store, wave, left, size.documents) as writers:
+        while ready or left:
+            if not ready:
+                ready, left = sizes.next_batches(writing.connection, store, wave, size, left)
             control.obey(writing.connection, wave, writing.lease, tally.say)
             last_check = throttle.wait_until_healthy(
                 writing.engine, store.spec.throttle, wave.wave, waived, last_check, writing.keep_lease, tally.say
@@ -173,8 +175,8 @@ def _loop(writing: Writer, store: Store, tally: Tally) -> None:
             if len(writers) > 1:
                 last_at_work = lanes.last_at_work(writing.connection, last_at_work)
             alone = len(writers) > 1 and lanes.is_resting(last_at_work)
-            spans, left = lanes.share_out(left, size, len(writers) * lanes.BATCHES_A_ROUND if alone else 1)
-            left = _run_batches(writing, writers, store, tally, spans) + left
+            count = len(writers) * lanes.BATCHES_A_ROUND if alone else 1
+            ready = _run_batches(writing, writers, store, tally, ready[:count]) + ready[count:]
 
 
 @contextmanager
@@ -322,44 +324,3 @@ def open_spans(connection: Connection, wave: ledger.Wave) -> list[lanes.Ordinals
     )
     connection.rollback()
     return [(row.first, row.last) for row in spans]
-
-
-# Of a table that nobody has analyzed so many rows are counted; of more, each takes so many bytes, indexes included.
-COUNTED_ROWS, ROW_BYTES = 100_000, 200
-
-
-def batch_size(connection: Connection, store: Store, wave: ledger.Wave) -> int:
-    """Documents a batch, so that it writes about the spec's ``batch_rows`` rows, by the average of the whole store.
-
-    Of entities by the inventory's own count, of other tables by the server's statistics.
-    """
-    profile = sql.scalar(
-        connection,
-        "SELECT profile FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
-        {"no": wave.assessment_no},
-    )
-    counts = {name: count["counted"] for name, count in (profile or {}).get("counts", {}).items()}
-    rows = {entity.table.oid: counts[entity.name] for entity in store.entities if entity.name in counts}
-    for moved in store.tables:
-        if moved.table.oid not in rows:
-            rows[moved.table.oid] = moved.table.estimated_rows or _unanalyzed(connection, moved.table)
-    total, roots = sum(rows.values()), sum(rows[root.table.oid] for root in store.roots)
-    mapped = 0
-    for entity in store.entities:
-        counted = sql.compose("SELECT count(*) FROM {map} WHERE assessment_no = %(no)s", map=ledger.map_table(entity))
-        mapped += int(sql.scalar(connection, counted, {"no": wave.assessment_no}))
-    documents = int(
-        sql.scalar(
-            connection,
-            "SELECT coalesce(sum(documents), 1) FROM uuid_pipeline.waves WHERE execution_id = %(id)s",
-            {"id": wave.execution_id},
-        )
-    )
-    connection.rollback()
-    rows_a_document = max(total / max(roots, 1), mapped / max(documents, 1), 1.0)
-    return max(1, int(store.spec.batch_rows / rows_a_document))
-
-
-def _unanalyzed(connection: Connection, table: Table) -> int:
-    counted = catalogs.rows_up_to(connection, table, COUNTED_ROWS)
-    return counted if counted < COUNTED_ROWS else max(counted, table.bytes // ROW_BYTES)

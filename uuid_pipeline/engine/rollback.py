@@ -14,13 +14,12 @@ from uuid_pipeline.engine import earlier_store, inventory, ledger, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
-from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches import batch, sizes
 from uuid_pipeline.engine.batches.lanes import Ordinals
 from uuid_pipeline.engine.batches.tries import run_batch, undivided
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.merges import actions, archive, coming_back, emptying, restoring, ties, turning_back
-from uuid_pipeline.engine.migration import batch_size
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
@@ -324,14 +323,17 @@ def _open(connection: Connection, waves: Sequence[ledger.Wave], lease: leases.Le
 
 def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Report) -> Run:
     connection, tally = writing.connection, Tally(wave, report)
-    size = batch_size(connection, store, wave)
+    size = sizes.read(connection, store, wave)
     left = remaining(connection, wave)
-    while left:
-        first, last = left.pop()
-        begun, result = run_batch(writing, store, wave, (max(first, last - size + 1), last), batch.BACK)
+    ready: list[Ordinals] = []
+    while ready or left:
+        if not ready:
+            ready, left = sizes.last_batches(connection, store, wave, size, left)
+        first, last = ready.pop()
+        begun, result = run_batch(writing, store, wave, (first, last), batch.BACK)
         reach("committed")
         tally.add(last - begun + 1, result)
-        left += [(first, begun - 1)] if begun > first else []
+        ready += [(first, begun - 1)] if begun > first else []
     _end(writing, wave, tally)
     return tally.run(writing.lease.dead_run)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from uuid_pipeline.engine import control, lease, ledger, migration, sync_points
@@ -337,28 +335,3 @@ def test_once_one_of_a_round_has_failed_no_other_is_begun() -> None:
     assert len(begun) <= 6
     assert isinstance(futures[2].exception(), StoppedError)
     assert [future.cancelled() for future in futures] == [number not in begun for number in range(20)]
-
-
-@given(
-    sizes=st.lists(st.integers(min_value=1, max_value=40), max_size=6),
-    gaps=st.lists(st.integers(min_value=1, max_value=5), min_size=6, max_size=6),
-    size=st.integers(min_value=1, max_value=12),
-    count=st.integers(min_value=1, max_value=5),
-)
-def test_batches_cover_every_open_ordinal_once_and_in_order(
-    sizes: list[int], gaps: list[int], size: int, count: int
-) -> None:
-    spans, at = [], 1
-    for length, gap in zip(sizes, gaps, strict=False):
-        spans.append((at, at + length - 1))
-        at += length + gap
-    wanted = [ordinal for first, last in spans for ordinal in range(first, last + 1)]
-
-    covered, left = list[int](), spans
-    while left:
-        batches, left = lanes.share_out(left, size, count)
-        assert 1 <= len(batches) <= count
-        assert all(1 <= last - first + 1 <= size for first, last in batches)
-        covered += [ordinal for first, last in batches for ordinal in range(first, last + 1)]
-
-    assert covered == wanted

@@ -423,26 +423,3 @@ def test_two_entities_without_a_common_parent_are_both_moved(empty_store: Engine
         (table, str(uuid.uuid5(spec.namespace, f"{table}:{table}{n}"))) for table in ("a", "b") for n in numbers[table]
     }
     assert {row["a"] for row in rows["b"]} == ({first} if a and b else {None} if b else set())
-
-
-@pytest.mark.parametrize("analyzed", ["documents", "upload_jobs", None])
-def test_the_size_of_a_batch_does_not_hang_on_which_tables_were_analyzed(
-    incident: Engine, analyzed: str | None
-) -> None:
-    cycle.run_sql(
-        incident,
-        """INSERT INTO upload_pipeline.upload_jobs (job_id, document_id, state)
-           SELECT gen_random_uuid(), document_id, 'queued' FROM upload_pipeline.documents, generate_series(1, 17)""",
-    )
-    if analyzed:
-        cycle.run_sql(incident, f"ANALYZE upload_pipeline.{analyzed}")
-    execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
-    [wave, *_] = cycle.waves_of(incident, execution)
-    rows = sum(len(cycle.rows_of(incident)[table]) for table in
-               ("documents", "document_chunks", "upload_jobs", "events"))  # fmt: skip
-
-    with incident.connect() as connection:
-        size = migration.batch_size(connection, cycle.bound_store(incident, SPEC), wave)
-
-    # As many documents as have some 5,000 rows; the store's other tables have few.
-    assert size == pytest.approx(5000 * 38 / rows, rel=0.1)

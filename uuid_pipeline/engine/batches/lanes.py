@@ -50,19 +50,6 @@ def most(connection: Connection, store: Store, wave: ledger.Wave, spans: Sequenc
     return min(store.spec.lanes, batches)
 
 
-def share_out(spans: Sequence[Ordinals], size: int, count: int) -> tuple[list[Ordinals], list[Ordinals]]:
-    """The next ``count`` batches of at most ``size`` ordinals, and the spans that are left after them."""
-    taken: list[Ordinals] = []
-    left = list(spans)
-    while left and len(taken) < count:
-        first, last = left.pop(0)
-        end = min(first + size - 1, last)
-        taken.append((first, end))
-        if end < last:
-            left.insert(0, (end + 1, last))
-    return taken, left
-
-
 def at_once(work: Sequence[Callable[[], Done]], count: int) -> list[Future[Done]]:
     """Do all of it in order, ``count`` at once, each in a thread of its own.
 

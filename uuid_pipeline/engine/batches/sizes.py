@@ -1,0 +1,130 @@
+"""How large a batch is: about as many rows as the spec's ``batch_rows``, be they of one document or of thousands.
+
+Writers wait as long as a batch takes. Documents uploaded together lie side by side, and may all be larger than others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from uuid_pipeline.engine import catalog as catalogs
+from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.batches.lanes import Ordinals
+from uuid_pipeline.engine.batches.locks import map_part
+from uuid_pipeline.engine.catalog import Table
+from uuid_pipeline.engine.store import Store
+
+# Of a table that nobody has analyzed so many rows are counted; of more, each takes so many bytes, indexes included.
+COUNTED_ROWS, ROW_BYTES = 100_000, 200
+# How many batches of the average size are cut at once: their rows are counted in the id map.
+BATCHES_CUT_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """By the average of the whole store: documents a batch, and rows of all tables for each row of the id map."""
+
+    documents: int
+    rows_a_mapped_row: float
+
+
+def read(connection: Connection, store: Store, wave: ledger.Wave) -> Size:
+    """Of entities by the inventory's own count, of other tables by the server's statistics."""
+    profile = sql.scalar(
+        connection,
+        "SELECT profile FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
+        {"no": wave.assessment_no},
+    )
+    counts = {name: count["counted"] for name, count in (profile or {}).get("counts", {}).items()}
+    rows = {entity.table.oid: counts[entity.name] for entity in store.entities if entity.name in counts}
+    for moved in store.tables:
+        if moved.table.oid not in rows:
+            rows[moved.table.oid] = moved.table.estimated_rows or _unanalyzed(connection, moved.table)
+    total, roots = sum(rows.values()), sum(rows[root.table.oid] for root in store.roots)
+    mapped = 0
+    for entity in store.entities:
+        counted = sql.compose("SELECT count(*) FROM {map} WHERE assessment_no = %(no)s", map=ledger.map_table(entity))
+        mapped += int(sql.scalar(connection, counted, {"no": wave.assessment_no}))
+    documents = int(
+        sql.scalar(
+            connection,
+            "SELECT coalesce(sum(documents), 1) FROM uuid_pipeline.waves WHERE execution_id = %(id)s",
+            {"id": wave.execution_id},
+        )
+    )
+    connection.rollback()
+    mapped_a_document = mapped / max(documents, 1)
+    rows_a_document = max(total / max(roots, 1), mapped_a_document, 1.0)
+    return Size(
+        max(1, int(store.spec.batch_rows / rows_a_document)),
+        rows_a_document / mapped_a_document if mapped_a_document else 1.0,
+    )
+
+
+def _unanalyzed(connection: Connection, table: Table) -> int:
+    counted = catalogs.rows_up_to(connection, table, COUNTED_ROWS)
+    return counted if counted < COUNTED_ROWS else max(counted, table.bytes // ROW_BYTES)
+
+
+def next_batches(
+    connection: Connection, store: Store, wave: ledger.Wave, size: Size, spans: Sequence[Ordinals]
+) -> tuple[list[Ordinals], list[Ordinals]]:
+    """The next batches of these spans, in order, and the spans that are left after them."""
+    (first, last), *rest = spans
+    end = min(last, first + size.documents * BATCHES_CUT_AT_ONCE - 1)
+    batches = _cut(connection, store, wave, size, (first, end))
+    if end < last:
+        # What is cut off at the end may be a small one; it is cut again, with what comes after it.
+        if len(batches) > 1:
+            end = batches.pop()[0] - 1
+        rest = [(end + 1, last), *rest]
+    return batches, rest
+
+
+def last_batches(
+    connection: Connection, store: Store, wave: ledger.Wave, size: Size, spans: Sequence[Ordinals]
+) -> tuple[list[Ordinals], list[Ordinals]]:
+    """The last batches of these spans, in order, and the spans that are left before them."""
+    *rest, (first, last) = spans
+    begin = max(first, last - size.documents * BATCHES_CUT_AT_ONCE + 1)
+    batches = _cut(connection, store, wave, size, (begin, last))
+    if begin > first:
+        if len(batches) > 1:
+            begin = batches.pop(0)[1] + 1
+        rest = [*rest, (first, begin - 1)]
+    return batches, rest
+
+
+# A batch ends with the document that fills it: it has no more rows than wanted but those of one document.
+_FIRSTS = """
+WITH counted AS (SELECT ordinal, count(*) AS n FROM ({mapped}) m GROUP BY ordinal),
+summed AS (SELECT ordinal, (sum(n) OVER (ORDER BY ordinal) - n) * %(rows)s::float AS before FROM counted)
+SELECT min(ordinal) AS first FROM summed GROUP BY floor(before / %(batch_rows)s) ORDER BY 1
+"""
+
+
+def _cut(connection: Connection, store: Store, wave: ledger.Wave, size: Size, span: Ordinals) -> list[Ordinals]:
+    """The batches of one span, by the rows that the id map has of each document; of other tables by the average."""
+    mapped = [
+        sql.compose(
+            "SELECT ordinal FROM {part} WHERE ordinal BETWEEN %(first)s AND %(last)s",
+            part=map_part(entity.name, wave.assessment_no),
+        )
+        for entity in store.entities
+    ]
+    found = sql.rows(
+        connection,
+        sql.Text(_FIRSTS).format(mapped=sql.join(" UNION ALL ", mapped)),
+        {
+            "first": span[0],
+            "last": span[1],
+            "rows": size.rows_a_mapped_row,
+            "batch_rows": store.spec.batch_rows,
+        },
+    )
+    connection.rollback()
+    # Ordinals that no row has any more belong to the batch before them.
+    firsts = [span[0], *(row.first for row in found[1:])]
+    lasts = [*(first - 1 for first in firsts[1:]), span[1]]
+    return list(zip(firsts, lasts, strict=True))
