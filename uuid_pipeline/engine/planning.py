@@ -116,7 +116,12 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "rebuilt_indexes": vectors.rebuilt,
         "kept_indexes": vectors.kept,
         "backup": store.spec.backup,
-        "risks": _risks(store, assessment) + written_ids.found(connection, store, number) + vectors.risks,
+        "risks": [
+            *_risks(store, assessment),
+            *_large_documents(connection, store, number),
+            *written_ids.found(connection, store, number),
+            *vectors.risks,
+        ],
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     # Estimates stand outside the digest: they follow the machine, not what is approved.
@@ -224,6 +229,24 @@ def _risks(store: Store, assessment: ledger.Assessment) -> list[str]:
     if not any(entity.spec.witnesses for entity in store.entities):
         risks.append("the rule is not witnessed: no id that the application made itself confirms it")
     return [*risks, *backup_gate.risks(store)]
+
+
+def _large_documents(connection: Connection, store: Store, number: int) -> list[str]:
+    """A document moves whole, in one transaction, however many rows it has."""
+    return [
+        f"{root.name} {row.key} has {row.children} rows below it, more than a batch wants ({store.spec.batch_rows}): "
+        "they move in one transaction, and writers who meet it wait for that long"
+        for root in store.roots
+        for row in sql.rows(
+            connection,
+            sql.compose(
+                """SELECT key::text AS key, children FROM {inventory} WHERE assessment_no = %(no)s
+                   AND children > %(batch_rows)s AND quarantined IS NULL ORDER BY children DESC, key LIMIT 3""",
+                inventory=ledger.inventory_table(root),
+            ),
+            {"no": number, "batch_rows": store.spec.batch_rows},
+        )
+    ]
 
 
 def newest(connection: Connection) -> Plan | None:

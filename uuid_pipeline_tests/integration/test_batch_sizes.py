@@ -72,6 +72,16 @@ def test_no_batch_has_more_rows_than_wanted_but_those_of_one_document(books: Eng
         assert len(found) < 2 * (600 * 2 / BATCH_ROWS + len(LARGE))
 
 
+def test_the_plan_names_the_documents_that_are_larger_than_a_batch(books: Engine) -> None:
+    plan = cycle.assess_and_plan(books, BOOKS)
+
+    large = [risk for risk in plan.content["risks"] if "more than a batch wants" in risk]
+    assert len(large) == 3
+    keys = {str(row["id"]) for row in cycle.rows_of(books, "shop")["books"] if int(str(row["code"])) in LARGE}
+    assert {risk.split()[1] for risk in large} <= keys
+    assert all("has 300 rows below it" in risk for risk in large)
+
+
 SPANS = [[(1, 1)], [(1, 600)], [(1, 7), (9, 299), (305, 305), (307, 600)], [(2, 599), (601, 640)]]
 
 
