@@ -20,7 +20,9 @@ from uuid_pipeline.named_parameters import unknown
 DEFAULT_SPEC = "upload_pipeline.yaml"
 
 # A corrected address, another threshold: what changes nothing in the store must not make a plan stale.
-NOT_OF_THE_PLAN = frozenset({"notices", "health", "schedules", "privacy", "retention", "owners"})
+NOT_OF_THE_PLAN = frozenset(
+    {"notices", "health", "schedules", "privacy", "retention", "owners", "ledger_in_publications"}
+)
 
 # A hundred years: beyond, PostgreSQL's and Python's own intervals end.
 MOST_DAYS = 36_500
@@ -395,6 +397,7 @@ class Spec(_Part):
     privacy: Privacy = Privacy()
     retention: Retention = Retention()
     owners: list[Owner] = []
+    ledger_in_publications: list[Name] = []
     batch_rows: int = Field(default=5_000, ge=1)
     lanes: int = Field(default=2, ge=1, le=8)
     approval_hours: int = Field(default=168, ge=1, le=MOST_HOURS)

@@ -86,13 +86,15 @@ def exists(connection: Connection) -> bool:
 def create(connection: Connection, store: Store) -> None:
     """Make what is missing of the ledger, as its owner.
 
-    Raises RefusedError when another version made it, or when its schema is somebody else's.
+    Raises RefusedError when another version made it, when its schema is somebody else's, or when subscribers would get
+    its tables who know nothing of them.
     """
     # Two first runs at once would collide on CREATE SCHEMA; this lock ends with the transaction.
     sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.ledger', 0))")
     ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()
     if not exists(connection):
         _require_room(connection)
+        _require_unpublished(connection, store)
         connection.exec_driver_sql(ddl)
     require_version(connection)
     if is_owner(connection):
@@ -120,6 +122,30 @@ def _require_room(connection: Connection) -> None:
             f"The store has a schema uuid_pipeline that is no ledger; it holds {', '.join(found[:3])}"
             f"{' and more' if len(found) > 3 else ''}. The ledger needs that name for itself: "
             "ALTER SCHEMA uuid_pipeline RENAME TO another name."
+        )
+
+
+# Only what decodes by publications stops at a table that it does not know; other plugins pass on what they are asked.
+_PUBLISHES_EVERYTHING = """
+SELECT p.pubname AS publication, string_agg(quote_ident(s.slot_name), ', ' ORDER BY s.slot_name) AS slots
+FROM pg_publication p, pg_replication_slots s
+WHERE p.puballtables AND p.pubname <> ALL(%(allowed)s) AND s.database = current_database() AND s.plugin = 'pgoutput'
+GROUP BY p.pubname ORDER BY 1
+"""
+
+
+def _require_unpublished(connection: Connection, store: Store) -> None:
+    """A subscriber that lacks a published table stops there, and gets nothing any more that comes after it."""
+    allowed = store.spec.ledger_in_publications
+    for row in sql.rows(connection, _PUBLISHES_EVERYTHING, {"allowed": allowed}):
+        name = sql.shown(sql.name(row.publication))
+        raise RefusedError(
+            f"Publication {name} is FOR ALL TABLES, those of the ledger too (schema {SCHEMA}), and this database has "
+            f"slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no such tables "
+            "would stop there for good. Publish the application's schemas instead: "
+            f"BEGIN; DROP PUBLICATION {name}; CREATE PUBLICATION {name} FOR TABLES IN SCHEMA … (14: FOR TABLE …); "
+            "COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where whatever reads it takes no "
+            f"harm, say so in the spec: ledger_in_publications: [{row.publication}]"
         )
 
 
@@ -243,7 +269,13 @@ def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: in
         "ALTER TABLE {part} ALTER assessment_no SET DEFAULT {number}", part=part, number=sql.literal(assessment)
     )
     sql.execute(connection, number)
+    bear_publication(connection, part)
     return part
+
+
+def bear_publication(connection: Connection, table: sql.Composable) -> None:
+    """A publication FOR ALL TABLES refuses to let rows of one be changed that has neither primary key nor this."""
+    sql.execute(connection, sql.compose("ALTER TABLE {table} REPLICA IDENTITY FULL", table=table))
 
 
 def attach_part(connection: Connection, kind: str, entity: Entity, assessment: int, indexes: list[str]) -> None:

@@ -146,6 +146,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.repointed (
     foreign_key text
 );
 CREATE INDEX IF NOT EXISTS repointed_by_wave ON uuid_pipeline.repointed (wave, ordinal);
+-- It has no primary key, and a publication FOR ALL TABLES may publish it.
+ALTER TABLE uuid_pipeline.repointed REPLICA IDENTITY FULL;
 
 -- What we altered in the application's schema, with the definition to put back; gone once it is back.
 CREATE TABLE IF NOT EXISTS uuid_pipeline.altered (
