@@ -127,7 +127,8 @@ def _require_room(connection: Connection) -> None:
 
 # Only what decodes by publications stops at a table that it does not know; other plugins pass on what they are asked.
 _PUBLISHES_EVERYTHING = """
-SELECT quote_ident(p.pubname) AS name, p.pubname, string_agg(quote_ident(s.slot_name), ', ' ORDER BY s.slot_name) AS slots
+SELECT quote_ident(p.pubname) AS name, p.pubname,
+       string_agg(quote_ident(s.slot_name), ', ' ORDER BY s.slot_name) AS slots
 FROM pg_publication p, pg_replication_slots s
 WHERE p.puballtables AND p.pubname <> ALL(%(allowed)s) AND s.database = current_database() AND s.plugin = 'pgoutput'
 GROUP BY p.pubname ORDER BY 1
@@ -139,11 +140,11 @@ def _require_unpublished(connection: Connection, store: Store) -> None:
     allowed = store.spec.ledger_in_publications
     for row in sql.rows(connection, _PUBLISHES_EVERYTHING, {"allowed": allowed}):
         raise RefusedError(
-            f"Publication {row.name} is FOR ALL TABLES, those of the ledger too (schema {SCHEMA}), and this database has "
-            f"slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no such tables "
+            f"Publication {row.name} is FOR ALL TABLES, those of the ledger too (schema {SCHEMA}), and this database "
+            f"has slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no such tables "
             "would stop there for good. Publish the application's schemas instead: "
-            f"BEGIN; DROP PUBLICATION {row.name}; CREATE PUBLICATION {row.name} FOR TABLES IN SCHEMA … (14: FOR TABLE …); "
-            "COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where whatever reads it takes no "
+            f"BEGIN; DROP PUBLICATION {row.name}; CREATE PUBLICATION {row.name} FOR TABLES IN SCHEMA … (14: FOR TABLE "
+            "…); COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where whatever reads it takes no "
             f"harm, say so in the spec: ledger_in_publications: [{row.pubname}]"
         )
 
