@@ -96,6 +96,7 @@ def create(connection: Connection, store: Store) -> None:
         _require_room(connection)
         _require_unpublished(connection, store)
         connection.exec_driver_sql(ddl)
+        _revoke_unasked(connection, None)
     require_version(connection)
     if is_owner(connection):
         for entity in store.entities:
@@ -144,7 +145,7 @@ def _require_unpublished(connection: Connection, store: Store) -> None:
             f"has slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no such tables "
             "would stop there for good. Publish the application's schemas instead: "
             f"BEGIN; DROP PUBLICATION {row.name}; CREATE PUBLICATION {row.name} FOR TABLES IN SCHEMA … (14: FOR TABLE "
-            "…); COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where whatever reads it takes no "
+            "…); COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where what reads it takes no "
             f"harm, say so in the spec: ledger_in_publications: [{row.pubname}]"
         )
 
@@ -269,13 +270,37 @@ def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: in
         "ALTER TABLE {part} ALTER assessment_no SET DEFAULT {number}", part=part, number=sql.literal(assessment)
     )
     sql.execute(connection, number)
-    bear_publication(connection, part)
+    keep_ours(connection, part)
     return part
 
 
-def bear_publication(connection: Connection, table: sql.Composable) -> None:
-    """A publication FOR ALL TABLES refuses to let rows of one be changed that has neither primary key nor this."""
+# Who got rights on new tables by nobody's word but a default privilege for every schema; one for ours alone was meant
+# (deploy/roles.sql).
+_GIVEN_UNASKED = """
+SELECT DISTINCT c.relname AS name, a.grantee = 0 AS everybody, pg_get_userbyid(a.grantee) AS role
+FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
+WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind IN ('r', 'p') AND a.grantee <> c.relowner
+  AND (c.oid = to_regclass(%(table)s::text) OR %(table)s::text IS NULL)
+  AND NOT EXISTS (SELECT FROM pg_default_acl d CROSS JOIN aclexplode(d.defaclacl) g
+                  WHERE d.defaclnamespace = c.relnamespace AND d.defaclobjtype = 'r' AND g.grantee = a.grantee)
+"""
+
+
+def keep_ours(connection: Connection, table: sql.Composable) -> None:
+    """Let a new table be nobody's else, and be published where every table is.
+
+    A publication FOR ALL TABLES refuses to let rows of one be changed that has neither primary key nor this identity.
+    """
     sql.execute(connection, sql.compose("ALTER TABLE {table} REPLICA IDENTITY FULL", table=table))
+    _revoke_unasked(connection, sql.shown(table))
+
+
+def _revoke_unasked(connection: Connection, table: str | None) -> None:
+    """Of one table, or of all that there are, while all are new."""
+    for given in sql.rows(connection, _GIVEN_UNASKED, {"table": table}):
+        role = sql.Text("PUBLIC") if given.everybody else sql.name(given.role)
+        revoke = sql.compose("REVOKE ALL ON {table} FROM {role}", table=sql.table(SCHEMA, given.name), role=role)
+        sql.execute(connection, revoke)
 
 
 def attach_part(connection: Connection, kind: str, entity: Entity, assessment: int, indexes: list[str]) -> None:

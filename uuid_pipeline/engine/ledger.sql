@@ -1,6 +1,19 @@
 -- The ledger: everything that uuid-pipeline keeps, in a schema of its own inside the store.
 -- Asked first: CREATE SCHEMA wants a right on the database even where there is nothing to create (deploy/roles.sql).
-DO $$ BEGIN IF to_regnamespace('uuid_pipeline') IS NULL THEN CREATE SCHEMA uuid_pipeline; END IF; END $$;
+DO $$
+DECLARE
+    given record;
+BEGIN
+    IF to_regnamespace('uuid_pipeline') IS NULL THEN
+        CREATE SCHEMA uuid_pipeline;
+        -- What a default privilege gives on every schema, and on the tables in it, was not meant for this one.
+        FOR given IN SELECT DISTINCT pg_get_userbyid(a.grantee) AS role
+                     FROM pg_namespace n CROSS JOIN aclexplode(n.nspacl) a
+                     WHERE n.nspname = 'uuid_pipeline' AND a.grantee NOT IN (0, n.nspowner) LOOP
+            EXECUTE 'REVOKE ALL ON SCHEMA uuid_pipeline FROM ' || quote_ident(given.role);
+        END LOOP;
+    END IF;
+END $$;
 REVOKE ALL ON SCHEMA uuid_pipeline FROM PUBLIC;
 COMMENT ON SCHEMA uuid_pipeline IS 'Ledger of uuid-pipeline: id maps, executions, gates, batch journal, audit.';
 

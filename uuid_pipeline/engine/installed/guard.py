@@ -186,7 +186,7 @@ def _create_map(connection: Connection, entity: Entity) -> None:
     table = sql.table(SCHEMA, GUARDED + entity.name)
     like = "CREATE TABLE IF NOT EXISTS {table} (LIKE {map} INCLUDING DEFAULTS, UNIQUE (old_id))"
     sql.execute(connection, sql.compose(like, table=table, map=ledger.map_table(entity)))
-    ledger.bear_publication(connection, table)
+    ledger.keep_ours(connection, table)
     index = "CREATE INDEX IF NOT EXISTS {name} ON {table} (new_id)"
     sql.execute(connection, sql.compose(index, name=sql.name(f"{GUARDED}new_{entity.name}"), table=table))
 

@@ -90,7 +90,7 @@ def make_shelf(connection: Connection, kept: Shelf) -> None:
     )
     sql.execute(connection, statement)
     sql.execute(connection, sql.compose("CREATE INDEX ON {archive} (uuid_pipeline_ordinal)", archive=kept.relation))
-    ledger.bear_publication(connection, kept.relation)
+    ledger.keep_ours(connection, kept.relation)
     _note(connection, kept, places.read(connection, [kept.table.oid]))
 
 
