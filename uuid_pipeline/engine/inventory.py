@@ -1,7 +1,7 @@
 """The inventory: every row of every entity with its target id, its id class, and what people ask about it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -25,6 +25,10 @@ _SENT: dict[str, LiteralString] = {
     "size": "int8send(CASE WHEN abs(t.{column}::numeric) < 9e18 THEN round(t.{column}::numeric)::bigint END)",
     "title": "textsend(t.{column}::text)",
 }
+
+
+# Ids shown of what dangles, by reference.
+LISTED_IDS = 3
 
 
 @dataclass(frozen=True)
@@ -198,16 +202,33 @@ def _join_child_counts(store: Store, entity: Entity) -> sql.Composable:
     return sql.join(" ", joins)
 
 
-def _orphan_count(store: Store, reference: Reference) -> sql.Composable:
+def _orphans(store: Store, reference: Reference, wanted: LiteralString) -> sql.Composable:
     entity = store.entity(reference.entity)
     return sql.compose(
-        """SELECT count(*) FROM {table} r WHERE r.{column} IS NOT NULL
+        """SELECT {wanted} FROM {table} r WHERE r.{column} IS NOT NULL
            AND NOT EXISTS (SELECT FROM {target} t WHERE t.{key} = r.{column})""",
+        wanted=sql.Text(wanted).format(column=sql.name(reference.column)),
         table=sql.table(reference.table.schema, reference.table.name),
         column=sql.name(reference.column),
         target=sql.table(entity.table.schema, entity.table.name),
         key=sql.name(entity.key),
     )
+
+
+def named(connection: Connection, store: Store, found: Mapping[str, int]) -> str:
+    """References with their counts, for people: foreign keys with some of the ids that no row has, to look for them."""
+    by_name = {reference.name: reference for reference in store.references if reference.foreign_key is not None}
+    said = []
+    for name, count in sorted(found.items()):
+        ids: list[str] = []
+        if name in by_name:
+            statement = _orphans(store, by_name[name], "DISTINCT r.{column}::text AS id")
+            limited = sql.compose("{orphans} ORDER BY 1 LIMIT %(listed)s", orphans=statement)
+            ids = [row.id for row in sql.rows(connection, limited, {"listed": LISTED_IDS})]
+        said.append(
+            f"{name} {count}" + (f" ({', '.join(ids)}{', …' if len(ids) == LISTED_IDS else ''})" if ids else "")
+        )
+    return ", ".join(said)
 
 
 def orphans(connection: Connection, store: Store) -> dict[str, int]:
@@ -234,7 +255,7 @@ def dangling_by(connection: Connection, keys: Sequence[ForeignKey]) -> dict[str,
 
 def _counted(connection: Connection, store: Store, references: Sequence[Reference]) -> dict[str, int]:
     """Orphans of each of these, and of the foreign keys of several columns."""
-    found = {r.name: int(sql.scalar(connection, _orphan_count(store, r))) for r in references}
+    found = {r.name: int(sql.scalar(connection, _orphans(store, r, "count(*)"))) for r in references}
     return found | _dangling_whole(connection, store)
 
 

@@ -273,17 +273,18 @@ def _unwind(
 
 def _require_none_dangling(connection: Connection, stores: dict[str, Store]) -> None:
     """Raise RefusedError when a row refers by foreign key to what is not there: the replica role checks none."""
-    found: dict[str, int] = {}
+    said: set[str] = set()
     with connection.begin():
         for execution_id, store in stores.items():
             number = ledger.execution(connection, execution_id).assessment_no
-            found |= inventory.dangling(connection, store)
+            found = inventory.dangling(connection, store)
             found |= inventory.dangling_by(connection, coming_back.checked_keys(connection, store, number))
-    if found:
+            said |= {inventory.named(connection, store, {name: count}) for name, count in found.items()}
+    if said:
         raise RefusedError(
             "The rollback has ended, but rows refer by foreign key to others that are not there: "
-            + ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
-            + ". Compare these rows with your backup, and report this with the spec."
+            f"{', '.join(sorted(said))}. Where somebody wrote these ids past the keys' checks, put them right; "
+            "else compare these rows with your backup, and report this with the spec."
         )
 
 

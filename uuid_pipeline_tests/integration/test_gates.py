@@ -1,5 +1,6 @@
 """Gates bind: without this execution's own green gates no wave writes a row, whoever asks."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -378,7 +379,8 @@ def test_a_reference_to_an_old_id_dangles_in_the_wave_that_moved_it_unless_a_row
     assert events > 1
 
     tamper(incident, EVENTS_PUT_BACK)
-    assert said_of_dangling(incident, first) == f"dangling: events.document_id {events}"
+    [(old,)] = cycle.run_sql(incident, "SELECT old_id::text FROM uuid_pipeline.id_map_document WHERE ordinal = 1")
+    assert said_of_dangling(incident, first) == f"dangling: events.document_id {events} ({old})"
     assert said_of_dangling(incident, second).startswith("0 dangling")
 
     tamper(incident, DOCUMENT_PUT_BACK)
@@ -439,3 +441,26 @@ def test_rows_that_the_application_deleted_or_added_since_are_no_damage(incident
 
         next_work.join()
     cycle.assert_green(found)
+
+
+NOWHERE = "11111111-1111-4111-8111-111111111111"
+EVENT_OF_NOWHERE = """
+UPDATE upload_pipeline.events SET document_id = '11111111-1111-4111-8111-111111111111'
+WHERE event_id = (SELECT event_id FROM upload_pipeline.events ORDER BY event_id LIMIT 1)
+"""
+
+
+@pytest.mark.begins("migrated")
+def test_an_id_of_no_row_is_named_when_it_is_validated_and_when_it_is_rolled_back(incident: Engine) -> None:
+    """Somebody wrote it past the foreign key; putting it right is all that is wanted."""
+    tamper(incident, EVENT_OF_NOWHERE)
+    said = f"events.document_id 1 ({NOWHERE})"
+
+    [found] = [one for one in cycle.validate(incident) if one.gate == "whole_no_dangling_reference"]
+    assert found.finding == f"dangling: {said}"
+    assert "put that right and validate again" in found.remedy
+
+    with pytest.raises(RefusedError, match=re.escape(f"not there: {said}. Where somebody wrote these ids")):
+        cycle.roll_back(incident, SPEC)
+    right = "SELECT count(*) FROM upload_pipeline.events NATURAL JOIN upload_pipeline.documents"
+    assert cycle.run_sql(incident, right) == [(len(cycle.rows_of(incident)["events"]) - 1,)]

@@ -15,8 +15,10 @@ def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wav
 
     Without a foreign key it may hold the id of a document that the application deleted: no row has the new one either.
     """
-    left = {reference.name: _count_left_behind(connection, store, reference, wave) for reference in store.references}
-    return _judged("no_dangling_reference", {name: count for name, count in left.items() if count}, len(left), {})
+    counted = {reference.name: _count_left_behind(connection, store, reference, wave) for reference in store.references}
+    left = {name: count for name, count in counted.items() if count}
+    said = inventory.named(connection, store, left)
+    return _judged("no_dangling_reference", left, said, len(counted), {})
 
 
 def _count_left_behind(connection: Connection, store: Store, reference: Reference, wave: ledger.Wave) -> int:
@@ -129,7 +131,7 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
             deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
     left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
     counted = {name: n for name, n in deleted.items() if n}
-    return _judged("whole_no_dangling_reference", left, len(found), counted)
+    return _judged("whole_no_dangling_reference", left, inventory.named(connection, store, left), len(found), counted)
 
 
 def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
@@ -150,7 +152,7 @@ def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
     )
 
 
-def _judged(gate: str, left: dict[str, int], references: int, deleted: dict[str, int]) -> GateResult:
+def _judged(gate: str, left: dict[str, int], named: str, references: int, deleted: dict[str, int]) -> GateResult:
     said = f"0 dangling in {references} references"
     said += "".join(
         f"; {n} rows of {name} hold ids of rows that the application deleted or edited" for name, n in deleted.items()
@@ -159,8 +161,9 @@ def _judged(gate: str, left: dict[str, int], references: int, deleted: dict[str,
     return GateResult.of(
         gate,
         not left,
-        said if not left else "dangling: " + ", ".join(f"{name} {count}" for name, count in left.items()),
-        "roll back (uuid-pipeline rollback --all); then look at what writes these columns. A soft reference that may "
-        "hold ids of rows that merging leaves without a counterpart wants `orphans: keep` in the spec",
+        said if not left else f"dangling: {named}",
+        "look at what wrote these columns. Where it was a wrong id, put that right and validate again; else roll back "
+        "(uuid-pipeline rollback --all), which leaves ids of no row as they are. A soft reference that may hold ids of "
+        "rows that merging leaves without a counterpart wants `orphans: keep` in the spec",
         figures=figures,
     )
