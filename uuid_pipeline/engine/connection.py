@@ -61,8 +61,12 @@ _PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', 
 _NEVER_IDLE = "SELECT pg_catalog.set_config('idle_session_timeout', '0', false)"
 
 # A machine that is gone says no goodbye; the server is to notice within half a minute, since the lease lives that long.
+# A process that is gone the server notices only between statements, unless it is told to look, which not every system
+# allows: a statement would go on, and hold its locks, for nobody.
 _NOTICED = """
-SELECT pg_catalog.set_config('tcp_keepalives_idle', '10', false),
+SELECT CASE WHEN pg_catalog.version() OPERATOR(pg_catalog.!~*) 'mingw|visual c|windows' THEN
+           pg_catalog.set_config('client_connection_check_interval', '2s', false) END,
+       pg_catalog.set_config('tcp_keepalives_idle', '10', false),
        pg_catalog.set_config('tcp_keepalives_interval', '5', false),
        pg_catalog.set_config('tcp_keepalives_count', '3', false)
 """

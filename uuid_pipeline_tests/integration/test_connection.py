@@ -1,5 +1,7 @@
 """What a role has by default changes neither what our statements mean nor how long they may take."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -320,3 +322,30 @@ def test_two_that_make_the_ledgers_functions_at_once_do_not_collide(incident: En
         first.commit()
         second.result(timeout=30)
     other.dispose()
+
+
+SLEEPER = """
+import sys
+from sqlalchemy import text
+from uuid_pipeline.engine.connection import open_store
+with open_store(sys.argv[1]).connect() as connection:
+    connection.execute(text("SELECT pg_sleep(60)"))
+"""
+
+
+def test_a_statement_whose_process_is_gone_does_not_go_on(incident: Engine, incident_url: str) -> None:
+    """Else it would hold its locks for nobody: the server notices a lost client by itself only between statements."""
+    sleeping = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(60)%%' AND pid <> pg_backend_pid()"
+    process = subprocess.Popen([sys.executable, "-c", SLEEPER, incident_url])
+    try:
+        while not cycle.run_sql(incident, sleeping):
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+
+    until = time.monotonic() + 20
+    while cycle.run_sql(incident, sleeping) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert cycle.run_sql(incident, sleeping) == []
