@@ -172,7 +172,14 @@ _NO_TEXT = frozenset({"22021", _UNTRANSLATABLE})
 # A standby, or a session that is read-only whatever it asks for: not the store that the verb wants.
 _READ_ONLY = "25006"
 # What to do about the refusals that a user meets; others say it themselves.
+_CHANGED_SINCE = (
+    "It was dropped or renamed since the plan was made. What was committed stands. Put it back and run again; or take "
+    "back what has moved, which wants it no longer: uuid-pipeline rollback --all; or take it out of the spec (a "
+    "reference may be `optional: true`) and plan again."
+)
 _REMEDIES = {
+    "42P01": _CHANGED_SINCE,
+    "42703": _CHANGED_SINCE,
     "42501": "This role lacks a right that the verb needs: docs/roles.md says which role may do what. Connect as that "
     "one (UUID_PIPELINE_DATABASE_URL), or have the right granted.",
     "53100": "Make room on the server's disk, and run again: what was committed stands.",
@@ -219,6 +226,8 @@ def explained(error: Exception) -> PipelineError:
             f"The store holds text that is none in the encoding it is to be read in ({said}). Mend these rows first: "
             "server_encoding is the database's own, and SQL_ASCII takes any bytes."
         )
+    if state in ("42P01", "42703"):
+        said = said.partition(" LINE ")[0]  # what follows is of our own making
     remedy = _LEDGER_IS_GONE if 'relation "uuid_pipeline.' in said and state == "42P01" else _REMEDIES.get(str(state))
     return RefusedError(f"The store refused a statement: {said}" + (f". {remedy}" if remedy else ""))
 
