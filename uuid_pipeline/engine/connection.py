@@ -61,14 +61,21 @@ _PINNED_SINCE_17 = _PINNED.rstrip() + ", set_config('transaction_timeout', '0', 
 _NEVER_IDLE = "SELECT pg_catalog.set_config('idle_session_timeout', '0', false)"
 
 # A machine that is gone says no goodbye; the server is to notice within half a minute, since the lease lives that long.
-# A process that is gone the server notices only between statements, unless it is told to look, which not every system
-# allows: a statement would go on, and hold its locks, for nobody.
 _NOTICED = """
-SELECT CASE WHEN pg_catalog.version() OPERATOR(pg_catalog.!~*) 'mingw|visual c|windows' THEN
-           pg_catalog.set_config('client_connection_check_interval', '2s', false) END,
-       pg_catalog.set_config('tcp_keepalives_idle', '10', false),
+SELECT pg_catalog.set_config('tcp_keepalives_idle', '10', false),
        pg_catalog.set_config('tcp_keepalives_interval', '5', false),
        pg_catalog.set_config('tcp_keepalives_count', '3', false)
+"""
+# A process that is gone the server notices only between statements, unless it is told to look, which not every system
+# allows: a statement would go on, and hold its locks, for nobody.
+_MISSED = """
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('client_connection_check_interval', '2s', false);
+EXCEPTION WHEN invalid_parameter_value THEN
+    NULL;
+END
+$$
 """
 
 
@@ -136,6 +143,7 @@ def _outlast_pauses(driver: psycopg.Connection[Any], _: object) -> None:
     if not is_pooled(driver):
         driver.execute(_NEVER_IDLE)
         driver.execute(_NOTICED)
+        driver.execute(_MISSED)
     driver.autocommit = False
 
 
@@ -173,8 +181,8 @@ _NO_TEXT = frozenset({"22021", _UNTRANSLATABLE})
 _READ_ONLY = "25006"
 # What to do about the refusals that a user meets; others say it themselves.
 _CHANGED_SINCE = (
-    "It was dropped or renamed since the plan was made. What was committed stands. Put it back and run again; or take "
-    "back what has moved, which wants it no longer: uuid-pipeline rollback --all; or take it out of the spec (a "
+    "If it was dropped or renamed since the plan was made: what was committed stands. Put it back and run again; or "
+    "take back what has moved, which wants it no longer: uuid-pipeline rollback --all; or take it out of the spec (a "
     "reference may be `optional: true`) and plan again."
 )
 _REMEDIES = {
@@ -226,8 +234,8 @@ def explained(error: Exception) -> PipelineError:
             f"The store holds text that is none in the encoding it is to be read in ({said}). Mend these rows first: "
             "server_encoding is the database's own, and SQL_ASCII takes any bytes."
         )
-    if state in ("42P01", "42703"):
-        said = said.partition(" LINE ")[0]  # what follows is of our own making
+    if state in ("42P01", "42703") and isinstance(cause, psycopg.Error):
+        said = cause.diag.message_primary or said  # what follows is of our own making
     remedy = _LEDGER_IS_GONE if 'relation "uuid_pipeline.' in said and state == "42P01" else _REMEDIES.get(str(state))
     return RefusedError(f"The store refused a statement: {said}" + (f". {remedy}" if remedy else ""))
 

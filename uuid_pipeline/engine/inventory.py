@@ -224,10 +224,10 @@ def named(connection: Connection, store: Store, found: Mapping[str, int]) -> str
         if name in by_name:
             statement = _orphans(store, by_name[name], "DISTINCT r.{column}::text AS id")
             limited = sql.compose("{orphans} ORDER BY 1 LIMIT %(listed)s", orphans=statement)
-            ids = [row.id for row in sql.rows(connection, limited, {"listed": LISTED_IDS})]
-        said.append(
-            f"{name} {count}" + (f" ({', '.join(ids)}{', …' if len(ids) == LISTED_IDS else ''})" if ids else "")
-        )
+            ids = [row.id for row in sql.rows(connection, limited, {"listed": LISTED_IDS + 1})]
+            if len(ids) > LISTED_IDS:
+                ids[LISTED_IDS:] = ["…"]
+        said.append(f"{name} {count}" + (f" ({', '.join(ids)})" if ids else ""))
     return ", ".join(said)
 
 

@@ -17,7 +17,7 @@ from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import RefusedError
 
 SCHEMA = "uuid_pipeline"
-VERSION = 6
+VERSION = 7
 
 # The legal moves of an execution. A status not named as a key is final.
 #   approved            a plan was approved; nothing has moved
@@ -80,7 +80,12 @@ class Assessment:
 
 def exists(connection: Connection) -> bool:
     """Whether this store has a ledger."""
-    return bool(sql.scalar(connection, "SELECT to_regclass('uuid_pipeline.ledger') IS NOT NULL"))
+    return is_table(connection, sql.table(SCHEMA, "ledger"))
+
+
+def is_table(connection: Connection, name: sql.Composable) -> bool:
+    """Whether a table or view of this name is there."""
+    return bool(sql.scalar(connection, "SELECT to_regclass(%(name)s) IS NOT NULL", {"name": sql.shown(name)}))
 
 
 def create(connection: Connection, store: Store) -> None:
@@ -94,9 +99,9 @@ def create(connection: Connection, store: Store) -> None:
     ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()
     if not exists(connection):
         _require_room(connection)
-        _require_unpublished(connection, store)
+        require_unpublished(connection, store)
         connection.exec_driver_sql(ddl)
-        _revoke_unasked(connection, None)
+        revoke_unasked(connection, None)
     require_version(connection)
     if is_owner(connection):
         for entity in store.entities:
@@ -136,8 +141,11 @@ GROUP BY p.pubname ORDER BY 1
 """
 
 
-def _require_unpublished(connection: Connection, store: Store) -> None:
-    """A subscriber that lacks a published table stops there, and gets nothing any more that comes after it."""
+def require_unpublished(connection: Connection, store: Store) -> None:
+    """Raise RefusedError where a subscriber may get our tables, which each plan makes some of.
+
+    One that lacks a published table stops there, and gets nothing any more that comes after it.
+    """
     allowed = store.spec.ledger_in_publications
     for row in sql.rows(connection, _PUBLISHES_EVERYTHING, {"allowed": allowed}):
         raise RefusedError(
@@ -167,6 +175,7 @@ def require_owner(connection: Connection) -> None:
 def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:
     """The id map and inventory of one entity, partitioned by assessment so that an old one is dropped at once."""
     id_map, inventory = map_table(entity), inventory_table(entity)
+    new = [table for table in (id_map, inventory) if not is_table(connection, table)]
     key_type = _typed(entity)
     parent_type = _typed(store.entity(entity.parent)) if entity.parent else sql.Text("text")
     sql.execute(
@@ -195,6 +204,8 @@ def _create_typed(connection: Connection, store: Store, entity: Entity) -> None:
             parent_type=parent_type,
         ),
     )
+    for table in new:
+        keep_ours(connection, table)
     for table in (id_map, inventory):
         actual = sql.scalar(
             connection,
@@ -279,7 +290,7 @@ def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: in
 _GIVEN_UNASKED = """
 SELECT DISTINCT c.relname AS name, a.grantee = 0 AS everybody, pg_get_userbyid(a.grantee) AS role
 FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
-WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind IN ('r', 'p') AND a.grantee <> c.relowner
+WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND a.grantee <> c.relowner
   AND (c.oid = to_regclass(%(table)s::text) OR %(table)s::text IS NULL)
   AND NOT EXISTS (SELECT FROM pg_default_acl d CROSS JOIN aclexplode(d.defaclacl) g
                   WHERE d.defaclnamespace = c.relnamespace AND d.defaclobjtype = 'r' AND g.grantee = a.grantee)
@@ -292,10 +303,10 @@ def keep_ours(connection: Connection, table: sql.Composable) -> None:
     A publication FOR ALL TABLES refuses to let rows of one be changed that has neither primary key nor this identity.
     """
     sql.execute(connection, sql.compose("ALTER TABLE {table} REPLICA IDENTITY FULL", table=table))
-    _revoke_unasked(connection, sql.shown(table))
+    revoke_unasked(connection, sql.shown(table))
 
 
-def _revoke_unasked(connection: Connection, table: str | None) -> None:
+def revoke_unasked(connection: Connection, table: str | None) -> None:
     """Of one table, or of all that there are, while all are new."""
     for given in sql.rows(connection, _GIVEN_UNASKED, {"table": table}):
         role = sql.Text("PUBLIC") if given.everybody else sql.name(given.role)
@@ -611,14 +622,15 @@ def set_wave_status(connection: Connection, wave_name: str, status: str) -> None
 ERASED_A_USER = "erased a user"
 
 
-def erased_since(connection: Connection, moment: datetime) -> str | None:
-    """The day on which a user with documents in an id map was last erased since a moment; None when nobody was."""
+def erased_since(connection: Connection, moment: datetime, tables: str) -> str | None:
+    """The day on which a user was last erased since a moment, with rows of ``tables`` (a regular expression over names
+    of the ledger's); None when nobody was."""
     day = sql.scalar(
         connection,
         """SELECT max(at)::date::text FROM uuid_pipeline.audit
            WHERE action = %(deed)s AND at > %(moment)s
-             AND EXISTS (SELECT FROM jsonb_object_keys(detail->'deleted') k WHERE k ~ '^(id_map|archive)_')""",
-        {"deed": ERASED_A_USER, "moment": moment},
+             AND EXISTS (SELECT FROM jsonb_object_keys(detail->'deleted') k WHERE k ~ %(tables)s)""",
+        {"deed": ERASED_A_USER, "moment": moment, "tables": tables},
     )
     return None if day is None else str(day)
 

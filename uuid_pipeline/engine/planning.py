@@ -232,20 +232,40 @@ def _risks(store: Store, assessment: ledger.Assessment) -> list[str]:
 
 
 def _large_documents(connection: Connection, store: Store, number: int) -> list[str]:
-    """A document moves whole, in one transaction, however many rows it has."""
-    return [
-        f"{root.name} {row.key} has {row.children} rows below it, more than a batch wants ({store.spec.batch_rows}): "
-        "they move in one transaction, and writers who meet it wait for that long"
-        for root in store.roots
-        for row in sql.rows(
-            connection,
-            sql.compose(
-                """SELECT key::text AS key, children FROM {inventory} WHERE assessment_no = %(no)s
-                   AND children > %(batch_rows)s AND quarantined IS NULL ORDER BY children DESC, key LIMIT 3""",
-                inventory=ledger.inventory_table(root),
-            ),
-            {"no": number, "batch_rows": store.spec.batch_rows},
+    """A document moves whole, its cluster with it, in one transaction, however many rows there are below it."""
+    mapped = [
+        sql.compose("SELECT ordinal FROM {map} WHERE assessment_no = %(no)s", map=ledger.map_table(entity))
+        for entity in store.entities
+    ]
+    keys = [
+        sql.compose(
+            "SELECT ordinal, old_id::text AS key, {name} AS entity FROM {map} "
+            "WHERE assessment_no = %(no)s AND role <> 'merge'",
+            map=ledger.map_table(root),
+            name=sql.literal(root.name),
         )
+        for root in store.roots
+    ]
+    found = sql.rows(
+        connection,
+        sql.compose(
+            """WITH large AS (
+                   SELECT ordinal, count(*) AS n, count(*) OVER () AS documents FROM ({mapped}) m
+                   GROUP BY ordinal HAVING count(*) > %(batch_rows)s ORDER BY n DESC, ordinal LIMIT 3)
+               SELECT k.entity, k.key, large.n, large.documents FROM large JOIN ({keys}) k USING (ordinal)
+               ORDER BY n DESC, ordinal""",
+            mapped=sql.join(" UNION ALL ", mapped),
+            keys=sql.join(" UNION ALL ", keys),
+        ),
+        {"no": number, "batch_rows": store.spec.batch_rows},
+    )
+    if not found:
+        return []
+    more = found[0].documents - len(found)
+    named = ", ".join(f"{row.entity} {row.key} ({row.n} rows)" for row in found) + (f" and {more} more" if more else "")
+    return [
+        f"larger than a batch ({store.spec.batch_rows} rows) by itself: {named}; each moves in one transaction, and "
+        "writers who meet it wait for that long"
     ]
 
 
@@ -336,7 +356,7 @@ def stale_reason(connection: Connection, store: Store, plan: Plan) -> str | None
         "SELECT started_at FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s",
         {"no": plan.assessment_no},
     )
-    if ledger.erased_since(connection, begun) is not None:
+    if ledger.erased_since(connection, begun, f"^id_map_.*_{plan.assessment_no}$") is not None:
         return "a user was erased since, and with their documents a part of the id map"
     return None
 

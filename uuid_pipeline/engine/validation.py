@@ -68,7 +68,7 @@ def _moved(connection: Connection, execution: ledger.Execution) -> bool:
 
 
 def _require_not_erased(connection: Connection, execution: ledger.Execution) -> None:
-    since = ledger.erased_since(connection, execution.approved_at)
+    since = ledger.erased_since(connection, execution.approved_at, "^(id_map|archive)_")
     if since is not None:
         raise RefusedError(
             f"A user was erased on {since}, and with their rows the state before execution {execution.execution_id} is "

@@ -33,6 +33,7 @@ def store_profile(
         with open_workshop() as workshop:
             tried = analysis.analyse(engine, bound, workshop, earlier, run)
         with engine.begin() as connection:
+            ledger.require_unpublished(connection, bound)
             searched = references.as_data(references.search(connection, bound))
             found = profile.describe(connection, bound) | {"search": searched, "constraint_analysis": tried}
             digest = catalog.digest(catalog.snapshot(connection, bound.catalog))

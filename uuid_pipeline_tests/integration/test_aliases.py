@@ -24,7 +24,7 @@ from uuid_pipeline.engine.batches import batch, writing
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import SoftReference, parse_spec
+from uuid_pipeline.spec import EntitySpec, SoftReference, parse_spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 
@@ -442,8 +442,14 @@ def test_default_privileges_open_nothing_of_ours_before_readers_are_let_in_or_af
     assert cycle.run_sql(fresh, "SELECT has_schema_privilege('authenticated', 'uuid_pipeline', 'USAGE')") == [(True,)]
     assert cycle.run_sql(fresh, opened, other=other) == []
 
-    # Parts of another assessment, made while the schema is open to those who may ask for ids.
+    # Parts of another assessment, and maps of another entity, made while those who may ask for ids may use the schema.
     assert cycle.assess_and_plan(fresh, SPEC).assessment_no > execution.assessment_no
+    job = EntitySpec(table="upload_jobs", key="job_id", parent="document", identity="{document_id}:{state}")
+    wider = SPEC.model_copy(update={"entities": {**SPEC.entities, "job": job}})
+    with fresh.begin() as connection:
+        ledger.create(connection, cycle.bound(connection, wider))
+    made = "SELECT to_regclass('uuid_pipeline.id_map_job') IS NOT NULL"
+    assert cycle.run_sql(fresh, made) == [(True,)]
     assert cycle.run_sql(fresh, opened, other=other) == []
 
 

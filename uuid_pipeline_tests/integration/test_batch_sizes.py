@@ -1,5 +1,6 @@
 """Batches: about as many rows each as the spec says, be they of many small documents or of a few large ones."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -72,14 +73,54 @@ def test_no_batch_has_more_rows_than_wanted_but_those_of_one_document(books: Eng
         assert len(found) < 2 * (600 * 2 / BATCH_ROWS + len(LARGE))
 
 
-def test_the_plan_names_the_documents_that_are_larger_than_a_batch(books: Engine) -> None:
+def test_the_plan_names_the_largest_documents_that_are_larger_than_a_batch(books: Engine) -> None:
     plan = cycle.assess_and_plan(books, BOOKS)
 
-    large = [risk for risk in plan.content["risks"] if "more than a batch wants" in risk]
-    assert len(large) == 3
-    keys = {str(row["id"]) for row in cycle.rows_of(books, "shop")["books"] if int(str(row["code"])) in LARGE}
-    assert {risk.split()[1] for risk in large} <= keys
-    assert all("has 300 rows below it" in risk for risk in large)
+    [large] = [risk for risk in plan.content["risks"] if risk.startswith("larger than a batch (100 rows) by itself: ")]
+    named = re.findall(r"book ([0-9a-f-]{36}) \(301 rows\)", large)
+    keys = {row["id"] for row in cycle.rows_of(books, "shop")["books"] if int(str(row["code"])) in LARGE}
+    assert len(named) == 3
+    assert set(named) < keys
+    assert f" and {len(LARGE) - 3} more; each moves in one transaction" in large
+
+
+def test_rows_of_every_level_below_a_document_and_of_its_twins_count(books: Engine) -> None:
+    """They move with it: twenty lines on each of six pages; and a document's twin with as many pages as a batch has."""
+    cycle.run_sql(
+        books,
+        """CREATE TABLE shop.lines (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), page uuid REFERENCES shop.pages,
+                                    number int);
+           DELETE FROM shop.pages WHERE book IN (SELECT id FROM shop.books WHERE code > 300);
+           DELETE FROM shop.books WHERE code > 300;
+           INSERT INTO shop.pages (book, number) SELECT id, n FROM shop.books, generate_series(2, 6) n WHERE code = 7;
+           INSERT INTO shop.lines (page, number) SELECT p.id, n FROM shop.pages p JOIN shop.books b ON b.id = p.book,
+               generate_series(1, 20) n WHERE b.code = 7;
+           ALTER TABLE shop.books DROP CONSTRAINT books_code_key;
+           INSERT INTO shop.books (code) VALUES (8);
+           INSERT INTO shop.pages (book, number) SELECT id, n + 1000 * row_number() OVER (ORDER BY id)
+           FROM shop.books, generate_series(2, 61) n WHERE code = 8""",
+    )
+    line = BOOKS.entities["page"].model_copy(
+        update={"table": "lines", "parent": "page", "identity": "{page}:{number}"},
+    )
+    spec = BOOKS.model_copy(update={"entities": {**BOOKS.entities, "line": line}})
+
+    plan = cycle.assess_and_plan(books, spec)
+
+    [large] = [risk for risk in plan.content["risks"] if risk.startswith("larger than a batch")]
+    assert sorted(re.findall(r"book \S+ \((\d+) rows\)", large)) == ["123", "127"]
+
+
+def test_the_few_documents_that_came_since_are_swept_in_one_batch(books: Engine) -> None:
+    """However few they are beside all those of the store."""
+    execution = cycle.approve(books, BOOKS, cycle.assess_and_plan(books, BOOKS).plan_id)
+    cycle.migrate_waves(books, BOOKS, slice(None))
+    cycle.run_sql(books, "INSERT INTO shop.books (code) SELECT n FROM generate_series(1001, 1030) n")
+
+    cycle.finish(books, BOOKS, execution)
+
+    swept = "SELECT last_ordinal - first_ordinal + 1 FROM uuid_pipeline.batches WHERE wave LIKE '%%sweep%%'"
+    assert cycle.run_sql(books, swept) == [(30,)]
 
 
 SPANS = [[(1, 1)], [(1, 600)], [(1, 7), (9, 299), (305, 305), (307, 600)], [(2, 599), (601, 640)]]

@@ -150,7 +150,7 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
     assert told.message.startswith("The connection to the store was lost (")
     assert "run again" in told.message
     assert told.exit_code == 2
-    gone = 'The store refused a statement: column "no_such_column" does not exist. It was dropped or renamed since'
+    gone = 'The store refused a statement: column "no_such_column" does not exist. If it was dropped or renamed since'
     assert explained(refused.value).message.startswith(gone)
     assert explained(refused.value).exit_code == 1
     assert explained(dropped.value).message.endswith(

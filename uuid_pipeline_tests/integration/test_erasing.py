@@ -166,6 +166,26 @@ def test_a_plan_that_waits_for_approval_must_be_made_again_and_is_not_approved(i
     cycle.run_all(incident, SPEC)
 
 
+@pytest.mark.begins("migrated")
+def test_a_plan_that_has_none_of_the_users_documents_may_be_approved(incident: Engine) -> None:
+    users = [str(row["user_id"]) for row in cycle.rows_of(incident)["documents"]]
+    gone, stays = users[0], next(user for user in users if user != users[0])
+    cycle.run_sql(
+        incident,
+        """INSERT INTO upload_pipeline.documents
+               (document_id, user_id, filename, mime, bytes_len, file_sha256, raw_path)
+           SELECT gen_random_uuid(), user_id, 'new', mime, bytes_len, repeat('b', 64), 'new'
+           FROM upload_pipeline.documents WHERE user_id = %(stays)s LIMIT 1""",
+        stays=stays,
+    )
+    plan = cycle.assess_and_plan(incident, SPEC)
+
+    done = erase(incident, gone)
+
+    assert not any(plan.plan_id in one for one in done.consequences)
+    assert cycle.approve(incident, SPEC, plan.plan_id).status == "approved"
+
+
 def test_a_spec_without_an_owner_cannot_tell_whose_documents_are_whose(empty_store: Engine) -> None:
     shop.build(empty_store)
     with pytest.raises(UsageError, match=r"describe\.owner"):

@@ -75,6 +75,10 @@ def test_the_ledger_is_not_made_where_a_subscriber_may_get_it_who_knows_nothing_
         allowed = shop.SPEC.model_copy(update={"ledger_in_publications": ["everything"]})
         assert ledger_made(store, allowed) is None
 
+        # Each plan makes tables of ours: what streams them may have come since the ledger did.
+        with store.begin() as connection, pytest.raises(RefusedError, match=r"ledger_in_publications: \[everything\]"):
+            ledger.require_unpublished(connection, cycle.bound(connection, shop.SPEC))
+
         cycle.run_sql(store, "DROP SCHEMA uuid_pipeline CASCADE")
         cycle.run_sql(store, "DROP PUBLICATION everything")
         cycle.run_sql(store, "CREATE PUBLICATION everything FOR TABLES IN SCHEMA shop")

@@ -236,7 +236,7 @@ def test_a_schema_of_another_kind_goes_there_and_back_and_there_again(library: E
         """SELECT count(*) FILTER (WHERE direction = 'forward'), count(*) FILTER (WHERE direction = 'back')
            FROM uuid_pipeline.batches""",
     )
-    assert forward == 2 * back > 2 * 3
+    assert forward > back > 3
 
 
 def test_afterwards_each_foreign_key_does_what_it_says(library: Engine) -> None:

@@ -117,8 +117,10 @@ def given_up_after(seconds: float, store: Engine) -> Iterator[None]:
                 WHERE datname = current_database() AND pid <> pg_backend_pid()"""
     timer = threading.Timer(seconds, cycle.run_sql, [store, cancel])
     timer.start()
-    yield
-    timer.cancel()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def test_ids_held_early_are_looked_for_in_one_pass_over_such_values(lists: Engine) -> None:

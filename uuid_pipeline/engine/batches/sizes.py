@@ -23,10 +23,10 @@ BATCHES_CUT_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Size:
-    """By the average of the whole store: documents a batch, and rows of all tables for each row of the id map."""
+    """By the average of the whole store: documents a batch, and rows of all tables for each row of an entity."""
 
     documents: int
-    rows_a_mapped_row: float
+    rows_an_entity_row: float
 
 
 def read(connection: Connection, store: Store, wave: ledger.Wave) -> Size:
@@ -54,12 +54,9 @@ def read(connection: Connection, store: Store, wave: ledger.Wave) -> Size:
         )
     )
     connection.rollback()
-    mapped_a_document = mapped / max(documents, 1)
-    rows_a_document = max(total / max(roots, 1), mapped_a_document, 1.0)
-    return Size(
-        max(1, int(store.spec.batch_rows / rows_a_document)),
-        rows_a_document / mapped_a_document if mapped_a_document else 1.0,
-    )
+    rows_a_document = max(total / max(roots, 1), mapped / max(documents, 1), 1.0)
+    of_entities = sum(rows[entity.table.oid] for entity in store.entities)
+    return Size(max(1, int(store.spec.batch_rows / rows_a_document)), total / max(of_entities, 1) if total else 1.0)
 
 
 def _unanalyzed(connection: Connection, table: Table) -> int:
@@ -119,7 +116,7 @@ def _cut(connection: Connection, store: Store, wave: ledger.Wave, size: Size, sp
         {
             "first": span[0],
             "last": span[1],
-            "rows": size.rows_a_mapped_row,
+            "rows": size.rows_an_entity_row,
             "batch_rows": store.spec.batch_rows,
         },
     )

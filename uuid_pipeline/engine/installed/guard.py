@@ -184,9 +184,11 @@ ON CONFLICT (entity) DO UPDATE SET mode = excluded.mode, hashing = excluded.hash
 
 def _create_map(connection: Connection, entity: Entity) -> None:
     table = sql.table(SCHEMA, GUARDED + entity.name)
+    new = not ledger.is_table(connection, table)
     like = "CREATE TABLE IF NOT EXISTS {table} (LIKE {map} INCLUDING DEFAULTS, UNIQUE (old_id))"
     sql.execute(connection, sql.compose(like, table=table, map=ledger.map_table(entity)))
-    ledger.keep_ours(connection, table)
+    if new:
+        ledger.keep_ours(connection, table)
     index = "CREATE INDEX IF NOT EXISTS {name} ON {table} (new_id)"
     sql.execute(connection, sql.compose(index, name=sql.name(f"{GUARDED}new_{entity.name}"), table=table))
 

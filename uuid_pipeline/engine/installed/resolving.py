@@ -394,7 +394,11 @@ def _embedded(reference: Reference) -> sql.Composable:
     element = kind.removesuffix("[]").split("(")[0]
     fits = sql.compose("e.current_id ~ {form}", form=sql.literal(CANONICAL_UUID))
     rewrite = sql.compose(
-        _IN_ARRAY, column=column, type=cast_type(kind), fits=fits if element == "uuid" else sql.Text("true")
+        # Without a length: cast to one, a longer id would be cut short; assigned, it is refused.
+        _IN_ARRAY,
+        column=column,
+        type=cast_type(f"{element}[]"),
+        fits=fits if element == "uuid" else sql.Text("true"),
     )
     ids = sql.compose("unnest(NEW.{column}::text[])", column=column)
     return sql.compose(_MANY, column=column, held=held, place=place, ids=ids, rewrite=rewrite, cast=sql.Text(""))
