@@ -13,6 +13,8 @@ from uuid_pipeline.engine import ledger, mapping, signals, sql
 from uuid_pipeline.engine.altered import vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
 from uuid_pipeline.engine.backups import backup_gate
+from uuid_pipeline.engine.batches import sizes
+from uuid_pipeline.engine.batches.locks import FORWARD
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.plans import approach, risk_findings, risks, speed, written_ids
@@ -233,10 +235,6 @@ def _risks(store: Store, assessment: ledger.Assessment) -> list[str]:
 
 def _large_documents(connection: Connection, store: Store, number: int) -> list[str]:
     """A document moves whole, its cluster with it, in one transaction, however many rows there are below it."""
-    mapped = [
-        sql.compose("SELECT ordinal FROM {map} WHERE assessment_no = %(no)s", map=ledger.map_table(entity))
-        for entity in store.entities
-    ]
     keys = [
         sql.compose(
             "SELECT ordinal, old_id::text AS key, {name} AS entity FROM {map} "
@@ -250,11 +248,11 @@ def _large_documents(connection: Connection, store: Store, number: int) -> list[
         connection,
         sql.compose(
             """WITH large AS (
-                   SELECT ordinal, count(*) AS n, count(*) OVER () AS documents FROM ({mapped}) m
+                   SELECT ordinal, count(*) AS n, count(*) OVER () AS documents FROM {rows} r
                    GROUP BY ordinal HAVING count(*) > %(batch_rows)s ORDER BY n DESC, ordinal LIMIT 3)
                SELECT k.entity, k.key, large.n, large.documents FROM large JOIN ({keys}) k USING (ordinal)
                ORDER BY n DESC, ordinal""",
-            mapped=sql.join(" UNION ALL ", mapped),
+            rows=sizes.rows_by_ordinal(store, number, FORWARD, "true"),
             keys=sql.join(" UNION ALL ", keys),
         ),
         {"no": number, "batch_rows": store.spec.batch_rows},

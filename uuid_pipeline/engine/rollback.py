@@ -175,21 +175,23 @@ class _Done:
     number: int
     wave: str
     span: Ordinals
+    wrote: bool
 
 
 def _stack(connection: Connection, waves: Sequence[ledger.Wave]) -> list[_Done] | None:
     """The batches of these waves that are still to be undone, the last first; None where some were not undone whole."""
     rows = sql.rows(
         connection,
-        """SELECT batch_no, wave, direction, first_ordinal, last_ordinal FROM uuid_pipeline.batches
-           WHERE wave = ANY(%(waves)s) ORDER BY batch_no""",
+        """SELECT batch_no, wave, direction, first_ordinal, last_ordinal,
+                  jsonb_path_exists(moved, '$.** ? (@.type() == "number" && @ != 0)') AS wrote
+           FROM uuid_pipeline.batches WHERE wave = ANY(%(waves)s) ORDER BY batch_no""",
         {"waves": [wave.wave for wave in waves]},
     )
     left: dict[str, list[_Done]] = {wave.wave: [] for wave in waves}
     for row in rows:
         span = (row.first_ordinal, row.last_ordinal)
         if row.direction == batch.FORWARD.name:
-            left[row.wave].append(_Done(row.batch_no, row.wave, span))
+            left[row.wave].append(_Done(row.batch_no, row.wave, span, row.wrote))
         elif not left[row.wave] or left[row.wave].pop().span != span:
             return None
     return sorted((done for stack in left.values() for done in stack), key=lambda done: done.number, reverse=True)
@@ -234,10 +236,11 @@ def _require_order(connection: Connection, store: Store, waves: Sequence[ledger.
 
 
 def _batch_spans(stack: Sequence[_Done]) -> dict[str, tuple[int, int]]:
-    """By wave its first and last batch of these."""
+    """By wave its first and last batch of these; one that met a busy document, and wrote nothing, hangs on none."""
     numbers: dict[str, list[int]] = {}
     for done in stack:
-        numbers.setdefault(done.wave, []).append(done.number)
+        if done.wrote:
+            numbers.setdefault(done.wave, []).append(done.number)
     return {wave: (min(found), max(found)) for wave, found in numbers.items()}
 
 

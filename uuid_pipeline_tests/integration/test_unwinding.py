@@ -136,6 +136,29 @@ def test_a_rollback_that_was_interrupted_goes_on_where_it_was(papers: Engine, sp
     assert rows_of(papers) == before
 
 
+def test_a_document_that_stays_busy_keeps_no_wave_from_going_back(papers: Engine, spec: Spec) -> None:
+    """Each look at it is a batch, later than those of the other waves; it writes nothing."""
+    paper = spec.entities["paper"].model_copy(update={"busy": "nr = 3"})
+    patient = spec.model_copy(update={"entities": {"paper": paper}})
+    before = rows_of(papers)
+    execution = cycle.approve(papers, patient, cycle.assess_and_plan(papers, patient).plan_id)
+    waves = cycle.waves_of(papers, execution)
+    for wave in waves:
+        cycle.migrate(papers, patient, wave)
+        cycle.assert_green(cycle.check_wave(papers, patient, wave))
+    [(busy,)] = cycle.run_sql(papers, "SELECT DISTINCT wave FROM uuid_pipeline.unmoved WHERE reason = 'busy'")
+    assert busy != waves[-1].wave
+    cycle.migrate(papers, patient, next(wave for wave in waves if wave.wave == busy))
+    [(last,)] = cycle.run_sql(papers, "SELECT wave FROM uuid_pipeline.batches ORDER BY batch_no DESC LIMIT 1")
+    assert last == busy
+
+    for wave in reversed(waves):
+        cycle.roll_back(papers, patient, wave.wave)
+        assert dangling(papers) == {}
+
+    assert rows_of(papers) == before
+
+
 def test_a_wave_that_others_were_written_after_is_refused_with_the_order_and_goes_back_in_it(
     papers: Engine, spec: Spec
 ) -> None:

@@ -5,13 +5,14 @@ Writers wait as long as a batch takes. Documents uploaded together lie side by s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches.lanes import Ordinals
-from uuid_pipeline.engine.batches.locks import map_part
+from uuid_pipeline.engine.batches.locks import BACK, FORWARD, Direction, map_part
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.store import Store
 
@@ -23,10 +24,11 @@ BATCHES_CUT_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Size:
-    """By the average of the whole store: documents a batch, and rows of all tables for each row of an entity."""
+    """By the average of the whole store: documents a batch; and by how much the rows of a batch that can be counted
+    must be multiplied for those that cannot, in tables that hold ids in text, arrays or JSON alone."""
 
     documents: int
-    rows_an_entity_row: float
+    uncounted: float
 
 
 def read(connection: Connection, store: Store, wave: ledger.Wave) -> Size:
@@ -55,8 +57,10 @@ def read(connection: Connection, store: Store, wave: ledger.Wave) -> Size:
     )
     connection.rollback()
     rows_a_document = max(total / max(roots, 1), mapped / max(documents, 1), 1.0)
-    of_entities = sum(rows[entity.table.oid] for entity in store.entities)
-    return Size(max(1, int(store.spec.batch_rows / rows_a_document)), total / max(of_entities, 1) if total else 1.0)
+    countable = {entity.table.oid for entity in store.entities}
+    countable |= {reference.table.oid for reference in store.references if reference.form == "key"}
+    known = sum(count for oid, count in rows.items() if oid in countable)
+    return Size(max(1, int(store.spec.batch_rows / rows_a_document)), total / known if known else 1.0)
 
 
 def _unanalyzed(connection: Connection, table: Table) -> int:
@@ -70,7 +74,7 @@ def next_batches(
     """The next batches of these spans, in order, and the spans that are left after them."""
     (first, last), *rest = spans
     end = min(last, first + size.documents * BATCHES_CUT_AT_ONCE - 1)
-    batches = _cut(connection, store, wave, size, (first, end))
+    batches = _cut(connection, store, wave, size, (first, end), FORWARD)
     if end < last:
         # What is cut off at the end may be a small one; it is cut again, with what comes after it.
         if len(batches) > 1:
@@ -85,7 +89,7 @@ def last_batches(
     """The last batches of these spans, in order, and the spans that are left before them."""
     *rest, (first, last) = spans
     begin = max(first, last - size.documents * BATCHES_CUT_AT_ONCE + 1)
-    batches = _cut(connection, store, wave, size, (begin, last))
+    batches = _cut(connection, store, wave, size, (begin, last), BACK)
     if begin > first:
         if len(batches) > 1:
             begin = batches.pop(0)[1] + 1
@@ -93,32 +97,52 @@ def last_batches(
     return batches, rest
 
 
+def rows_by_ordinal(store: Store, assessment_no: int, direction: Direction, which: LiteralString) -> sql.Composable:
+    """A subquery with an ordinal for each row that its document takes along, by map and foreign keys as they are now.
+
+    ``which`` is a condition on the row ``m`` of the id map. What holds ids in text, arrays or JSON is not in it.
+    """
+    own = {entity.table.oid for entity in store.entities}
+    mapped = [
+        sql.compose(
+            "SELECT m.ordinal FROM {part} m WHERE {which}",
+            part=map_part(entity.name, assessment_no),
+            which=sql.Text(which),
+        )
+        for entity in store.entities
+    ]
+    referring = [
+        sql.compose(
+            "SELECT m.ordinal FROM {part} m JOIN {table} t ON t.{column} = m.{source} WHERE {which}",
+            part=map_part(reference.entity, assessment_no),
+            table=sql.table(reference.table.schema, reference.table.name),
+            column=sql.name(reference.column),
+            source=sql.name(direction.source),
+            which=sql.Text(which),
+        )
+        for reference in store.references
+        if reference.form == "key" and reference.table.oid not in own
+    ]
+    return sql.compose("({parts})", parts=sql.join(" UNION ALL ", [*mapped, *referring]))
+
+
 # A batch ends with the document that fills it: it has no more rows than wanted but those of one document.
 _FIRSTS = """
-WITH counted AS (SELECT ordinal, count(*) AS n FROM ({mapped}) m GROUP BY ordinal),
-summed AS (SELECT ordinal, (sum(n) OVER (ORDER BY ordinal) - n) * %(rows)s::float AS before FROM counted)
+WITH counted AS (SELECT ordinal, count(*) AS n FROM {rows} r GROUP BY ordinal),
+summed AS (SELECT ordinal, (sum(n) OVER (ORDER BY ordinal) - n) * %(more)s::float AS before FROM counted)
 SELECT min(ordinal) AS first FROM summed GROUP BY floor(before / %(batch_rows)s) ORDER BY 1
 """
 
 
-def _cut(connection: Connection, store: Store, wave: ledger.Wave, size: Size, span: Ordinals) -> list[Ordinals]:
-    """The batches of one span, by the rows that the id map has of each document; of other tables by the average."""
-    mapped = [
-        sql.compose(
-            "SELECT ordinal FROM {part} WHERE ordinal BETWEEN %(first)s AND %(last)s",
-            part=map_part(entity.name, wave.assessment_no),
-        )
-        for entity in store.entities
-    ]
+def _cut(
+    connection: Connection, store: Store, wave: ledger.Wave, size: Size, span: Ordinals, direction: Direction
+) -> list[Ordinals]:
+    """The batches of one span, by the rows of each document."""
+    rows = rows_by_ordinal(store, wave.assessment_no, direction, "m.ordinal BETWEEN %(first)s AND %(last)s")
     found = sql.rows(
         connection,
-        sql.Text(_FIRSTS).format(mapped=sql.join(" UNION ALL ", mapped)),
-        {
-            "first": span[0],
-            "last": span[1],
-            "rows": size.rows_an_entity_row,
-            "batch_rows": store.spec.batch_rows,
-        },
+        sql.Text(_FIRSTS).format(rows=rows),
+        {"first": span[0], "last": span[1], "more": size.uncounted, "batch_rows": store.spec.batch_rows},
     )
     connection.rollback()
     # Ordinals that no row has any more belong to the batch before them.
