@@ -52,7 +52,14 @@ def show_inventory(session: Session, answer: Answer, outcome: Outcome) -> None:
         aside = inventory.quarantined(connection, session.store, assessment.assessment_no)
         of_aside = inventory.quarantined_counts(connection, session.store, assessment.assessment_no)
         classes = inventory.id_classes(connection, session.store, assessment.assessment_no)
-    answer.data["inventory"] = {**asdict(summary), "consistency": summary.consistency}
+    roots = [root.name for root in session.store.roots]
+    answer.data["inventory"] = {
+        **asdict(summary), "consistency": summary.consistency,
+        # What each row has is counted of every kind of document; who has it, and what is below it, of the main one.
+        "documents": sum(sum(classes[root].values()) for root in roots),
+        **{name: sum(classes[root].get(name, 0) for root in roots) for name in ("deterministic", "random", "stray")},
+        "quarantined": sum(of_aside.get(root, 0) for root in roots),
+    }  # fmt: skip
     answer.data["id_classes"] = classes
     answer.data["quarantined"] = aside
     answer.data["quarantined_found"] = of_aside

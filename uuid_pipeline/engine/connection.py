@@ -216,8 +216,8 @@ def explained(error: Exception) -> PipelineError:
         return ConnectionLostError(f"The server takes no further connection of ours ({said}). {_CONNECTIONS_WANTED}")
     if broken or state in _ENDED or str(state).startswith("08") or isinstance(error, PendingRollbackError):
         return ConnectionLostError(
-            f"The connection to the store was lost ({said}). What was committed stands; when the server answers again, "
-            "run again: it goes on from there."
+            f"The connection to the store was lost ({said}). What was committed stands; when the server answers "
+            "again, give the same command again: it goes on from there."
         )
     if state == _READ_ONLY:
         return UsageError(

@@ -405,7 +405,11 @@ def test_of_several_kinds_of_documents_all_are_counted_before_a_store_is_called_
     )
     uuid_pipeline, of_spec = command_line_for(empty_url), ("--spec", str(spec), "--json")
 
-    assert "message" not in uuid_pipeline("inventory", *of_spec).data
+    said = uuid_pipeline("inventory", *of_spec).data
+    assert "message" not in said
+    assert {name: said["inventory"][name] for name in ("documents", "random", "deterministic", "quarantined")} == {
+        "documents": 2, "random": 2, "deterministic": 0, "quarantined": 0,
+    }  # fmt: skip
     assert uuid_pipeline("run", "--approve", *of_spec).code == 0
     assert "Nothing to do: 2 of 2 ids are deterministic." in uuid_pipeline("run", *of_spec).data["message"]
     ask(empty_url, "DELETE FROM public.books")

@@ -148,7 +148,7 @@ def test_a_connection_that_the_server_ended_is_said_to_be_lost_and_what_to_do(in
 
     told = explained(lost.value)
     assert told.message.startswith("The connection to the store was lost (")
-    assert "run again" in told.message
+    assert "give the same command again" in told.message
     assert told.exit_code == 2
     gone = 'The store refused a statement: column "no_such_column" does not exist. If it was dropped or renamed since'
     assert explained(refused.value).message.startswith(gone)

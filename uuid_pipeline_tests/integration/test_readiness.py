@@ -193,6 +193,31 @@ def test_the_present_of_a_spec_that_describes_nothing_is_counted_all_the_same(in
     assert (now.documents, now.random, now.users, now.affected_users, now.new) == (38, 38, None, None, None)
 
 
+def test_documents_of_every_kind_are_judged_by_their_ids(empty_store: Engine) -> None:
+    spec = parse_spec(
+        f"namespace: {cycle.NAMESPACE}\nschema: s\nentities:\n"
+        + "".join(f'  {name}: {{table: {name}, key: id, identity: "{{a}}"}}\n' for name in ("albums", "books")),
+        "test",
+    )
+    cycle.run_sql(
+        empty_store,
+        """CREATE SCHEMA s;
+           CREATE TABLE s.albums (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), a text);
+           CREATE TABLE s.books (LIKE s.albums INCLUDING ALL);
+           INSERT INTO s.albums (a) VALUES ('a');
+           INSERT INTO s.books (a) VALUES ('a')""",
+    )
+    cycle.run_all(empty_store, spec)
+    assert judged(empty_store, spec)["id_consistency"].verdict == "ready"
+
+    cycle.run_sql(empty_store, "INSERT INTO s.books (a) VALUES ('b'), (NULL)")
+
+    found = judged(empty_store, spec)["id_consistency"]
+    assert found.verdict == "not ready"
+    assert found.figure.startswith("2 of 4 ids equal their recomputed target id; mismatch 50.0 %")
+    assert found.figure.endswith("1 quarantined")
+
+
 def test_an_empty_store_is_measured_as_empty(empty_store: Engine) -> None:
     spec = parse_spec(
         f'namespace: {cycle.NAMESPACE}\nschema: s\nentities: {{e: {{table: t, key: id, identity: "{{a}}"}}}}',

@@ -1,7 +1,7 @@
-"""The main entity as it is now: every id recomputed from its own row, users affected, what has chunks, orphans."""
+"""Documents as they are now: every id recomputed from its own row; of the main entity users, chunks, orphans too."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -11,8 +11,22 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import derivation, inventory, sql
 from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
-from uuid_pipeline.engine.store import Store
+from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import hasher
+
+
+@dataclass(frozen=True)
+class RootNow:
+    """Rows of one entity without a parent."""
+
+    documents: int
+    deterministic: int
+    quarantined: int
+
+    @property
+    def due(self) -> int:
+        """Rows whose id is not the one that their natural key gives, or would give if it were valid."""
+        return self.documents - self.deterministic
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,13 @@ class Present:
     orphans: dict[str, int]
     new: int | None
     new_deterministic: int | None
+    other_roots: dict[str, "RootNow"]
+
+    @property
+    def every_root(self) -> "RootNow":
+        """The main entity's rows and those of all other roots together."""
+        roots = [RootNow(self.documents, self.deterministic, self.quarantined), *self.other_roots.values()]
+        return RootNow(*(sum(counts) for counts in zip(*map(astuple, roots), strict=True)))
 
     @property
     def due(self) -> int:
@@ -58,7 +79,7 @@ def count(connection: Connection, store: Store, since: datetime | None = None) -
     counted = {"documents": 0, "quarantined": 0, "new": 0, "new_deterministic": 0}
     classes = {"deterministic": 0, "random": 0, "stray": 0}
     users = affected = high = 0
-    for owner, rows in groupby(_rows(connection, store, since), key=itemgetter(0)):
+    for owner, rows in groupby(_rows(connection, store, store.main, since), key=itemgetter(0)):
         due = 0
         for _, id_class, is_quarantined, is_new in rows:
             classes[id_class] += 1
@@ -80,27 +101,39 @@ def count(connection: Connection, store: Store, since: datetime | None = None) -
         orphans=inventory.orphans(connection, store),
         new=counted["new"] if dated else None,
         new_deterministic=counted["new_deterministic"] if dated else None,
+        other_roots={root.name: _root(connection, store, root) for root in store.roots if root != store.main},
     )  # fmt: skip
 
 
-def _rows(connection: Connection, store: Store, since: datetime | None) -> Iterator[tuple[str | None, str, bool, bool]]:
-    """(owner, id class, whether quarantined, whether new) of every row."""
-    main, known = store.main, store.main.spec.describe
+def _root(connection: Connection, store: Store, root: Entity) -> RootNow:
+    documents = deterministic = quarantined = 0
+    for _, id_class, is_quarantined, _ in _rows(connection, store, root, None):
+        documents += 1
+        deterministic += id_class == "deterministic"
+        quarantined += is_quarantined
+    return RootNow(documents, deterministic, quarantined)
+
+
+def _rows(
+    connection: Connection, store: Store, root: Entity, since: datetime | None
+) -> Iterator[tuple[str | None, str, bool, bool]]:
+    """(owner, id class, whether quarantined, whether new) of every row of an entity without a parent."""
+    known = root.spec.describe
     target_of = hasher(store.spec.namespace)
     statement = sql.compose(
         """SELECT {owner} AS owner, t.{key}::text, {natural_key}, ARRAY[{valid}]::text[], coalesce({new}, false)
            FROM {table} t {order}""",
         owner=sql.compose("t.{c}::text", c=sql.name(known.owner)) if known.owner else sql.Text("NULL::text"),
-        key=sql.name(main.key),
-        natural_key=natural_key(main, None),
-        valid=sql.join(", ", [part(main, field, None) for field in main.spec.valid]),
+        key=sql.name(root.key),
+        natural_key=natural_key(root, None),
+        valid=sql.join(", ", [part(root, field, None) for field in root.spec.valid]),
         new=sql.compose("t.{c} > %(since)s", c=sql.name(known.created_at)) if known.created_at else sql.Text("false"),
-        table=sql.table(main.table.schema, main.table.name),
+        table=sql.table(root.table.schema, root.table.name),
         order=sql.Text("ORDER BY 1") if known.owner else sql.Text(""),
     )
     for chunk in sql.stream(connection, statement, {"since": since}):
         for owner, key, text, valid, is_new in chunk:
-            is_quarantined = text is None or first_invalid(main, valid) is not None
+            is_quarantined = text is None or first_invalid(root, valid) is not None
             target = None if is_quarantined else target_of(text)
             yield owner, derivation.id_class(key, target), is_quarantined, is_new
 

@@ -60,7 +60,7 @@ def data_migration(evidence: Evidence) -> Criterion:
 
 
 def id_consistency(evidence: Evidence) -> Criterion:
-    now = evidence.now
+    now = evidence.now.every_root
     passed = None if not now.documents else now.due <= MISMATCH_LIMIT * now.documents
     figure = f"{now.deterministic} of {now.documents} ids equal their recomputed target id; mismatch "
     figure += f"{_share(now.due, now.documents)} (limit {100 * MISMATCH_LIMIT:g} %), {now.quarantined} quarantined"
