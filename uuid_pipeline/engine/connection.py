@@ -1,5 +1,6 @@
 """Connections to the store, with every setting that could change what a statement means pinned."""
 
+import contextlib
 from typing import Any
 
 import psycopg
@@ -143,7 +144,9 @@ def _outlast_pauses(driver: psycopg.Connection[Any], _: object) -> None:
     if not is_pooled(driver):
         driver.execute(_NEVER_IDLE)
         driver.execute(_NOTICED)
-        driver.execute(_MISSED)
+        # Not every role may use the language that asks.
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
+            driver.execute(_MISSED)
     driver.autocommit = False
 
 

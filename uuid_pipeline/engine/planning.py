@@ -120,13 +120,14 @@ def make(connection: Connection, store: Store, assessment: ledger.Assessment, su
         "backup": store.spec.backup,
         "risks": [
             *_risks(store, assessment),
-            *_large_documents(connection, store, number),
             *written_ids.found(connection, store, number),
             *vectors.risks,
         ],
     }
     plan_id = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    # Estimates stand outside the digest: they follow the machine, not what is approved.
+    # What follows is not of what is approved: the digest is without it. How many rows refer to a document may change.
+    content["risks"] += _large_documents(connection, store, number)
+    # Estimates follow the machine.
     measured = speed.measured(connection)
     seconds = round(map_rows / measured.ids_a_second + (0 if measured.whole else vectors.seconds), 1)
     content["estimate"] = {"seconds": seconds, "basis": measured.basis, "ledger_bytes": ledger_bytes}
@@ -235,6 +236,7 @@ def _risks(store: Store, assessment: ledger.Assessment) -> list[str]:
 
 def _large_documents(connection: Connection, store: Store, number: int) -> list[str]:
     """A document moves whole, its cluster with it, in one transaction, however many rows there are below it."""
+    rows = [*sizes.mapped_rows(store, number, "true"), *sizes.referring_rows(store, number, FORWARD, "true")]
     keys = [
         sql.compose(
             "SELECT ordinal, old_id::text AS key, {name} AS entity FROM {map} "
@@ -248,11 +250,11 @@ def _large_documents(connection: Connection, store: Store, number: int) -> list[
         connection,
         sql.compose(
             """WITH large AS (
-                   SELECT ordinal, count(*) AS n, count(*) OVER () AS documents FROM {rows} r
+                   SELECT ordinal, count(*) AS n, count(*) OVER () AS documents FROM ({rows}) r
                    GROUP BY ordinal HAVING count(*) > %(batch_rows)s ORDER BY n DESC, ordinal LIMIT 3)
                SELECT k.entity, k.key, large.n, large.documents FROM large JOIN ({keys}) k USING (ordinal)
                ORDER BY n DESC, ordinal""",
-            rows=sizes.rows_by_ordinal(store, number, FORWARD, "true"),
+            rows=sql.join(" UNION ALL ", rows),
             keys=sql.join(" UNION ALL ", keys),
         ),
         {"no": number, "batch_rows": store.spec.batch_rows},

@@ -28,12 +28,12 @@ def store_profile(
 ) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
         with engine.begin() as connection:
+            ledger.require_unpublished(connection, bound)
             earlier = ledger.earlier_of(connection, "constraint_analysis")
         run = context.run.run_id if config.try_on_store else None
         with open_workshop() as workshop:
             tried = analysis.analyse(engine, bound, workshop, earlier, run)
         with engine.begin() as connection:
-            ledger.require_unpublished(connection, bound)
             searched = references.as_data(references.search(connection, bound))
             found = profile.describe(connection, bound) | {"search": searched, "constraint_analysis": tried}
             digest = catalog.digest(catalog.snapshot(connection, bound.catalog))

@@ -96,6 +96,51 @@ def test_rows_that_refer_to_few_documents_count_for_these_whatever_the_statistic
         assert max(loans for (loans,) in cycle.run_sql(books, LOANS_BY_BATCH, direction=direction)) <= 251
 
 
+def test_a_table_that_somebody_has_whole_is_not_waited_for_when_batches_are_cut(books: Engine) -> None:
+    cycle.run_sql(books, LOANS)
+    execution = cycle.approve(books, BOOKS, cycle.assess_and_plan(books, BOOKS).plan_id)
+    wave, store = cycle.waves_of(books, execution)[-1], cycle.bound_store(books, BOOKS)
+    with books.connect() as connection, cycle.session(books) as holder:
+        size = sizes.read(connection, store, wave)
+        with_loans, _ = sizes.next_batches(connection, store, wave, size, [(1, 600)])
+        holder.execute("LOCK TABLE shop.loans IN ACCESS EXCLUSIVE MODE")
+
+        without, _ = sizes.next_batches(connection, store, wave, size, [(1, 600)])
+
+    assert 1 < len(without) < len(with_loans)
+
+
+def test_a_documents_own_kind_counts_where_it_refers_to_it(books: Engine) -> None:
+    """A folder that all others lie in is one row of the map; they are written with it."""
+    cycle.run_sql(
+        books,
+        """ALTER TABLE shop.books ADD folder uuid REFERENCES shop.books;
+           UPDATE shop.books SET folder = (SELECT id FROM shop.books WHERE code = 5) WHERE code <> 5""",
+    )
+
+    plan = cycle.assess_and_plan(books, BOOKS)
+
+    [large] = [risk for risk in plan.content["risks"] if risk.startswith("larger than a batch")]
+    assert re.findall(r"book \S+ \((\d+) rows\)", large)[0] == str(1 + 1 + 599)
+
+
+MANY_MORE = """
+INSERT INTO shop.loans (book) SELECT book FROM (SELECT book FROM shop.loans ORDER BY loan DESC LIMIT 1) l,
+    generate_series(1, 100)
+"""
+
+
+def test_how_many_rows_refer_to_a_document_is_no_part_of_what_is_approved(books: Engine) -> None:
+    cycle.run_sql(books, LOANS)
+    plan = cycle.assess_and_plan(books, BOOKS)
+    cycle.run_sql(books, MANY_MORE)
+
+    again = cycle.assess_and_plan(books, BOOKS)
+
+    assert again.plan_id == plan.plan_id
+    assert again.content["risks"] != plan.content["risks"]
+
+
 LOANS_BY_BATCH = """
 SELECT count(l.loan) FROM uuid_pipeline.batches b
 JOIN uuid_pipeline.id_map_book m ON m.ordinal BETWEEN b.first_ordinal AND b.last_ordinal

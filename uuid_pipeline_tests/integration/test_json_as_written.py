@@ -69,3 +69,23 @@ def test_it_moves_at_its_path_and_comes_back_byte_for_byte(empty_store: Engine, 
 
     cycle.roll_back(empty_store, spec)
     assert cycle.run_sql(empty_store, texts) == [(text,)] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a/b", '{"a\\/b": "FIRST"}'),
+        ("a.b", '{"a": {"b": "FIRST", "b": "no id"}}'),
+        ("a.b", '{"a": {"b": "FIRST"}, "a": {"b": "no id"}}'),
+        ("a.b", '{"a": {"b": "FIRST"}, "c": {"b": 1}}'),
+    ],
+)
+def test_it_moves_below_other_names_too(empty_store: Engine, path: str, text: str) -> None:
+    spec = parse_spec(SPEC.format(path=path), "test")
+    cycle.run_sql(empty_store, STORE)
+    cycle.run_sql(empty_store, "INSERT INTO shop.notes (said) VALUES (%(text)s::json)", text=written(text))
+
+    cycle.run_all(empty_store, spec)
+
+    target = str(uuid.uuid5(uuid.UUID(NAMESPACE), "first"))
+    assert cycle.run_sql(empty_store, "SELECT said::text FROM shop.notes") == [(text.replace("FIRST", target),)]

@@ -1,6 +1,7 @@
 """Publications: whoever subscribes gets each moved row; what publishes every table publishes the ledger's, too."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -10,6 +11,7 @@ from uuid_pipeline.demo.server import EmbeddedServer, ensure_database
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
+from uuid_pipeline_tests.acceptance.conftest import CommandLine
 from uuid_pipeline_tests.conftest import opened, server_of_our_own
 from uuid_pipeline_tests.integration import cycle, shop
 
@@ -50,7 +52,7 @@ def logical_server() -> Iterator[EmbeddedServer]:
 
 @pytest.mark.system
 def test_the_ledger_is_not_made_where_a_subscriber_may_get_it_who_knows_nothing_of_it(
-    logical_server: EmbeddedServer,
+    logical_server: EmbeddedServer, tmp_path: Path
 ) -> None:
     ensure_database(logical_server, "shop")
     ensure_database(logical_server, "other")
@@ -76,13 +78,26 @@ def test_the_ledger_is_not_made_where_a_subscriber_may_get_it_who_knows_nothing_
         assert ledger_made(store, allowed) is None
 
         # Each plan makes tables of ours: what streams them may have come since the ledger did.
-        with store.begin() as connection, pytest.raises(RefusedError, match=r"ledger_in_publications: \[everything\]"):
-            ledger.require_unpublished(connection, cycle.bound(connection, shop.SPEC))
+        answer = CommandLine(
+            {
+                "UUID_PIPELINE_DATABASE_URL": logical_server.url("shop"),
+                "UUID_PIPELINE_DAGSTER_URL": logical_server.url("other"),
+                "UUID_PIPELINE_HOME": str(tmp_path / "home"),
+                "UUID_PIPELINE_SPEC": str(spec_file(tmp_path)),
+            }
+        ).process("profile", "--json")
+        assert (answer.code, "ledger_in_publications: [everything]" in answer.data["error"]) == (1, True)
 
         cycle.run_sql(store, "DROP SCHEMA uuid_pipeline CASCADE")
         cycle.run_sql(store, "DROP PUBLICATION everything")
         cycle.run_sql(store, "CREATE PUBLICATION everything FOR TABLES IN SCHEMA shop")
         assert ledger_made(store, shop.SPEC) is None
+
+
+def spec_file(directory: Path) -> Path:
+    path = directory / "shop.yaml"
+    path.write_text(shop.SPEC_TEXT)
+    return path
 
 
 def ledger_made(store: Engine, spec: Spec) -> str | None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches.lanes import Ordinals
-from uuid_pipeline.engine.batches.locks import BACK, FORWARD, Direction, map_part
+from uuid_pipeline.engine.batches.locks import BACK, FORWARD, SHORT_WAITS, Direction, map_part
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.store import Store
 
@@ -97,13 +98,9 @@ def last_batches(
     return batches, rest
 
 
-def rows_by_ordinal(store: Store, assessment_no: int, direction: Direction, which: LiteralString) -> sql.Composable:
-    """A subquery with an ordinal for each row that its document takes along, by map and foreign keys as they are now.
-
-    ``which`` is a condition on the row ``m`` of the id map. What holds ids in text, arrays or JSON is not in it.
-    """
-    own = {entity.table.oid for entity in store.entities}
-    mapped = [
+def mapped_rows(store: Store, assessment_no: int, which: LiteralString) -> list[sql.Composable]:
+    """Selections of an ordinal for each row of the id map; ``which`` is a condition on the map's row ``m``."""
+    return [
         sql.compose(
             "SELECT m.ordinal FROM {part} m WHERE {which}",
             part=map_part(entity.name, assessment_no),
@@ -111,24 +108,36 @@ def rows_by_ordinal(store: Store, assessment_no: int, direction: Direction, whic
         )
         for entity in store.entities
     ]
-    referring = [
+
+
+def referring_rows(
+    store: Store, assessment_no: int, direction: Direction, which: LiteralString
+) -> list[sql.Composable]:
+    """The same for each row that names a mapped one, and whose column is written with it, as things are now.
+
+    A row of an entity is in the map by itself, below its parent. Of a cluster all members have one target id: going
+    back, what names that is the survivor's. What holds ids in text, arrays or JSON is not counted.
+    """
+    parents = {(entity.table.oid, entity.parent_column) for entity in store.entities}
+    return [
         sql.compose(
-            "SELECT m.ordinal FROM {part} m JOIN {table} t ON t.{column} = m.{source} WHERE {which}",
+            """SELECT m.ordinal FROM {part} m JOIN {table} t ON t.{column} = m.{source}
+               WHERE {which} AND m.old_id <> m.new_id AND {counts}""",
             part=map_part(reference.entity, assessment_no),
             table=sql.table(reference.table.schema, reference.table.name),
             column=sql.name(reference.column),
             source=sql.name(direction.source),
             which=sql.Text(which),
+            counts=sql.Text("m.role <> 'merge'" if direction is BACK else "true"),
         )
         for reference in store.references
-        if reference.form == "key" and reference.table.oid not in own
+        if reference.form == "key" and (reference.table.oid, reference.column) not in parents
     ]
-    return sql.compose("({parts})", parts=sql.join(" UNION ALL ", [*mapped, *referring]))
 
 
 # A batch ends with the document that fills it: it has no more rows than wanted but those of one document.
 _FIRSTS = """
-WITH counted AS (SELECT ordinal, count(*) AS n FROM {rows} r GROUP BY ordinal),
+WITH counted AS (SELECT ordinal, count(*) AS n FROM ({rows}) r GROUP BY ordinal),
 summed AS (SELECT ordinal, (sum(n) OVER (ORDER BY ordinal) - n) * %(more)s::float AS before FROM counted)
 SELECT min(ordinal) AS first FROM summed GROUP BY floor(before / %(batch_rows)s) ORDER BY 1
 """
@@ -137,15 +146,26 @@ SELECT min(ordinal) AS first FROM summed GROUP BY floor(before / %(batch_rows)s)
 def _cut(
     connection: Connection, store: Store, wave: ledger.Wave, size: Size, span: Ordinals, direction: Direction
 ) -> list[Ordinals]:
-    """The batches of one span, by the rows of each document."""
-    rows = rows_by_ordinal(store, wave.assessment_no, direction, "m.ordinal BETWEEN %(first)s AND %(last)s")
-    found = sql.rows(
-        connection,
-        sql.Text(_FIRSTS).format(rows=rows),
-        {"first": span[0], "last": span[1], "more": size.uncounted, "batch_rows": store.spec.batch_rows},
-    )
+    """The batches of one span, by the rows of each document; without those that refer to it where they are not to be
+    read now, since somebody has their table whole: the batch itself waits for that, with patience and in words."""
+    which: LiteralString = "m.ordinal BETWEEN %(first)s AND %(last)s"
+    mapped = mapped_rows(store, wave.assessment_no, which)
+    referring = referring_rows(store, wave.assessment_no, direction, which)
+    values = {"first": span[0], "last": span[1], "more": size.uncounted, "batch_rows": store.spec.batch_rows}
+    try:
+        sql.execute(connection, f"SELECT {SHORT_WAITS}")
+        found = sql.rows(connection, _firsts([*mapped, *referring]), values)
+    except DBAPIError as error:
+        if sql.sqlstate(error) != sql.LOCK_NOT_AVAILABLE:
+            raise
+        connection.rollback()
+        found = sql.rows(connection, _firsts(mapped), values)
     connection.rollback()
     # Ordinals that no row has any more belong to the batch before them.
     firsts = [span[0], *(row.first for row in found[1:])]
     lasts = [*(first - 1 for first in firsts[1:]), span[1]]
     return list(zip(firsts, lasts, strict=True))
+
+
+def _firsts(rows: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.Text(_FIRSTS).format(rows=sql.join(" UNION ALL ", rows))
