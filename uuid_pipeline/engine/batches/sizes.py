@@ -19,7 +19,7 @@ from uuid_pipeline.engine.store import Store
 
 # Of a table that nobody has analyzed so many rows are counted; of more, each takes so many bytes, indexes included.
 COUNTED_ROWS, ROW_BYTES = 100_000, 200
-# How many batches of the average size are cut at once: their rows are counted in the id map.
+# How many batches of the average size are cut at once: one statement counts the rows of all their documents.
 BATCHES_CUT_AT_ONCE = 64
 
 
