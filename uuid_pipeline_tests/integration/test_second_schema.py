@@ -236,7 +236,10 @@ def test_a_schema_of_another_kind_goes_there_and_back_and_there_again(library: E
         """SELECT count(*) FILTER (WHERE direction = 'forward'), count(*) FILTER (WHERE direction = 'back')
            FROM uuid_pipeline.batches""",
     )
-    assert forward > back > 3
+    assert back > 3
+    assert forward > 2 * 3
+    # Cut by rows, from the other end and after them, the same documents may make one batch more or less.
+    assert abs(forward - 2 * back) <= 2
 
 
 def test_afterwards_each_foreign_key_does_what_it_says(library: Engine) -> None:
