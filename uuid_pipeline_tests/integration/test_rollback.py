@@ -1,6 +1,8 @@
 """Rollback: the old ids again, on every row, with whatever the application has done since."""
 
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine
@@ -191,6 +193,37 @@ def test_a_chunk_given_to_a_document_of_no_plan_has_its_old_id_again_and_so_has_
     # The id that it had meanwhile goes on to mean it.
     [own] = [row["chunk_id"] for row in after if row["document_id"] == str(receiver)]
     assert cycle.run_sql(incident, "SELECT uuid_pipeline.resolve_chunk(%(id)s)::text", id=chunk) == [(own,)]
+
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
+@pytest.mark.begins("migrated")
+def test_a_chunk_given_to_a_document_that_somebody_has_locked_keeps_its_id_until_they_have_done(
+    incident: Engine, before: cycle.Rows
+) -> None:
+    """Who has locked a document may name the chunks that it has by the ids just read."""
+    [(receiver,)] = cycle.run_sql(incident, RECEIVER)
+    [(chunk,)] = cycle.run_sql(incident, "SELECT min(chunk_id::text) FROM upload_pipeline.document_chunks")
+    give = "UPDATE upload_pipeline.document_chunks SET document_id = %(to)s WHERE chunk_id = %(id)s"
+    cycle.run_sql(incident, give, id=chunk, to=receiver)
+
+    with incident.connect() as application, ThreadPoolExecutor(1) as helper:
+        lock = "SELECT FROM upload_pipeline.documents WHERE document_id = %(id)s FOR UPDATE"
+        application.exec_driver_sql(lock, {"id": receiver})
+        undone = helper.submit(cycle.roll_back, incident, SPEC)
+        while cycle.run_sql(incident, WAITING) == [(0,)] and not undone.done():
+            time.sleep(0.01)
+        edit = "UPDATE upload_pipeline.document_chunks SET text = text WHERE chunk_id = %(id)s"
+        found = application.exec_driver_sql(edit, {"id": chunk}).rowcount
+        application.commit()
+        undone.result(60)
+
+    assert found == 1
+    after = cycle.rows_of(incident)["document_chunks"]
+    assert {row["chunk_id"] for row in after} == {row["chunk_id"] for row in before["document_chunks"]}
 
 
 @pytest.mark.parametrize("later", [True, False], ids=["to a later batch", "to an earlier batch"])
