@@ -14,6 +14,8 @@ from uuid_pipeline.engine.natural_keys import first_invalid
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import digester, hasher
 
+NO_NATURAL_KEY = "a part of the natural key is NULL or blank"
+
 # The columns of the inventory that come of it, in the order of what `row_maker` makes.
 DERIVED = ("position", "key", "natural_key", "target_id", "id_class", "quarantined")
 
@@ -81,7 +83,7 @@ def _faults(
 ) -> list[bytes | None]:
     """Why a row is quarantined, None where it is not; ``valid`` holds the checked parts, by column."""
     faults = [
-        fault or ("a part of the natural key is NULL" if natural_key is None else None)
+        fault or (NO_NATURAL_KEY if natural_key is None else None)
         for fault, natural_key in zip(of_parents, natural_keys, strict=True)
     ]
     if valid:

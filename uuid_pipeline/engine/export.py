@@ -181,15 +181,25 @@ def _write_one(
             yield records
 
     _FORMS[form](staged, subject, columns, counted())
-    _require_all(connection, subject, entity, counts["rows"])
+    _require_all(connection, subject, entity)
     _sync(staged)
     with staged.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return File(entity, path, counts["rows"], counts["moved"], digest)
 
 
+# A sweep maps again what one before it had set aside, and keeps what waves before it have moved or kept.
+_ONLY_HERE = """
+NOT EXISTS (SELECT FROM {map} o WHERE o.assessment_no = ANY(%(later)s) AND o.old_id = m.old_id AND o.role <> 'keep')
+AND NOT (m.role = 'keep' AND EXISTS (
+    SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.old_id = m.old_id))
+AND NOT (m.role = 'keep' AND EXISTS (
+    SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.new_id = m.old_id))
+"""
+
+
 def _records(connection: Connection, subject: Subject, columns: Sequence[str], entity: str) -> Iterator[Records]:
-    """The map's rows in the order of the migration, in bounded memory."""
+    """The map's rows in the order of the migration, in bounded memory; each old id once."""
     expressions: dict[str, sql.Composable] = {
         "entity": sql.literal(entity),
         "old_id": sql.Text("m.old_id::text"),
@@ -201,14 +211,18 @@ def _records(connection: Connection, subject: Subject, columns: Sequence[str], e
     }
     statement = sql.compose(
         """SELECT {columns} FROM {map} m
-           WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s
+           WHERE m.assessment_no = %(no)s AND m.ordinal BETWEEN %(first)s AND %(last)s AND {only_here}
            ORDER BY m.ordinal, m.old_id""",
         columns=sql.join(", ", [expressions[column] for column in columns]),
         map=_map(entity),
+        only_here=sql.Text(_ONLY_HERE).format(map=_map(entity)),
     )
     for share in subject.shares:
+        numbers = {other.assessment_no for other in subject.shares}
         values = {
             "no": share.assessment_no,
+            "earlier": [number for number in numbers if number < share.assessment_no],
+            "later": [number for number in numbers if number > share.assessment_no],
             "first": share.first_ordinal,
             "last": share.last_ordinal,
             "wave": share.wave,
@@ -221,18 +235,28 @@ def _map(entity: str) -> sql.Composable:
     return sql.table(ledger.SCHEMA, f"id_map_{entity}")
 
 
-def _require_all(connection: Connection, subject: Subject, entity: str, written: int) -> None:
-    """Every row of the map was written once: a map without its table, or rows of no wave, must not pass for all."""
+def _require_all(connection: Connection, subject: Subject, entity: str) -> None:
+    """Every row of the map is some wave's: a map without its table, or rows of no wave, must not pass for all."""
     numbers = sorted({share.assessment_no for share in subject.shares})
     for number in numbers:
         part = {"part": f"{ledger.SCHEMA}.id_map_{entity}_{number}"}
         if sql.scalar(connection, "SELECT to_regclass(%(part)s) IS NULL", part):
             raise RefusedError(f"The ledger no longer holds the id map of assessment {number} ({part['part']}).")
-    counted = sql.compose("SELECT count(*) FROM {map} WHERE assessment_no = ANY(%(numbers)s)", map=_map(entity))
-    held = sql.scalar(connection, counted, {"numbers": numbers})
-    if held != written:
+    counted = sql.compose(
+        """SELECT count(*) FROM {map} m WHERE m.assessment_no = ANY(%(numbers)s) AND NOT EXISTS (
+               SELECT FROM unnest(%(of)s::bigint[], %(first)s::bigint[], %(last)s::bigint[]) s(no, first, last)
+               WHERE m.assessment_no = s.no AND m.ordinal BETWEEN s.first AND s.last)""",
+        map=_map(entity),
+    )
+    shares = {
+        "of": [share.assessment_no for share in subject.shares],
+        "first": [share.first_ordinal for share in subject.shares],
+        "last": [share.last_ordinal for share in subject.shares],
+    }
+    missed = sql.scalar(connection, counted, {"numbers": numbers, **shares})
+    if missed:
         raise PipelineError(
-            f"The id map of {entity} holds {held} rows, but {written} were found by its waves. "
+            f"The id map of {entity} holds {missed} rows that belong to none of its waves. "
             "Nothing was replaced; report a fault of uuid-pipeline."
         )
 

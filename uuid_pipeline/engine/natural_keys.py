@@ -9,17 +9,32 @@ from uuid_pipeline.identity import ASCII_SPACE, Normalization
 
 
 def part(entity: Entity, field: str, parent_target: sql.Composable | None) -> sql.Composable:
-    """One field of the natural key, normalised, as text; NULL stays NULL.
+    """One field of the natural key, normalised, as text; NULL where it is NULL, or blank though nobody said it may be.
 
     The row's alias is ``t``; the field that holds the parent's key reads the parent's target id instead.
     """
     if field == entity.parent_column and parent_target is not None:
-        value: sql.Composable = sql.compose("{target}::text", target=parent_target)
-    else:
-        value = sql.compose("t.{column}::text", column=sql.name(field))
+        return sql.compose("{target}::text", target=parent_target)
+    value: sql.Composable = sql.compose("t.{column}::text", column=sql.name(field))
     for rule in entity.spec.normalize.get(field, []):
         value = _normalized(value, rule)
-    return value
+    return _not_blank(value) if _may_be_blank(entity, field) else value
+
+
+# Types whose values are never blank as text; any other may be.
+_NEVER_BLANK = re.compile(
+    r"uuid|smallint|integer|bigint|numeric\b.*|real|double precision|boolean|date|time(stamp)?\b.*|bytea"
+)
+
+
+def _may_be_blank(entity: Entity, field: str) -> bool:
+    """Whether a blank of this field is no value; the spec's own pattern for a field says by itself what is one."""
+    return field not in entity.spec.valid and not _NEVER_BLANK.fullmatch(entity.table.columns[field].type)
+
+
+def _not_blank(value: sql.Composable) -> sql.Composable:
+    space = sql.literal(ASCII_SPACE)
+    return sql.compose("CASE WHEN btrim({value}, {space}) <> '' THEN {value} END", value=value, space=space)
 
 
 def _normalized(value: sql.Composable, rule: Normalization) -> sql.Composable:
@@ -30,7 +45,7 @@ def _normalized(value: sql.Composable, rule: Normalization) -> sql.Composable:
 
 
 def natural_key(entity: Entity, parent_target: sql.Composable | None) -> sql.Composable:
-    """The filled template; NULL when any part is NULL."""
+    """The filled template; NULL when any part is NULL or blank."""
     template = entity.spec.template
     pieces: list[sql.Composable] = [sql.literal(template.literals[0])]
     for field, text in zip(template.fields, template.literals[1:], strict=True):

@@ -1,5 +1,6 @@
 """The inventory: every row with its target id, its class, or the reason why it is left alone."""
 
+import string
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from uuid_pipeline.engine import inventory, ledger, sql
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.identity import normalize
-from uuid_pipeline.spec import load_spec, parse_spec
+from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 SPEC = load_spec(None)
@@ -189,11 +190,61 @@ def test_a_natural_key_with_a_null_part_is_quarantined_with_its_chunks(incident:
     found = quarantined(incident, cycle.assess(incident, SPEC))
 
     assert found == {
-        f"document {document}": "a part of the natural key is NULL",
+        f"document {document}": "a part of the natural key is NULL or blank",
         **{f"chunk {chunk}": "its document is quarantined" for chunk in chunks},
     }
     cycle.run_all(incident, SPEC)
     assert cycle.rows_of(incident) == cycle.expected_rows(before, left=[document])
+
+
+# Three documents of one user whose hash is blank, each of them another's text.
+BLANK = """
+WITH blank AS (SELECT user_id FROM upload_pipeline.documents GROUP BY user_id HAVING count(*) > 2 LIMIT 1)
+UPDATE upload_pipeline.documents d SET file_sha256 = v.value
+FROM (SELECT document_id, (ARRAY['', '   ', E'\\t\\n'])[row_number() OVER (ORDER BY document_id)] AS value
+      FROM upload_pipeline.documents JOIN blank USING (user_id) ORDER BY document_id LIMIT 3) v
+WHERE v.document_id = d.document_id RETURNING d.document_id::text
+"""
+
+
+def without_a_pattern(normalize: list[str]) -> Spec:
+    document = SPEC.entities["document"].model_copy(update={"valid": {}, "normalize": {"file_sha256": normalize}})
+    return cycle.spec_with(entities={**SPEC.entities, "document": document})
+
+
+@pytest.mark.parametrize("normalize", [[], ["lower"], ["strip", "lower"]], ids=["as it is", "lower", "stripped"])
+def test_blank_natural_keys_are_quarantined_and_no_cluster_though_the_spec_gives_no_pattern(
+    incident: Engine, normalize: list[str]
+) -> None:
+    spec = without_a_pattern(normalize)
+    blank = {row[0] for row in cycle.run_sql(incident, BLANK)}
+    before = cycle.rows_of(incident)
+
+    found = quarantined(incident, cycle.assess(incident, spec))
+
+    assert {name: why for name, why in found.items() if name.startswith("document ")} == {
+        f"document {document}": "a part of the natural key is NULL or blank" for document in blank
+    }
+    cycle.run_all(incident, spec)
+    assert cycle.rows_of(incident) == cycle.expected_rows(before, left=blank)
+
+
+def test_where_the_spec_says_by_a_pattern_that_blanks_are_values_they_are(incident: Engine) -> None:
+    document = SPEC.entities["document"].model_copy(update={"valid": {"file_sha256": "^([0-9a-f]{64})?$"}})
+    spec = cycle.spec_with(entities={**SPEC.entities, "document": document})
+    [(blank, user)] = cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.documents SET file_sha256 = '' WHERE document_id = (
+               SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)
+           RETURNING document_id::text, user_id""",
+    )
+
+    assert quarantined(incident, cycle.assess(incident, spec)) == {}
+    cycle.run_all(incident, spec)
+
+    ids = {row[0] for row in cycle.run_sql(incident, "SELECT document_id::text FROM upload_pipeline.documents")}
+    assert str(uuid.uuid5(cycle.NAMESPACE, f"{user}:")) in ids
+    assert blank not in ids
 
 
 def test_orphans_turn_their_gate_red_by_name(incident: Engine) -> None:
@@ -308,6 +359,8 @@ def test_natural_keys_in_sql_equal_those_in_python_for_any_text(
 
     assert found == [
         f"{normalize(a, ['strip', 'lower'])}:{normalize(b, ['lower'])}|{normalize(c, ['lower', 'strip'])}"
+        if all(text.strip(string.whitespace) for text in (a, b, c))
+        else None
         for a, b, c in rows
     ]
 

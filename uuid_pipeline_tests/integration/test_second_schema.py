@@ -178,7 +178,7 @@ def targets(before: Rows) -> dict[str, dict[str | None, str]]:
     books, sections, paragraphs = dict[str | None, str](), dict[str | None, str](), dict[str | None, str]()
     for row in before["books"]:
         number = (row['nr% "old"'] or "").strip(" \t").lower()
-        if row["publisher"] is not None and number[:2] in ("a-", "b-", "z-") and number[2:].isdigit():
+        if (row["publisher"] or "").strip() and number[:2] in ("a-", "b-", "z-") and number[2:].isdigit():
             books[row["Book%Id"]] = uuid5(f"{row['publisher']}/{number}")
     for row in before["sections"]:
         if row["book"] in books:
@@ -227,7 +227,7 @@ def library(empty_store: Engine) -> Engine:
 
 def test_a_schema_of_another_kind_goes_there_and_back_and_there_again(library: Engine) -> None:
     new = targets(cycle.rows_of(library, SCHEMA))
-    assert [len(ids) for ids in new.values()] == [19, 55, 72]
+    assert [len(ids) for ids in new.values()] == [18, 52, 68]
 
     go_there_and_back_and_there_again(library, library_spec())
 
