@@ -6,9 +6,10 @@ import typer
 
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
-from uuid_pipeline.cli.session import open_session
+from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.operations.runs import Outcome
 from uuid_pipeline.reports.constraints import entry_records
 
 TryOnStoreOption = Annotated[
@@ -26,26 +27,39 @@ def profile(try_on_store: TryOnStoreOption = False, as_json: JsonOption = False,
 
     def verb(answer: Answer) -> None:
         with open_session() as session:
-            outcome = steps.assess(session, answer, "profile", store_profile={"try_on_store": try_on_store})
-            with session.engine.begin() as connection:
-                found = ledger.assessment_of_run(connection, outcome.run_id).profile
-            if "natural_key" in redaction.hidden(session.store.spec):
-                for entity in found["spec"]["entities"].values():
-                    entity["witnesses"] = [redaction.mark(witness) for witness in entity["witnesses"]]
-        answer.data["profile"] = found
-        server = f"PostgreSQL {found['server_version']}, role {found['role']}"
-        answer.say("", f"{server}, tier {found['tier']}: {found['tier_reason']}")
-        for title in ("tables", "references"):
-            answer.say("", *show_table(title, found[title]))
-        for title in ("silenced_triggers", "fired_triggers"):
-            answer.say("", *show_table(title.replace("_", " "), _triggers(found[title])))
-        steps.show_constraints(answer, found["constraint_analysis"])
-        answer.say("", *show_table("what each approach meets", entry_records(found["constraint_analysis"])))
-        show_search(found["search"], answer)
-        answer.say(*[f"Skipped, optional: {line}" for line in found["skipped"]])
-        answer.say(*[f"Warning: {line}" for line in found["warnings"]])
+            outcome = session.run("profile", None, store_profile={"try_on_store": try_on_store})
+            # No check ran where the profile itself was refused; a red one says what it found in the profile.
+            if outcome.checks:
+                _show(answer, _found(session, outcome))
+            answer.section("Gates")
+            steps.gates_of(answer, outcome)
 
     answer_with(verb, as_json, spec)
+
+
+def _found(session: Session, outcome: Outcome) -> dict[str, Any]:
+    """The profile that a run took, without what the spec hides."""
+    with session.engine.begin() as connection:
+        found = ledger.assessment_of_run(connection, outcome.run_id).profile
+    if "natural_key" in redaction.hidden(session.store.spec):
+        for entity in found["spec"]["entities"].values():
+            entity["witnesses"] = [redaction.mark(witness) for witness in entity["witnesses"]]
+    return found
+
+
+def _show(answer: Answer, found: dict[str, Any]) -> None:
+    answer.data["profile"] = found
+    server = f"PostgreSQL {found['server_version']}, role {found['role']}"
+    answer.say(f"{server}, tier {found['tier']}: {found['tier_reason']}")
+    for title in ("tables", "references"):
+        answer.say("", *show_table(title, found[title]))
+    for title in ("silenced_triggers", "fired_triggers"):
+        answer.say("", *show_table(title.replace("_", " "), _triggers(found[title])))
+    steps.show_constraints(answer, found["constraint_analysis"])
+    answer.say("", *show_table("what each approach meets", entry_records(found["constraint_analysis"])))
+    show_search(found["search"], answer)
+    answer.say(*[f"Skipped, optional: {line}" for line in found["skipped"]])
+    answer.say(*[f"Warning: {line}" for line in found["warnings"]])
 
 
 def _triggers(described: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -76,14 +76,6 @@ def show_inventory(session: Session, answer: Answer, outcome: Outcome) -> None:
             answer.say(f"  and {count - listed[entity]} more rows of {entity} are quarantined")
 
 
-def assess(session: Session, answer: Answer, job: str, **config: dict[str, object]) -> Outcome:
-    """Run profile, inventory or assess, and show the gates."""
-    outcome = session.run(job, None, **config)
-    answer.section("Gates")
-    gates_of(answer, outcome)
-    return outcome
-
-
 def make_plan(session: Session, answer: Answer) -> planning.Plan:
     """Plan from scratch and show what came of it."""
     outcome = session.run("plan")
@@ -340,12 +332,20 @@ def migrate(
         record = {"wave": wave.wave, "kind": wave.kind, "documents": wave.documents, "status": "failed"}
         shown.append(record)
         outcome = _carry_out(session, wave, begun)
-        if not outcome.checks and _now(session, wave).status == "moved":
-            record["status"] = "moved"  # earlier, or by another: this run was refused before it came to the wave
+        if not outcome.checks:
+            record["status"] = _without_checks(session, wave)
         gates_of(answer, outcome)
         begun = True
         # A sweep knows what it takes only when it has looked.
         record |= {"status": "moved", "documents": _now(session, wave).documents}
+
+
+def _without_checks(session: Session, wave: ledger.Wave) -> str:
+    """What became of a wave whose run ended before its gates: refused, it may be another run's, which goes on."""
+    with session.engine.begin() as connection:
+        writer = lease.holder(connection)
+        now = ledger.wave(connection, wave.wave).status
+    return now if now == "moved" or (writer is not None and writer.alive) else "failed"
 
 
 def _carry_out(session: Session, wave: ledger.Wave, begun: bool) -> Outcome:

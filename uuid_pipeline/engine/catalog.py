@@ -72,6 +72,24 @@ class Table:
     indexed_first: frozenset[str]
 
 
+def why_not_plain(table: Table) -> str | None:
+    """Why a table's rows cannot be moved, as what it is: partitioned, inheriting, with rules, no table at all."""
+    faults = [
+        (
+            table.kind == "p" or table.is_partition,
+            "is partitioned: a batch finds rows by their place (ctid), which is unique in one partition only, and a "
+            "moved id could change its partition",
+        ),
+        (
+            table.inherits and table.kind == "r" and not table.is_partition,
+            "takes part in table inheritance: its key is not unique over the tables that inherit",
+        ),
+        (table.kind not in ("r", "p"), "is no plain table"),
+        (table.has_rules, "has rewrite rules, which change what an UPDATE does"),
+    ]
+    return "; it ".join(fault for applies, fault in faults if applies) or None
+
+
 @dataclass(frozen=True)
 class Catalog:
     schema: str

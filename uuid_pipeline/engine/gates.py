@@ -12,7 +12,7 @@ from uuid_pipeline.errors import RefusedError
 
 # Every stage with its gates, in the order in which the stages run. What stands here is what binds.
 GATES: dict[str, tuple[str, ...]] = {
-    "store_profile": ("every_row_visible", "references_known", "nothing_unsupported"),
+    "store_profile": ("witnesses_agree", "every_row_visible", "references_known", "nothing_unsupported"),
     "document_inventory": ("natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"),
     "duplicate_clusters": ("each_cluster_decided", "never_across_users", "conflicts_resolvable"),
     "id_mapping": (

@@ -331,7 +331,7 @@ def one_target_per_natural_key(connection: Connection, store: Store, assessment:
         "one_target_per_natural_key",
         not shared,
         "every target id has one natural key" if not shared else f"shared target ids: {_listed(shared, count)}",
-        "put a separator between the identity's fields, or the column that tells these rows apart",
+        "put a separator that no value holds between the identity's fields, or the column that tells these rows apart",
     )
 
 

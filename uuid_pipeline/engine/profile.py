@@ -182,7 +182,8 @@ def nothing_unsupported(connection: Connection, store: Store) -> GateResult:
         "nothing_unsupported",
         not faults,
         "nothing that this version would have to refuse" if not faults else "; ".join(faults),
-        "change what is named, or leave the table out of the spec",
+        "change what is named; or take out of the spec what only it names: an entity, or a soft reference, which goes "
+        "under ignore_references then",
         figures={"unsupported": len(faults)},
     )
 

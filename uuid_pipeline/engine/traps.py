@@ -45,19 +45,7 @@ def _where(moved: MovedTable) -> str:
 
 def _table_faults(moved: MovedTable) -> list[str]:
     table, where = moved.table, _where(moved)
-    faults = [
-        (
-            table.kind == "p" or table.is_partition,
-            f"{where} is partitioned: a batch finds rows by their place (ctid), which is unique in one partition only, "
-            "and a moved id could change its partition",
-        ),
-        (
-            table.inherits and table.kind == "r" and not table.is_partition,
-            f"{where} takes part in table inheritance: its key is not unique over the tables that inherit",
-        ),
-        (table.kind not in ("r", "p"), f"{where} is no plain table"),
-        (table.has_rules, f"{where} has rewrite rules, which change what an UPDATE does"),
-    ]
+    plain = catalogs.why_not_plain(table)
     types = [
         f"{where}.{column} is {table.columns[column].type}; a reference must be uuid or text"
         for column, _ in moved.columns
@@ -69,7 +57,7 @@ def _table_faults(moved: MovedTable) -> list[str]:
         for column in dict.fromkeys([*dict(moved.columns), *[reference.column for reference in moved.embedded]])
         if table.columns[column].folds
     ]
-    return [fault for applies, fault in faults if applies] + types + generated + folding + _too_short(moved)
+    return ([f"{where} {plain}"] if plain else []) + types + generated + folding + _too_short(moved)
 
 
 _LIMITED = re.compile(r"character varying\((\d+)\)(\[\])?")

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import yaml
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo import server as embedded
@@ -556,17 +557,50 @@ def test_of_two_runs_at_once_one_completes_and_the_other_is_refused_or_finds_not
     assert os.linesep not in said[0].out.strip()
 
 
-def test_a_run_that_another_keeps_out_calls_no_wave_failed_that_has_moved(
-    command_line: CommandLine, incident: Engine
+@pytest.mark.parametrize(("only", "status"), [((), "moved"), (("--wave", "recent"), "planned")])
+def test_a_run_that_another_keeps_out_calls_no_wave_failed(
+    command_line: CommandLine, incident: Engine, only: tuple[str, ...], status: str
 ) -> None:
     command_line("approve", command_line("plan", "--json").data["plan_id"])
     assert command_line("migrate", "--wave", "canary").code == 0
 
     with lease.held(incident, "another run"):
-        said = command_line("migrate", "--json")
+        said = command_line("migrate", *only, "--json")
 
     assert said.code == 1
-    assert [(wave["kind"], wave["status"]) for wave in said.data["waves"]] == [("canary", "moved")]
+    assert [wave["status"] for wave in said.data["waves"]] == [status]
+
+
+def test_a_profile_with_a_red_gate_shows_what_it_found_all_the_same(
+    command_line: CommandLine, incident: Engine
+) -> None:
+    cycle.run_sql(incident, "CREATE RULE quiet AS ON UPDATE TO upload_pipeline.events DO INSTEAD NOTHING")
+
+    said = command_line("profile", "--json")
+
+    assert said.code == 1
+    assert "rewrite rules" in said.data["error"]
+    assert any("rewrite rules" in line for line in said.data["profile"]["unsupported"])
+    assert [gate["gate"] for gate in said.data["gates"] if not gate["passed"]] == ["nothing_unsupported"]
+
+
+def test_a_wrong_rule_is_red_before_what_it_makes_of_clusters(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    """By the hash alone rows of several users are one cluster, which would be said in its place."""
+    same = """UPDATE upload_pipeline.documents SET file_sha256 = repeat('ab', 32) WHERE document_id IN (
+                  SELECT DISTINCT ON (user_id) document_id FROM upload_pipeline.documents)"""
+    cycle.run_sql(incident, same)
+    spec = yaml.safe_load(SPEC.read_text(encoding="utf-8"))
+    document = spec["entities"]["document"]
+    document["identity"] = "{file_sha256}"
+    document["witnesses"] = [{name: w[name] for name in ("file_sha256", "id")} for w in document["witnesses"]]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(spec))
+
+    said = command_line("inventory", "--spec", str(tmp_path / "wrong.yaml"), "--json")
+
+    assert said.code == 1
+    assert [gate["gate"] for gate in said.data["gates"] if not gate["passed"]] == ["witnesses_agree"]
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel"])

@@ -274,7 +274,7 @@ def test_assets_checks_and_jobs_are_these_and_every_check_blocks() -> None:
         "lookup_latency",
     }  # fmt: skip
     assert checks == {
-        "store_profile": {"every_row_visible", "references_known", "nothing_unsupported"},
+        "store_profile": {"witnesses_agree", "every_row_visible", "references_known", "nothing_unsupported"},
         "document_inventory": {"natural_keys_valid_or_quarantined", "no_orphans", "counts_agree"},
         "duplicate_clusters": {"each_cluster_decided", "never_across_users", "conflicts_resolvable"},
         "id_mapping": {"witnesses_agree", "one_target_per_natural_key", "no_collision", "recomputed_independently"},

@@ -92,7 +92,8 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         digest = catalog.digest(catalog.snapshot(c, store.catalog))
         number = ledger.begin_assessment(c, RUN, store.spec.digest, digest, profile.describe(c, store))
         visible, known = profile.rows_visible(store), references.references_known(store, references.search(c, store))
-        record(c, number, "store_profile", visible, known, profile.nothing_unsupported(c, store))
+        witnessed = mapping.witnesses_agree(c, store)
+        record(c, number, "store_profile", witnessed, visible, known, profile.nothing_unsupported(c, store))
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as c, c.begin():
         inventory.take(c, store, number)
     with engine.begin() as c:

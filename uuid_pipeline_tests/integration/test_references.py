@@ -389,6 +389,49 @@ def test_a_table_of_another_schema_that_refers_here_is_searched_and_can_only_be_
     assert references.references_known(*searched(library, ignore_references=line)).passed
 
 
+def test_a_schema_to_which_no_foreign_key_leads_is_named_as_not_searched(library: Engine) -> None:
+    cycle.run_sql(
+        library,
+        """CREATE SCHEMA attic; CREATE TABLE attic.lists (work uuid, n int) PARTITION BY LIST (n);
+           CREATE TABLE attic.first PARTITION OF attic.lists FOR VALUES IN (1); CREATE TABLE attic.other (n int);
+           CREATE SCHEMA bare; CREATE VIEW bare.seen AS SELECT * FROM lib.works""",
+    )
+
+    _, search = searched(library)
+
+    named = [line for line in search.not_searched if line.startswith("schema ")]
+    assert named == ["schema attic: 2 tables that have no foreign key to those of the spec's schema"]
+
+
+@pytest.mark.parametrize(
+    ("made", "obstacle"),
+    [
+        ("CREATE TABLE lib.log (what uuid, n int) PARTITION BY LIST (n); "
+         "CREATE TABLE lib.log_1 PARTITION OF lib.log FOR VALUES IN (1)", "its table is partitioned"),
+        ("CREATE TABLE lib.log (what uuid, n int); CREATE TABLE lib.more () INHERITS (lib.log)", "table inheritance"),
+        ("CREATE TABLE lib.log (what uuid, n int); CREATE RULE quiet AS ON UPDATE TO lib.log DO INSTEAD NOTHING",
+         "rewrite rules"),
+    ],
+    ids=["partitioned", "inheriting", "with a rule"],
+)  # fmt: skip
+def test_what_no_batch_could_move_is_to_be_ignored_and_not_to_be_declared(
+    library: Engine, made: str, obstacle: str
+) -> None:
+    cycle.run_sql(library, made)
+    cycle.run_sql(library, "INSERT INTO lib.log (what, n) SELECT id, 1 FROM lib.works")
+
+    store, search = searched(library)
+    gate = references.references_known(store, search)
+
+    assert not gate.passed
+    assert "  - {table: log, column: what, reason:" in gate.remedy
+    assert "  - {table: log, column: what, entity: work}" not in gate.remedy
+    assert obstacle in gate.remedy
+    ignored = [{"table": "log", "column": "what", "reason": "history"}]
+    store, search = searched(library, ignore_references=ignored)
+    assert references.references_known(store, search).passed
+
+
 def test_the_search_changes_nothing_and_leaves_the_transaction_s_settings_as_they_were(incident: Engine) -> None:
     rows, objects = cycle.rows_of(incident), cycle.catalog_of(incident)
     ask = "SELECT name, setting FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'enable_hashjoin')"

@@ -129,7 +129,7 @@ def run(connection: Connection, store: Store, budget: Budget) -> Run:
     deadline = time.monotonic() + budget.seconds
     sizes, locked = _sizes(connection, list(store.catalog.tables.values()))
     targets, left_out, notes = _targets(connection, store, sizes)
-    left_out += locked
+    left_out += locked + _elsewhere(connection, store)
     asked = _Asked(connection, _known(connection, store, sizes), budget, deadline)
     first: list[Looked] = []
     for target in sorted(targets, key=lambda t: t.extent.bytes):
@@ -190,6 +190,26 @@ def _targets(
             declared = tuple((r.column, r.entity) for r in store.references if r.table.oid == table.oid)
             targets.append(Target(table, sizes[table.oid], searched, _beside(store, table), declared))
     return targets, left_out, notes
+
+
+# Tables of extensions hold nothing of the application's.
+_ELSEWHERE = """
+SELECT n.nspname AS schema, count(*) AS tables FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT starts_with(n.nspname, 'pg_')
+  AND n.nspname NOT IN ('information_schema', 'uuid_pipeline') AND c.oid <> ALL(%(known)s::oid[])
+  AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+GROUP BY 1 ORDER BY 1
+"""
+
+
+def _elsewhere(connection: Connection, store: Store) -> list[str]:
+    """Schemas with tables to which no foreign key leads: an id there is found by nobody."""
+    known = [table.oid for table in store.catalog.tables.values()]
+    return [
+        f"schema {row.schema}: {row.tables} tables that have no foreign key to those of the spec's schema"
+        for row in sql.rows(connection, _ELSEWHERE, {"known": known})
+    ]
 
 
 def _why_left_out(table: Table, extent: Extent) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine.catalog import Table
+from uuid_pipeline.engine.catalog import Table, why_not_plain
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.soft_references import due, reference_search
 from uuid_pipeline.engine.soft_references.derived_values import DerivedValue
@@ -157,6 +157,9 @@ def _obstacle(store: Store, table: Table, hit: Hit, form: Form | None) -> str | 
     """Why the spec cannot declare what was found."""
     if table.schema != store.catalog.schema:
         return f"it is in schema {table.schema}, and a spec names tables of one schema; a foreign key (NOT VALID) does"
+    plain = why_not_plain(table)
+    if plain is not None:
+        return f"its table {plain}"
     if form is None:
         return f"a column of type {table.columns[hit.column].type} cannot be declared"
     return _obstacle_in_path(hit.path) if form == "json" else None
