@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 # Images of containers forbid Python to keep what it has compiled: each process would compile all of Dagster again, two
 # thirds of its start.
 export PYTHONDONTWRITEBYTECODE :=
+# One more than the cores, since tests wait for locks and servers as well; each has a server of its own.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); [ "$$cores" -le 8 ] || cores=8; echo $$((cores + 1)))
 
 .PHONY: help setup demo test check bench test-system lock
 help:
@@ -29,9 +31,8 @@ demo: $(READY)
 	@$(BIN)/uuid-pipeline demo $(ARGS)
 	@echo "  (the command is $(BIN)/uuid-pipeline; put it on your PATH with: . $(BIN)/activate)"
 
-# One more than the cores of a small machine: tests wait for locks and servers as long as they compute.
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not system"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not system"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -46,7 +47,7 @@ bench: $(READY)
 
 test-system: $(READY)
 	bash .ci/system-packages
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m system
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m system
 
 # Resolve anew the versions that CI and the demo install.
 lock:
