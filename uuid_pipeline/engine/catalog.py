@@ -70,6 +70,7 @@ class Table:
     unique_keys: tuple[tuple[str, ...], ...]
     null_equal_keys: frozenset[tuple[str, ...]]  # of the unique keys those that take NULL for a value like any other
     indexed_first: frozenset[str]
+    found_by: frozenset[str]  # columns by whose value an index finds rows, whatever else these hold
 
 
 def why_not_plain(table: Table) -> str | None:
@@ -151,7 +152,13 @@ SELECT i.indrelid AS oid, i.indisprimary, i.indisunique AND i.indpred IS NULL AN
        array(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, position)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.position <= i.indnkeyatts ORDER BY k.position) AS columns,
-       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_equal
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_equal,
+       i.indpred IS NULL AND i.indisready AND EXISTS (
+           SELECT FROM pg_class x JOIN pg_am m ON m.oid = x.relam AND m.amname IN ('btree', 'hash')
+           JOIN pg_opclass o ON o.oid = i.indclass[0] AND o.opcdefault
+           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                              AND a.attcollation = i.indcollation[0]
+           WHERE x.oid = i.indexrelid) AS finds
 FROM pg_index i WHERE i.indrelid = ANY(%(oids)s) AND i.indisvalid ORDER BY i.indexrelid
 """
 
@@ -216,6 +223,7 @@ def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:
         unique_keys=tuple(tuple(key.columns) for key in own if key.is_key),
         null_equal_keys=frozenset(tuple(key.columns) for key in own if key.is_key and key.nulls_equal),
         indexed_first=frozenset(key.columns[0] for key in own),
+        found_by=frozenset(key.columns[0] for key in own if key.finds),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Batches: about as many rows each as the spec says, be they of many small documents or of a few large ones."""
 
 import re
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -252,3 +253,38 @@ def test_the_size_of_a_batch_does_not_hang_on_which_tables_were_analyzed(
 
     # As many documents as have some 5,000 rows; the store's other tables have few.
     assert size.documents == pytest.approx(5000 * 38 / rows, rel=0.1)
+
+
+FEW_HAVE_MOST = """
+CREATE TABLE shop.seen (n int, book uuid REFERENCES shop.books);
+CREATE INDEX ON shop.seen (book);
+INSERT INTO shop.seen SELECT n, id FROM shop.books, generate_series(1, 4000) n WHERE code <= 5;
+ANALYZE shop.seen;
+"""
+READ = """
+SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE schemaname = 'shop' AND relname = 'seen'
+"""
+
+
+def rows_read(store: Engine) -> int:
+    """Rows of the table that any session has read; each tells it when it ends."""
+    store.dispose()
+    found, seen = -1, 0
+    while found != seen:
+        time.sleep(0.3)
+        found, seen = seen, int(cycle.run_sql(store, READ)[0][0])
+        store.dispose()
+    return found
+
+
+def test_where_a_few_documents_have_most_rows_no_batch_reads_those_of_the_others(books: Engine) -> None:
+    """A join is estimated by the average: each batch would read the whole table, some thirty times."""
+    cycle.run_sql(books, FEW_HAVE_MOST)
+    execution = cycle.approve(books, BOOKS, cycle.assess_and_plan(books, BOOKS).plan_id)
+    before = rows_read(books)
+
+    cycle.migrate_all(books, BOOKS, execution)
+
+    [(batches,)] = cycle.run_sql(books, "SELECT count(*) FROM uuid_pipeline.batches")
+    assert batches > 20
+    assert rows_read(books) - before < 12 * 20_000

@@ -170,6 +170,17 @@ def _room_statement(store: Store, index: int) -> sql.Composable:
     )
 
 
+def _found_by_index(held: Held, column: str, keys: sql.Composable) -> sql.Composable:
+    """A further condition on the row ``t``: its column is one of these keys, to be looked up one by one.
+
+    An array is taken for short, so that the index serves. A join is estimated by how many rows a key has on average:
+    where a few have most of them, each batch would read all of the table.
+    """
+    if column not in held.moved.table.found_by:
+        return sql.Text("")
+    return sql.compose("AND t.{column} = ANY(ARRAY({keys}))", column=sql.name(column), keys=keys)
+
+
 def map_part(entity: str, assessment_no: int) -> sql.Composable:
     """The id map of one entity for a batch, as the table itself: nothing to prune, no lock on the others."""
     return sql.table(ledger.SCHEMA, f"id_map_{entity}_{assessment_no}")
@@ -250,7 +261,8 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
         """INSERT INTO {held} (at, ordinal, key, natural_key, {value}, {parent_value})
            SELECT t.ctid, p.ordinal, t.{key}, {natural_key}, CASE WHEN {known} THEN m.{goal} END,
                   p.{goal_of_parent}
-           FROM {parents} p JOIN {table} t ON t.{parent} = p.key LEFT JOIN {map} m ON m.{source} = t.{key} {which}
+           FROM {parents} p JOIN {table} t ON t.{parent} = p.key {found}
+           LEFT JOIN {map} m ON m.{source} = t.{key} {which}
            ORDER BY p.ordinal, t.{key} FOR UPDATE OF t""",
         held=held.relation,
         value=held.value(entity.key),
@@ -263,6 +275,7 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
         parents=parents.relation,
         table=held.table,
         parent=sql.name(entity.parent_column or ""),
+        found=_found_by_index(held, entity.parent_column or "", sql.compose("SELECT key FROM {p}", p=parents.relation)),
         map=map_part(name, assessment_no),
         source=sql.name(direction.source),
         # The batch's own span has what it moves. Forward, a child that came from another document is an arrival; back,
@@ -280,7 +293,7 @@ def hold_departed(connection: Connection, store: Store, entity: Entity, plan: Ba
     Those may be in no batch at all: this is the only one that knows the rows' old ids. What they are below now is
     locked before them, from the top down: whoever has locked a document reads ids below it that stay as they are.
     """
-    if sql.rows(connection, _departed_statement(store, entity.name, plan.assessment_no), plan.values):
+    if sql.scalar(connection, _departed_statement(store, entity.name, plan.assessment_no), plan.values):
         for above in _above(store, entity):
             statement = _now_above_statement(store, entity.name, above.name, plan.assessment_no)
             sql.execute(connection, statement, plan.values)
@@ -312,7 +325,8 @@ def _departed(store: Store, name: str, assessment_no: int) -> sql.Composable:
 
 @sql.composed_once
 def _departed_statement(store: Store, name: str, assessment_no: int) -> sql.Composable:
-    return sql.compose("SELECT {departed} LIMIT 1", departed=_departed(store, name, assessment_no))
+    # Counted: in search of one alone the planner reads all that is held for each row.
+    return sql.compose("SELECT count(*) {departed}", departed=_departed(store, name, assessment_no))
 
 
 @sql.composed_once
@@ -374,7 +388,7 @@ def _references_statement(store: Store, index: int, column: str, name: str) -> s
     held, target, entity = held_tables(store)[index], held_of(store, name), store.entity(name)
     return sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
-           SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key
+           SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key {found}
            WHERE b.{goal} <> b.key ORDER BY b.ordinal {lock} OF t {again}""",
         lock=held.lock(column),
         held=held.relation,
@@ -386,6 +400,11 @@ def _references_statement(store: Store, index: int, column: str, name: str) -> s
         target=target.relation,
         table=held.table,
         column=sql.name(column),
+        found=_found_by_index(
+            held,
+            column,
+            sql.compose("SELECT key FROM {b} WHERE {goal} <> key", b=target.relation, goal=target.value(entity.key)),
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.catalog import Table
-from uuid_pipeline.engine.merges import coming_back, turning_back
+from uuid_pipeline.engine.merges import coming_back, places, turning_back
 from uuid_pipeline.engine.merges.archive import Shelf, shelf, shelves
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.sync_points import reach
@@ -193,15 +193,16 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     kept = _targets_first(store, archives)
     # Again: a column may be added while the rollback is under way.
     require_defaults(connection, kept, _OF_BATCH, {"ordinals": ordinals})
-    values = {
-        **plan.values,
-        **turning_back.paths(store),
-        "ordinals": _note_coming(connection, store, plan, kept, ordinals),
-    }
     statement = _restoring(connection, store, repointed, kept)
     if statement is None:
         return {}
-    rows = sql.rows(connection, statement, values)
+
+    def put_back(due: Sequence[int]) -> tuple[list[Any], dict[str, Any]]:
+        noted = _note_coming(connection, store, plan, kept, due)
+        values = {**plan.values, **turning_back.paths(store), "ordinals": noted}
+        return sql.rows(connection, statement, values), values
+
+    rows, values = places.while_free(connection, plan, ordinals, put_back)
     wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]
     if wrong:
         raise BatchError(
