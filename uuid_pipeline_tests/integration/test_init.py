@@ -277,6 +277,24 @@ def test_a_table_whose_key_is_text_of_another_kind_is_named_with_the_reason(empt
     assert "numbers" not in text
 
 
+def test_a_table_whose_key_is_of_several_columns_is_named_with_what_a_spec_may_have_instead(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(
+        empty_store,
+        """CREATE TABLE docs (id uuid PRIMARY KEY, name text UNIQUE);
+           CREATE TABLE sets (id text, project text, PRIMARY KEY (id, project));
+           CREATE TABLE items (n int PRIMARY KEY, doc uuid REFERENCES docs, id text, project text,
+                               FOREIGN KEY (id, project) REFERENCES sets);
+           CREATE TABLE links (doc uuid REFERENCES docs, n int, PRIMARY KEY (doc, n))""",
+    )
+
+    _, text = drafted(empty_store)
+
+    assert "#   sets: its key (id, project) is of several columns; `key` may be one that has a unique index" in text
+    assert "#   links:" not in text
+
+
 def test_the_distance_of_a_vector_column_is_that_of_its_index_where_it_has_one(empty_store: Engine) -> None:
     cycle.run_sql(
         empty_store,
@@ -360,3 +378,26 @@ def test_in_a_store_without_any_foreign_key_children_are_found_by_the_ids_that_t
         ("words.part", "part", "key"),
         ("audit.body.word", "word", "json"),
     }
+
+
+def test_without_foreign_keys_documents_come_before_their_parts_and_a_hash_that_many_share_is_no_identity(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(
+        empty_store,
+        """
+        CREATE TABLE documents (id uuid PRIMARY KEY, tenant_id uuid, name text);
+        CREATE TABLE document_segments (id uuid PRIMARY KEY, tenant_id uuid, document_id uuid, index_node_hash text);
+        INSERT INTO documents SELECT md5('d' || n)::uuid, md5('t')::uuid, 'd' || n FROM generate_series(1, 6) n;
+        INSERT INTO document_segments SELECT md5(id::text || n)::uuid, tenant_id, id, md5('common' || n)
+        FROM documents, generate_series(1, 3) n;
+        """,
+    )
+
+    made, text = drafted(empty_store)
+    assert (made.todo, [e.table.name for e in made.entities]) == (["document"], ["documents"])
+    assert "document_segments, column: document_id, entity: document" in text
+
+    made, text = drafted(empty_store, "document_segments")
+    assert made.todo == ["document_segment"]
+    assert "most rows agree in it with others" in text

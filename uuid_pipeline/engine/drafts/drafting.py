@@ -152,6 +152,14 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
         LeftTable(table.name, f"its key is {kind}; an id can be derived into uuid, text, varchar of at least 36")
         for table, kind in table_choices.of_unfit_type(catalog)
     ]
+    left += [
+        LeftTable(
+            table.name,
+            f"its key ({', '.join(table.primary_key)}) is of several columns; `key` may be one that has a unique index "
+            "of its own",
+        )
+        for table in table_choices.of_several_columns(catalog)
+    ]
     if rest and not tables:
         left.append(LeftTable(_listed(rest), "others are referred to by more tables: ask for these with --table"))
     if not proposed:

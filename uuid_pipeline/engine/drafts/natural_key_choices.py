@@ -193,4 +193,9 @@ def _tried(connection: Connection, table: Table, choice: KeyChoice) -> KeyChoice
     except DBAPIError:
         return choice  # no right, a lock, too slow: the estimate is then left out
     found = {column: length for column, length in zip(hashes, row.lengths, strict=True) if length}
-    return replace(choice, looked_at=row.rows, with_null=row.nulls, distinct=row.distinct, hex_length=found)
+    tried = replace(choice, looked_at=row.rows, with_null=row.nulls, distinct=row.distinct, hex_length=found)
+    shared = not choice.unique and not choice.among and not choice.folded and 2 * row.distinct < row.rows - row.nulls
+    return replace(tried, obstacle=tried.obstacle or _TOO_COMMON) if shared else tried
+
+
+_TOO_COMMON = "most rows agree in it with others, so it does not say which row is which"

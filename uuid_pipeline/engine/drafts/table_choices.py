@@ -65,6 +65,13 @@ def of_unfit_type(catalog: Catalog) -> list[tuple[Table, str]]:
     return sorted(found, key=lambda one: one[0].name)
 
 
+def of_several_columns(catalog: Catalog) -> list[Table]:
+    """Tables that others refer to, or that are named as documents are, and whose primary key is of several columns."""
+    own = [table for (schema, _), table in catalog.tables.items() if schema == catalog.schema]
+    found = [t for t in own if len(t.primary_key) > 1 and (referring(catalog, t) or _DOCUMENTS.search(t.name))]
+    return sorted(found, key=lambda table: table.name)
+
+
 def referring(catalog: Catalog, table: Table) -> tuple[str, ...]:
     """Names of the other tables with a foreign key to this one."""
     return tuple(
@@ -110,7 +117,8 @@ def most_referred(catalog: Catalog) -> list[Table]:
     """The tables to propose when none is named; a person goes through no more than PROPOSED at once."""
     able = [table for table in candidates(catalog) if not _OWNERS.search(table.name)]
     # Without foreign keys only a name can tell which table is the one that matters.
-    named = sorted(able, key=lambda table: _DOCUMENTS.search(table.name) is None)
+    # Of those with such a name the shortest: the others are about parts of it.
+    named = sorted(able, key=lambda table: (_DOCUMENTS.search(table.name) is None, len(table.name)))
     referred = [table for table in able if referring(catalog, table)][:PROPOSED]
     return _parents_first(catalog, referred or named[:1])
 
