@@ -97,7 +97,7 @@ def _written(connection: Connection, execution_id: str, digest: str) -> bool:
 def of_ledger(connection: Connection, execution_id: str, last: Mapping[str, int]) -> dict[str, Any]:
     """The files that come from the ledger alone, of the time when its last rows were ``last``."""
     execution = ledger.execution(connection, execution_id)
-    values = {"id": execution_id, "no": execution.assessment_no, **last}
+    values = {"id": execution_id, "no": execution.assessment_no, "with_keys": list(_WITH_KEYS), **last}
     plan = _rows(connection, _PLAN, values)[0]
     return {
         "plan.json": plan,
@@ -121,8 +121,11 @@ SELECT coalesce((SELECT max(gate_no) FROM uuid_pipeline.gates), 0) AS gate,
 """
 _PLAN = "SELECT plan_id, assessment_no, content, created_at::text FROM uuid_pipeline.plans WHERE assessment_no = %(no)s"
 _SPEC = "SELECT profile->'spec' FROM uuid_pipeline.assessments WHERE assessment_no = %(no)s"
+# Findings that show whose rows are one by their natural keys, which stay in the store.
+_WITH_KEYS = ("each_cluster_decided", "never_across_users", "conflicts_resolvable", "one_target_per_natural_key")
 _GATES = """
-SELECT stage, gate, wave, passed, finding, remedy, figures, run_id, evaluated_at::text FROM uuid_pipeline.gates
+SELECT stage, gate, wave, passed, CASE WHEN gate = ANY(%(with_keys)s) THEN 'left out: it may name natural keys'
+       ELSE finding END AS finding, remedy, figures, run_id, evaluated_at::text FROM uuid_pipeline.gates
 WHERE execution_id = %(id)s AND gate_no <= %(gate)s ORDER BY gate_no
 """
 # Of each wave, each way: sums by table as text, since a digest is longer than JSON's numbers are in most readers.

@@ -132,6 +132,34 @@ def test_new_documents_are_recomputed_and_a_wrong_one_stands_in_the_way(
     assert (overall(found) == "not ready") is not right
 
 
+def test_where_only_quarantined_documents_are_left_their_owner_is_to_mend_them(incident: Engine) -> None:
+    cycle.run_sql(
+        incident,
+        """UPDATE upload_pipeline.documents SET file_sha256 = 'no hash' WHERE document_id = (
+               SELECT min(document_id::text)::uuid FROM upload_pipeline.documents)""",
+    )
+    cycle.run_all(incident, SPEC)
+
+    impact = judged(incident)["user_impact"]
+
+    assert impact.verdict == "not ready"
+    assert impact.action is not None
+    assert (impact.action.who, impact.action.command) == ("owner of the data", "uuid-pipeline inventory")
+    assert "1 quarantined" in impact.action.what
+
+
+@pytest.mark.begins("migrated")
+def test_a_spec_without_a_creation_date_is_told_to_name_it(incident: Engine) -> None:
+    document = SPEC.entities["document"]
+    described = document.describe.model_copy(update={"created_at": None})
+    spec = cycle.spec_with(entities={**SPEC.entities, "document": document.model_copy(update={"describe": described})})
+
+    action = judged(incident, spec)["new_documents"].action
+
+    assert action is not None
+    assert "describe.created_at" in action.what
+
+
 @pytest.mark.begins("migrated")
 def test_an_orphan_and_a_red_gate_stand_in_the_way_by_name(incident: Engine) -> None:
     execution = cycle.newest_execution(incident)

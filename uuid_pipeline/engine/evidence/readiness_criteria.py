@@ -101,11 +101,20 @@ def user_impact(evidence: Evidence) -> Criterion:
     passed = None if now is None else now == 0
     action = None
     if passed is False:
-        action = Action(OPERATOR, "bring their documents under their target ids", next_command(evidence))
+        action = _for_affected_users(evidence)
     return Criterion(
         "user_impact", "User impact", "owners with a document that is not under its target id, now",
         figure, verdict_of(passed), action, binds=now is not None,
     )  # fmt: skip
+
+
+def _for_affected_users(evidence: Evidence) -> Action:
+    now = evidence.now.every_root
+    if now.due and now.quarantined >= now.due:
+        what = f"mend the natural keys of {now.quarantined:,} quarantined documents"
+        return Action(DATA, what, "uuid-pipeline inventory")
+    command = next_command(evidence) or "uuid-pipeline plan"
+    return Action(OPERATOR, "bring their documents under their target ids", command)
 
 
 def references_whole(evidence: Evidence) -> Criterion:
@@ -202,6 +211,9 @@ def new_documents(evidence: Evidence) -> Criterion:
     if now.new is None:
         figure = "the spec names no creation date" if evidence.execution else "nothing is approved yet"
     what, command = "upload one document through the application, then look again", "uuid-pipeline report"
+    if now.new is None and evidence.execution:
+        what = "`describe.created_at` in the spec tells new documents from old ones: name the column"
+        command = "uuid-pipeline plan"
     if passed is False:
         what = f"mend what makes ids for new documents (limit: {100 * GENERATION_LIMIT:g} % deterministic)"
         command = "uuid-pipeline guard"

@@ -213,7 +213,7 @@ def _timeline(waves: Sequence[StrategyWave], sweeps: int, spec: Spec) -> tuple[S
     return (
         *steps,
         Step("validation", None, None, "after the last wave: the whole store against the state before"),
-        Step("quiet hours", None, quiet * 3600, f"counted anew from each use of an old id, {quiet:g} hours at least"),
+        Step("quiet hours", None, quiet * 3600, f"{quiet:g} hours from the last use of an old id, where one was used"),
         Step("finalize", None, None, "after the quiet hours: the aliases go, and with them the way back"),
     )
 
@@ -235,7 +235,7 @@ def _decisions(approve: str, waves: Sequence[StrategyWave], spec: Spec) -> tuple
                 ("uuid-pipeline status", "a document of this wave in the application, as its owner",
                  "the rollback triggers"),
                 ("uuid-pipeline run",),
-                (f"uuid-pipeline rollback --wave {first.name}", "uuid-pipeline cancel"),
+                (f"uuid-pipeline rollback --wave {first.name}",),
             )
         )  # fmt: skip
     return (
