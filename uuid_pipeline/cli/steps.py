@@ -82,6 +82,11 @@ def make_plan(session: Session, answer: Answer) -> planning.Plan:
     if any(check.asset == "document_inventory" for check in outcome.checks):
         show_inventory(session, answer, outcome)
     answer.section("Gates of the plan")
+    if any(check.asset == "migration_plan" for check in outcome.checks):
+        with session.engine.begin() as connection:
+            number = ledger.assessment_of_run(connection, outcome.run_id).assessment_no
+            # A plan with a red gate, as before its rehearsal, has its id already.
+            answer.data["plan_id"] = planning.of_assessment(connection, number).plan_id
     gates_of(answer, outcome)
     with session.engine.begin() as connection:
         assessment = ledger.assessment_of_run(connection, outcome.run_id)

@@ -345,7 +345,8 @@ def _in_the_way_of_merging(connection: Connection, store: Store, assessment: int
         "`orphans: keep` in the spec if these may stay as they are written"
         for name, count in sorted(counterparts.held(connection, store, assessment).items())
     ]
-    return faults + [f"{r.right} on {r.object} is missing: {r.remedy}" for r in missing_merge_rights(connection, store)]
+    missing = missing_merge_rights(connection, store)
+    return faults + [f"{right.right} on {right.object} is missing: {right.remedy.rstrip(';')}" for right in missing]
 
 
 def conflicts_resolvable(connection: Connection, store: Store, assessment: int) -> GateResult:

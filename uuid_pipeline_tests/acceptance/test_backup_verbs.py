@@ -118,6 +118,7 @@ def test_a_required_rehearsal_stops_the_plan_until_it_passed(command_line: Comma
     stopped = strict("plan", "--json")
     assert stopped.code == 1
     assert "uuid-pipeline rehearse" in stopped.data["error"]
+    assert stopped.data["plan_id"]
     rehearsed = strict("rehearse", "--json")
     assert rehearsed.code == 0, rehearsed.err
     assert rehearsed.data["rehearsal"]["users"] == 2
