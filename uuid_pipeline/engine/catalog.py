@@ -98,6 +98,7 @@ class Catalog:
     foreign_keys: tuple[ForeignKey, ...]
     triggers: tuple[Trigger, ...]
     server_version: int
+    elsewhere: tuple[str, ...] = ()  # where the schema has no table: the schemas that have
 
     def table(self, name: str) -> Table | None:
         return self.tables.get((self.schema, name))
@@ -204,7 +205,22 @@ def read_catalog(connection: Connection, schema: str) -> Catalog:
         foreign_keys=tuple(_foreign_key(row) for row in sql.rows(connection, _FOREIGN_KEYS, oids)),
         triggers=tuple(Trigger(*row) for row in sql.rows(connection, _TRIGGERS, oids)),
         server_version=int(sql.scalar(connection, "SELECT current_setting('server_version_num')")),
+        elsewhere=() if found else tuple(schemas_with_tables(connection)),
     )
+
+
+_SCHEMAS = """
+SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'uuid_pipeline')
+  AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')
+ORDER BY 1
+"""
+
+
+def schemas_with_tables(connection: Connection) -> list[str]:
+    """Schemas that hold a table of the application's, by name."""
+    return [row.nspname for row in sql.rows(connection, _SCHEMAS)]
 
 
 def _foreign_key(row: Any) -> ForeignKey:

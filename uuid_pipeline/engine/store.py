@@ -118,7 +118,8 @@ def nearest(wanted: str, names: Iterable[str]) -> str:
 
 def _missing_names(spec: Spec, catalog: Catalog) -> tuple[list[str], list[str]]:
     if not catalog.tables:
-        return [f"schema {spec.schema_name}: the store has none of that name that holds a table"], []
+        near = nearest(spec.schema_name, catalog.elsewhere) or "; no schema of this database holds any"
+        return [f"schema {spec.schema_name}: the store has none of that name that holds a table{near}"], []
     faults: list[str] = []
     skipped: list[str] = []
     for name, entity in spec.entities.items():

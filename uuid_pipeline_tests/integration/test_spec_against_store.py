@@ -75,8 +75,12 @@ def test_all_faults_are_named_at_once(incident: Engine) -> None:
     assert "table events has no column body" in message
 
 
-def test_a_schema_that_is_not_there_is_named(incident: Engine) -> None:
-    assert "schema upload" in refusal(incident, f"schema: upload\nentities:\n  document: {DOCUMENT}\n")
+def test_a_schema_that_is_not_there_is_named_with_the_nearest(incident: Engine, empty_store: Engine) -> None:
+    spec = f"schema: upload\nentities:\n  document: {DOCUMENT}\n"
+
+    assert "schema upload: the store has none of that name that holds a table" in refusal(incident, spec)
+    assert "the nearest it has is upload_pipeline" in refusal(incident, spec)
+    assert "no schema of this database holds any" in refusal(empty_store, spec)
 
 
 def test_an_empty_database_is_refused_in_the_same_words(empty_store: Engine) -> None:

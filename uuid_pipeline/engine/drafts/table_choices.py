@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.catalog import Catalog, Table
+from uuid_pipeline.engine.catalog import Catalog, Table, schemas_with_tables
 from uuid_pipeline.engine.store import KEY_TYPES, nearest
 from uuid_pipeline.errors import UsageError
 
@@ -20,18 +19,10 @@ _OTHER_TEXT = re.compile(r"character|(.+\.)?citext$")
 
 PROPOSED = 20
 
-_SCHEMAS = """
-SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'uuid_pipeline')
-  AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')
-ORDER BY 1
-"""
-
 
 def choose_schema(connection: Connection, wanted: str | None) -> str:
     """The schema asked for, else the only one with tables, else ``public``. Raises UsageError naming those found."""
-    found = [row.nspname for row in sql.rows(connection, _SCHEMAS)]
+    found = schemas_with_tables(connection)
     listed = ", ".join(found) or "none"
     if wanted is not None:
         if wanted not in found:
