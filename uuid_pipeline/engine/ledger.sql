@@ -337,7 +337,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.guards (
     installed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     removed_at timestamptz,
     caught bigint,
-    unjudged bigint
+    unjudged bigint,
+    last_caught timestamptz
 );
 
 -- Some of what a guard caught. A row that was rejected leaves none: its transaction is rolled back, samples and all.

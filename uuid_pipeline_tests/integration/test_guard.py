@@ -295,13 +295,15 @@ def test_it_is_removed_without_a_trace_and_its_counts_stay_in_the_ledger(store: 
         except errors.CheckViolation:
             app.rollback()
 
+    last = report(store)["document"].last_caught
+    assert last is not None
     assert remove(store) == ["chunk", "document"]
 
     # The map of rewritten ids is history, and stays with the ledger.
     assert objects(store) == every
     assert cycle.catalog_of(store) == schema
     found = report(store)["document"]
-    assert (found.caught, found.mode, found.current) == (1, mode, False)
+    assert (found.caught, found.mode, found.current, found.last_caught) == (1, mode, False, last)
     assert found.removed_at is not None
     with cycle.session(store) as app:
         put(app, upload("nobody looks any more"))

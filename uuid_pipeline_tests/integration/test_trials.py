@@ -18,7 +18,7 @@ from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import open_store
-from uuid_pipeline.engine.trials import analysis, entries, moving
+from uuid_pipeline.engine.trials import analysis, entries, moving, verdict
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewRole, Pooled, as_role, opened
@@ -421,3 +421,10 @@ def test_counting_that_takes_too_long_is_done_on_fewer_rows_and_never_stops_the_
     found = analyse(incident)
     assert (found["verdict"], found["approaches"]) == (analysis.NOT_COUNTED, [])
     assert found["constraint_analysis"]
+
+
+def test_that_no_key_refuses_what_was_looked_at_says_nothing_of_duplicates_among_the_rest() -> None:
+    said = verdict.verdict("document", 20_000, exact=False, entries=[])
+
+    assert said.startswith("no unique key refuses any of the 20000 ids to change that were looked at")
+    assert "no duplicate content" not in said

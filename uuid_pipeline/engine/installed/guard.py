@@ -276,12 +276,12 @@ def remove(engine: Engine, store: Store, run_id: str) -> list[str]:
 def _close(connection: Connection, names: Sequence[str]) -> None:
     """Keep the last counts, and drop what was only for the triggers."""
     for name in names:
-        caught, unjudged, _ = _counts(connection, name)
+        caught, unjudged, last = _counts(connection, name)
         sql.execute(
             connection,
             """UPDATE uuid_pipeline.guards SET removed_at = clock_timestamp(), caught = %(caught)s,
-                      unjudged = %(unjudged)s WHERE entity = %(entity)s""",
-            {"entity": name, "caught": caught, "unjudged": unjudged},
+                      unjudged = %(unjudged)s, last_caught = %(last)s WHERE entity = %(entity)s""",
+            {"entity": name, "caught": caught, "unjudged": unjudged, "last": last},
         )
     for row in sql.rows(connection, _REST):
         # The server wrote these names, quoted where they must be.
@@ -346,7 +346,7 @@ def report(connection: Connection, store: Store) -> list[Guarded]:
     for row in sql.rows(connection, "SELECT * FROM uuid_pipeline.guards ORDER BY installed_at, entity"):
         standing = row.removed_at is None
         caught, unjudged, last = (
-            _counts(connection, row.entity) if standing else (int(row.caught), int(row.unjudged), None)
+            _counts(connection, row.entity) if standing else (int(row.caught), int(row.unjudged), row.last_caught)
         )
         entity = next((one for one in store.entities if one.name == row.entity), None)
         found.append(

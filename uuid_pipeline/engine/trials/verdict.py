@@ -21,8 +21,11 @@ def verdict(entity: str, moving: int, exact: bool, entries: Sequence[Entry], ali
     alone = not (most[TWIN] or most[OTHER_USER] or most[OTHER])
     if most[OWN] and alone:
         clauses.append(f"{_no_duplicates(alike)}{seen}")
+    if not clauses and not exact:
+        rest = "whether the rest has duplicate content the clusters of the plan tell"
+        return f"no unique key refuses any of the {moving} ids to change that were looked at; {rest}"
     if not clauses:
-        return f"no unique key refuses any of the {moving} ids to change{seen}; {_no_duplicates(alike)}"
+        return f"no unique key refuses any of the {moving} ids to change; {_no_duplicates(alike)}"
     return "; ".join(clauses)
 
 
