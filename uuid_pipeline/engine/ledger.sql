@@ -399,4 +399,4 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.health_baselines (
 );
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
-INSERT INTO uuid_pipeline.ledger (version) VALUES (7) ON CONFLICT DO NOTHING;
+INSERT INTO uuid_pipeline.ledger (version) VALUES (8) ON CONFLICT DO NOTHING;
