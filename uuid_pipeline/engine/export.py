@@ -188,10 +188,9 @@ def _write_one(
     return File(entity, path, counts["rows"], counts["moved"], digest)
 
 
-# A sweep maps again what one before it had set aside, and keeps what waves before it have moved or kept.
+# A sweep keeps what waves before it have moved or kept.
 _ONLY_HERE = """
-NOT EXISTS (SELECT FROM {map} o WHERE o.assessment_no = ANY(%(later)s) AND o.old_id = m.old_id AND o.role <> 'keep')
-AND NOT (m.role = 'keep' AND EXISTS (
+NOT (m.role = 'keep' AND EXISTS (
     SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.old_id = m.old_id))
 AND NOT (m.role = 'keep' AND EXISTS (
     SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.new_id = m.old_id))
@@ -222,7 +221,6 @@ def _records(connection: Connection, subject: Subject, columns: Sequence[str], e
         values = {
             "no": share.assessment_no,
             "earlier": [number for number in numbers if number < share.assessment_no],
-            "later": [number for number in numbers if number > share.assessment_no],
             "first": share.first_ordinal,
             "last": share.last_ordinal,
             "wave": share.wave,

@@ -216,6 +216,7 @@ def test_a_chunk_given_to_a_document_that_somebody_has_locked_keeps_its_id_until
         undone = helper.submit(cycle.roll_back, incident, SPEC)
         while cycle.run_sql(incident, WAITING) == [(0,)] and not undone.done():
             time.sleep(0.01)
+        assert not undone.done()
         edit = "UPDATE upload_pipeline.document_chunks SET text = text WHERE chunk_id = %(id)s"
         found = application.exec_driver_sql(edit, {"id": chunk}).rowcount
         application.commit()

@@ -1,8 +1,10 @@
 """A library, which shares nothing with the incident: quoted names, keys of text, three levels, every kind of key."""
 
 import hashlib
+import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from psycopg import errors
@@ -11,6 +13,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.spec import Spec, parse_spec
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.cycle import Row, Rows
+from uuid_pipeline_tests.integration.test_rollback import WAITING
 
 SCHEMA = 'Library "East" 100%'
 NAMESPACE = uuid.UUID("0b1e6b0a-63f4-4f0e-9b8e-0c6f5f1a2d3c")
@@ -297,3 +300,30 @@ def test_a_spec_that_gains_an_entity_is_carried_out_in_the_same_sessions(empty_s
         "folder": [{"id": folder, "name": "one"}],
         "page": [{"id": uuid5(f"{folder}/1"), "folder": folder, "nr": "1"}],
     }
+
+
+def test_a_rollback_waits_for_whoever_has_locked_the_book_that_a_paragraph_is_in_now(library: Engine) -> None:
+    """Two levels above the row: a book that is locked has paragraphs whose ids stay as they are."""
+    spec = library_spec()
+    cycle.run_all(library, spec)
+    [(paragraph, book)] = cycle.run_sql(
+        library,
+        """SELECT p.id, (SELECT b."Book%%Id" FROM "Library ""East"" 100%%".books b WHERE b.publisher = 'Right')
+            FROM "Library ""East"" 100%%".paragraphs p JOIN "Library ""East"" 100%%".books b ON b."Book%%Id" = p.book
+            WHERE b.publisher <> 'Right' ORDER BY p.id LIMIT 1""",
+    )
+    give = """UPDATE "Library ""East"" 100%%".paragraphs SET book = s.book, section = s.section_id, position = 99
+               FROM "Library ""East"" 100%%".sections s WHERE s.book = %(book)s AND paragraphs.id = %(id)s"""
+    cycle.run_sql(library, give, book=book, id=paragraph)
+
+    with library.connect() as reader, ThreadPoolExecutor(1) as helper:
+        lock = """SELECT FROM "Library ""East"" 100%%".books WHERE "Book%%Id" = %(book)s FOR UPDATE"""
+        reader.exec_driver_sql(lock, {"book": book})
+        undone = helper.submit(cycle.roll_back, library, spec)
+        while cycle.run_sql(library, WAITING) == [(0,)] and not undone.done():
+            time.sleep(0.01)
+        assert not undone.done()
+        edit = 'UPDATE "Library ""East"" 100%%".paragraphs SET body = body WHERE id = %(id)s'
+        assert reader.exec_driver_sql(edit, {"id": paragraph}).rowcount == 1
+        reader.commit()
+        undone.result(60)

@@ -261,8 +261,7 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
         """INSERT INTO {held} (at, ordinal, key, natural_key, {value}, {parent_value})
            SELECT t.ctid, p.ordinal, t.{key}, {natural_key}, CASE WHEN {known} THEN m.{goal} END,
                   p.{goal_of_parent}
-           FROM {parents} p JOIN {table} t ON t.{parent} = p.key {found}
-           LEFT JOIN {map} m ON m.{source} = t.{key} {which}
+           FROM {parents} p JOIN {table} t ON t.{parent} = p.key LEFT JOIN {map} m ON m.{source} = t.{key} {which}
            ORDER BY p.ordinal, t.{key} FOR UPDATE OF t""",
         held=held.relation,
         value=held.value(entity.key),
@@ -275,7 +274,6 @@ def _children_statement(store: Store, name: str, assessment_no: int, direction: 
         parents=parents.relation,
         table=held.table,
         parent=sql.name(entity.parent_column or ""),
-        found=_found_by_index(held, entity.parent_column or "", sql.compose("SELECT key FROM {p}", p=parents.relation)),
         map=map_part(name, assessment_no),
         source=sql.name(direction.source),
         # The batch's own span has what it moves. Forward, a child that came from another document is an arrival; back,
@@ -295,8 +293,10 @@ def hold_departed(connection: Connection, store: Store, entity: Entity, plan: Ba
     """
     if sql.scalar(connection, _departed_statement(store, entity.name, plan.assessment_no), plan.values):
         for above in _above(store, entity):
+            wait_briefly(connection, plan)
             statement = _now_above_statement(store, entity.name, above.name, plan.assessment_no)
             sql.execute(connection, statement, plan.values)
+        wait_briefly(connection, plan)
         sql.execute(connection, _hold_departed_statement(store, entity.name, plan.assessment_no), plan.values)
 
 

@@ -20,8 +20,7 @@ STATUSES_SHOWN = 20
 Records = list[dict[str, Any]]
 
 _FROM: LiteralString = " FROM {table} i WHERE i.assessment_no = %(no)s "
-# To move: a quarantined row is under a wrong id, and stays there.
-_DUE: LiteralString = "count(*) FILTER (WHERE i.id_class <> 'deterministic' AND i.quarantined IS NULL) AS due"
+_DUE: LiteralString = "count(*) FILTER (WHERE i.id_class <> 'deterministic') AS due"
 _WITHOUT: LiteralString = (
     "CASE WHEN count(i.children) > 0 THEN count(*) FILTER (WHERE i.children = 0) END AS without_children"
 )
@@ -64,7 +63,7 @@ FROM (SELECT least(max(i.created_at) FILTER (WHERE isfinite(i.created_at)), '999
 _UPLOADS: LiteralString = """
 WITH held AS (
     SELECT date_trunc(%(unit)s, i.created_at AT TIME ZONE 'UTC') AS at, count(*) AS documents,
-           count(*) FILTER (WHERE i.id_class <> 'deterministic' AND i.quarantined IS NULL) AS due
+           count(*) FILTER (WHERE i.id_class <> 'deterministic') AS due
     FROM {table} i WHERE i.assessment_no = %(no)s AND isfinite(i.created_at) GROUP BY 1),
 span AS (SELECT min(at) AS first, max(at) AS last FROM held),
 steps AS (SELECT generate_series(first, last, ('1 ' || %(unit)s)::interval) AS at FROM span

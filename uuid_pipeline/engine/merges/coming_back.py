@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import ForeignKey, Table
+from uuid_pipeline.engine.merges import places
 from uuid_pipeline.engine.merges.archive import Shelf, shelves
 from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Reference, Store
@@ -97,6 +98,8 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
     for one in below:
         for unique in plain_unique_keys(store, one.table):
             sql.execute(connection, _whose_place_is_taken(one, is_taken(one, unique)))
+        for place in places.read(connection, one, values["execution"]):
+            sql.execute(connection, _whose_place_is_taken(one, places.is_taken(one, place)))
     drops = [_without_target(connection, store, one, kept) for one in below]
     drops += [
         _whose_place_is_taken(one, is_taken_for_good(store, one, unique, kept, is_coming("r")))

@@ -1,72 +1,96 @@
-"""Places that only the server can tell to be taken: by a unique index over part of a table or over expressions, or by
-an exclusion constraint. What a row would meet there is tried."""
+"""Places that no plain key keeps: those of unique indexes over part of a table or over expressions, and of exclusion
+constraints. None of them holds an id, or merging would have been refused."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import BatchPlan
-from uuid_pipeline.engine.savepoints import undone
-
-_TAKEN = ("23505", "23P01")  # by a unique index, by an exclusion constraint
-
-Found = TypeVar("Found")
-PutBack = Callable[[Sequence[int]], Found]
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.merges.archive import Shelf
+from uuid_pipeline.engine.natural_keys import cast_type
 
 
-def while_free(connection: Connection, plan: BatchPlan, ordinals: Sequence[int], put_back: PutBack[Found]) -> Found:
-    """Put the archived rows of these ordinals back, but for those whose place another row has taken since.
+@dataclass(frozen=True)
+class Place:
+    """Of the rows of a table for which the ``condition`` holds no two may agree in all ``parts``.
 
-    Raises the driver's error where the index is younger than the merge: to drop it is for people to decide.
+    ``parts``: expressions over the table's columns, each with the operator by which two rows agree in it.
     """
-    try:
-        with connection.begin_nested():
-            return put_back(ordinals)
-    except DBAPIError as error:
-        if not _is_taken(connection, plan, error):
-            raise
-        said = str(error.orig).strip()
-    free = _free(connection, plan, ordinals, put_back)
-    left = {"documents": len(ordinals) - len(free), "the store says": said}
-    ledger.audit(connection, "left in the archive: another row has their place", left)
-    return put_back(free)
+
+    parts: tuple[tuple[str, str], ...]
+    condition: str
+    nulls_agree: bool
 
 
-def _free(connection: Connection, plan: BatchPlan, ordinals: Sequence[int], put_back: PutBack[Found]) -> list[int]:
-    """Those of these ordinals whose rows find their places free, by trying halves."""
-    if not ordinals or _goes(connection, plan, ordinals, put_back):
-        return list(ordinals)
-    if len(ordinals) == 1:
-        return []
-    half = len(ordinals) // 2
-    halves = (ordinals[:half], ordinals[half:])
-    return [ordinal for part in halves for ordinal in _free(connection, plan, part, put_back)]
-
-
-def _goes(connection: Connection, plan: BatchPlan, ordinals: Sequence[int], put_back: PutBack[Found]) -> bool:
-    try:
-        with undone(connection):
-            put_back(ordinals)
-    except DBAPIError as error:
-        if not _is_taken(connection, plan, error):
-            raise
-        return False
-    return True
-
-
-# An index with its constraint has one name, by which the server names either.
-_WAS_THERE = """
-SELECT catalog_before ? %(index)s FROM uuid_pipeline.executions WHERE execution_id = %(execution)s
+# By the names that this session's path makes of functions and operators, under which the statements below read them.
+# An index that is younger than the merge counts for nothing here: the server refuses the row, and people decide.
+_PLACES = """
+SELECT array(SELECT pg_get_indexdef(i.indexrelid, k::int, false) FROM generate_series(1, i.indnkeyatts) k ORDER BY k)
+           AS parts,
+       array(SELECT 'OPERATOR(' || quote_ident(n.nspname) || '.' || o.oprname || ')'
+             FROM generate_series(1, i.indnkeyatts) k
+             JOIN pg_opclass c ON c.oid = i.indclass[k - 1]
+             JOIN pg_operator o ON o.oid = coalesce(x.conexclop[k], (
+                 SELECT a.amopopr FROM pg_amop a WHERE a.amopfamily = c.opcfamily AND a.amopstrategy = 3
+                 AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype))
+             JOIN pg_namespace n ON n.oid = o.oprnamespace ORDER BY k) AS operators,
+       coalesce(pg_get_expr(i.indpred, i.indrelid), 'true') AS condition,
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_agree
+FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid JOIN pg_class d ON d.oid = i.indexrelid
+JOIN pg_namespace s ON s.oid = t.relnamespace
+LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x'
+WHERE i.indrelid = %(oid)s AND i.indisvalid
+  AND (i.indisexclusion OR i.indisunique AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL))
+  AND EXISTS (SELECT FROM uuid_pipeline.executions e WHERE e.execution_id = %(execution)s AND e.catalog_before
+              ? ('index ' || s.nspname || '.' || t.relname || '.' || d.relname))
+ORDER BY d.relname
 """
 
 
-def _is_taken(connection: Connection, plan: BatchPlan, error: DBAPIError) -> bool:
-    """Whether a row was refused for what is unique about another, by an index that stood before the first batch."""
-    if sql.sqlstate(error) not in _TAKEN:
-        return False
-    where = error.orig.diag  # type: ignore[union-attr]
-    index = f"index {where.schema_name}.{where.table_name}.{where.constraint_name}"
-    return bool(sql.scalar(connection, _WAS_THERE, {"index": index, "execution": plan.execution_id}))
+def read(connection: Connection, kept: Shelf, execution_id: str) -> list[Place]:
+    """Those of an archive's table that stood when the execution began."""
+    rows = sql.rows(connection, _PLACES, {"oid": kept.table.oid, "execution": execution_id})
+    return [Place(tuple(zip(row.parts, row.operators, strict=True)), row.condition, row.nulls_agree) for row in rows]
+
+
+def is_taken(kept: Shelf, place: Place) -> sql.Composable:
+    """Whether another row ``t`` has the place of the archived row ``a``; a column that is newer is NULL in that."""
+    archived = {column.name for column in kept.columns}
+    row = [
+        sql.compose(
+            "{value} AS {c}",
+            value=kept.value(column, "a")
+            if column.name in archived
+            else sql.compose("NULL::{type}", type=cast_type(column.type)),
+            c=sql.name(column.name),
+        )
+        for column in kept.table.columns.values()
+    ]
+    parts = [
+        sql.compose("{part} AS {name}", part=_text(part), name=sql.name(f"p{n}"))
+        for n, (part, _) in enumerate(place.parts)
+    ]
+    agree = (
+        "(t.{p} {operator} n.{p} OR t.{p} IS NULL AND n.{p} IS NULL)" if place.nulls_agree else "t.{p} {operator} n.{p}"
+    )
+    # The row's own columns go by the table's name, as the index's expressions may have them.
+    return sql.compose(
+        """EXISTS (SELECT FROM (SELECT {parts} FROM {table} WHERE {condition}) t,
+                               (SELECT {parts} FROM (SELECT {row}) AS {alias} WHERE {condition}) n WHERE {agree})""",
+        parts=sql.join(", ", parts),
+        table=kept.source,
+        condition=_text(place.condition),
+        row=sql.join(", ", row),
+        alias=sql.name(kept.table.name),
+        agree=sql.join(
+            " AND ",
+            [
+                sql.compose(agree, p=sql.name(f"p{n}"), operator=_text(operator))
+                for n, (_, operator) in enumerate(place.parts)
+            ],
+        ),
+    )
+
+
+def _text(deparsed: str) -> sql.Composable:
+    return sql.Text(deparsed.replace("%", "%%"))

@@ -104,12 +104,13 @@ def _with_their_roots(
         if kept is None:
             continue
         there = coming_back.all_there(connection, store, kept, archives, "a", coming)
+        odd = [places.is_taken(kept, place) for place in places.read(connection, kept, plan.execution_id)]
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
                  AND EXISTS (SELECT FROM {held} h WHERE h.ordinal = a.uuid_pipeline_ordinal)
                GROUP BY 1 HAVING NOT bool_or({taken}) AND bool_and(true{there})""",
-            taken=sql.join(" OR ", _ways_to_be_taken(store, root, kept, archives, coming)),
+            taken=sql.join(" OR ", _ways_to_be_taken(store, root, kept, archives, coming) + odd),
             there=sql.join("", there),
             archive=kept.relation,
             held=held_of(store, root.name).relation,
@@ -193,16 +194,15 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     kept = _targets_first(store, archives)
     # Again: a column may be added while the rollback is under way.
     require_defaults(connection, kept, _OF_BATCH, {"ordinals": ordinals})
+    values = {
+        **plan.values,
+        **turning_back.paths(store),
+        "ordinals": _note_coming(connection, store, plan, kept, ordinals),
+    }
     statement = _restoring(connection, store, repointed, kept)
     if statement is None:
         return {}
-
-    def put_back(due: Sequence[int]) -> tuple[list[Any], dict[str, Any]]:
-        noted = _note_coming(connection, store, plan, kept, due)
-        values = {**plan.values, **turning_back.paths(store), "ordinals": noted}
-        return sql.rows(connection, statement, values), values
-
-    rows, values = places.while_free(connection, plan, ordinals, put_back)
+    rows = sql.rows(connection, statement, values)
     wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]
     if wrong:
         raise BatchError(
