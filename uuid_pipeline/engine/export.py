@@ -190,10 +190,9 @@ def _write_one(
 
 # A sweep keeps what waves before it have moved or kept.
 _ONLY_HERE = """
-NOT (m.role = 'keep' AND EXISTS (
-    SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.old_id = m.old_id))
-AND NOT (m.role = 'keep' AND EXISTS (
-    SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.new_id = m.old_id))
+(m.role <> 'keep'
+ OR NOT EXISTS (SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.old_id = m.old_id)
+    AND NOT EXISTS (SELECT FROM {map} o WHERE o.assessment_no = ANY(%(earlier)s) AND o.new_id = m.old_id))
 """
 
 
@@ -216,8 +215,8 @@ def _records(connection: Connection, subject: Subject, columns: Sequence[str], e
         map=_map(entity),
         only_here=sql.Text(_ONLY_HERE).format(map=_map(entity)),
     )
+    numbers = {share.assessment_no for share in subject.shares}
     for share in subject.shares:
-        numbers = {other.assessment_no for other in subject.shares}
         values = {
             "no": share.assessment_no,
             "earlier": [number for number in numbers if number < share.assessment_no],

@@ -57,9 +57,9 @@ def of_unfit_type(catalog: Catalog) -> list[tuple[Table, str]]:
 
 
 def of_several_columns(catalog: Catalog) -> list[Table]:
-    """Tables that others refer to, or that are named as documents are, and whose primary key is of several columns."""
+    """Tables that others refer to, or that have an ``id``, and whose primary key is of several columns."""
     own = [table for (schema, _), table in catalog.tables.items() if schema == catalog.schema]
-    found = [t for t in own if len(t.primary_key) > 1 and (referring(catalog, t) or _DOCUMENTS.search(t.name))]
+    found = [t for t in own if len(t.primary_key) > 1 and (referring(catalog, t) or "id" in t.primary_key)]
     return sorted(found, key=lambda table: table.name)
 
 
