@@ -198,10 +198,12 @@ def read_catalog(connection: Connection, schema: str) -> Catalog:
     columns: dict[int, dict[str, Column]] = {oid: {} for oid in oids["oids"]}
     for oid, *column in sql.rows(connection, _COLUMNS, oids):
         columns[oid][column[0]] = Column(*column)
-    keys = sql.rows(connection, _KEYS, oids)
+    keys: dict[int, list[Any]] = {oid: [] for oid in oids["oids"]}
+    for key in sql.rows(connection, _KEYS, oids):
+        keys[key.oid].append(key)
     return Catalog(
         schema=schema,
-        tables={(row.nspname, row.relname): _table(row, columns[row.oid], keys) for row in found},
+        tables={(row.nspname, row.relname): _table(row, columns[row.oid], keys[row.oid]) for row in found},
         foreign_keys=tuple(_foreign_key(row) for row in sql.rows(connection, _FOREIGN_KEYS, oids)),
         triggers=tuple(Trigger(*row) for row in sql.rows(connection, _TRIGGERS, oids)),
         server_version=int(sql.scalar(connection, "SELECT current_setting('server_version_num')")),
@@ -229,7 +231,7 @@ def _foreign_key(row: Any) -> ForeignKey:
 
 
 def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:
-    own = [key for key in keys if key.oid == row.oid and key.columns]
+    own = [key for key in keys if key.columns]
     return Table(
         schema=row.nspname, name=row.relname, oid=row.oid, kind=row.relkind, owner=row.owner,
         row_security=row.relrowsecurity, hides_rows=row.hides_rows, is_partition=row.relispartition,

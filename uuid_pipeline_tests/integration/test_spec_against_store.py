@@ -1,8 +1,11 @@
 """A spec that does not fit its store is refused with each fault and the nearest name."""
 
+import time
+
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.engine.catalog import read_catalog
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
@@ -94,3 +97,31 @@ def test_an_optional_reference_that_is_not_there_is_skipped_and_said(incident: E
 
     assert len(store.skipped) == 1
     assert "document_vector_buffer" in store.skipped[0]
+
+
+MANY = """
+CREATE SCHEMA few; CREATE SCHEMA many;
+DO $$
+BEGIN
+    FOR n IN 1..1200 LOOP
+        EXECUTE format('CREATE TABLE many.t%%s (id uuid PRIMARY KEY)', n);
+        IF n %% 8 = 0 THEN EXECUTE format('CREATE TABLE few.t%%s (id uuid PRIMARY KEY)', n); END IF;
+    END LOOP;
+END $$
+"""
+
+
+def test_eight_times_the_tables_take_no_more_than_twice_that_to_read(empty_store: Engine) -> None:
+    """Every stage reads them, and so does every check."""
+    cycle.run_sql(empty_store, MANY)
+
+    def seconds(schema: str) -> float:
+        with empty_store.begin() as connection:
+            begun = time.perf_counter()
+            found = read_catalog(connection, schema)
+            taken = time.perf_counter() - begun
+        assert len(found.tables) == {"few": 150, "many": 1200}[schema]
+        return taken
+
+    few, many = (min(seconds(schema) for _ in range(5)) for schema in ("few", "many"))
+    assert many < 16 * few
