@@ -15,12 +15,14 @@ FILES = """
 CREATE SCHEMA shop;
 CREATE TABLE shop.files (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(), account int NOT NULL, sha text NOT NULL, deleted_at date,
-    seats int4range, created_at timestamptz NOT NULL
+    seats int4range, created_at timestamptz NOT NULL, rank int NOT NULL DEFAULT 5,
+    small text GENERATED ALWAYS AS (lower(sha)) STORED
 );
 CREATE TABLE shop.pages (id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
                          file uuid NOT NULL REFERENCES shop.files ON DELETE CASCADE, n int NOT NULL);
-INSERT INTO shop.files (account, sha, deleted_at, seats, created_at)
-SELECT 1, 'h' || n, v.deleted, CASE WHEN v.deleted IS NULL THEN int4range(10 * n, 10 * n + 5) END, v.made
+INSERT INTO shop.files (account, sha, deleted_at, seats, created_at, rank)
+SELECT 1, 'h' || n, v.deleted, CASE WHEN v.deleted IS NULL THEN int4range(10 * n, 10 * n + 5) END, v.made,
+       CASE WHEN v.deleted IS NULL THEN 5 ELSE 0 END
 FROM generate_series(1, 4) n,
      (VALUES (date '2024-01-01', timestamptz '2023-01-01'), (NULL, '2025-01-01')) v(deleted, made);
 INSERT INTO shop.files (account, sha, created_at) SELECT 2, 'o' || n, '2025-01-01' FROM generate_series(1, 3) n;
@@ -30,9 +32,13 @@ LIVE = "CREATE UNIQUE INDEX live ON shop.files (account, sha) WHERE deleted_at I
 PLACES = {
     "part of a table": LIVE,
     "an expression": "CREATE UNIQUE INDEX live ON shop.files (account, lower(sha), coalesce(deleted_at, '-infinity'))",
+    "an expression that fails elsewhere": "CREATE UNIQUE INDEX live ON shop.files (sha, (10 / rank)) WHERE rank <> 0",
+    "what the server makes": "CREATE UNIQUE INDEX live ON shop.files (small) WHERE deleted_at IS NULL",
+    "a key that the server makes": "ALTER TABLE shop.files ADD CONSTRAINT live UNIQUE (small, rank)",
+    "a collation": 'CREATE UNIQUE INDEX live ON shop.files (sha COLLATE "C", lower(sha) COLLATE "POSIX", rank)',
     "an exclusion": "ALTER TABLE shop.files ADD CONSTRAINT live EXCLUDE USING gist (seats WITH &&)",
 }
-AGAIN = "INSERT INTO shop.files (account, sha, seats, created_at) VALUES (1, 'h2', '[21,22]', now())"
+AGAIN = "INSERT INTO shop.files (account, sha, seats, created_at) VALUES (1, %(sha)s, '[21,22]', now())"
 
 
 def shop(batch_rows: int = 5000) -> Spec:
@@ -64,7 +70,7 @@ def test_a_cluster_whose_place_another_row_has_by_now_stays_archived_and_the_res
     before = rows_of(empty_store)
     cycle.run_all(empty_store, spec)
     # No row that lives has it, since the survivor is the one that was deleted.
-    cycle.run_sql(empty_store, AGAIN)
+    cycle.run_sql(empty_store, AGAIN, sha="h2")
 
     cycle.undo(empty_store)
 
@@ -75,6 +81,22 @@ def test_a_cluster_whose_place_another_row_has_by_now_stays_archived_and_the_res
     pages = [row for row in before["pages"] if row["file"] != lost["id"]]
     assert cycle.ordered([row for row in after["pages"] if row["id"] in {p["id"] for p in pages}]) == pages
     cycle.run_all(empty_store, spec)
+
+
+DEFERRED = """
+ALTER TABLE shop.pages ADD seats int4range, ADD EXCLUDE USING gist (seats WITH &&) DEFERRABLE INITIALLY DEFERRED
+"""
+
+
+def test_rows_come_back_below_documents_where_a_constraint_is_checked_late(empty_store: Engine) -> None:
+    cycle.run_sql(empty_store, FILES)
+    cycle.run_sql(empty_store, DEFERRED)
+    before = rows_of(empty_store)
+    cycle.run_all(empty_store, shop())
+
+    cycle.undo(empty_store)
+
+    assert rows_of(empty_store) == before
 
 
 CHAIN = """
@@ -123,7 +145,7 @@ def test_an_index_that_is_younger_than_the_merge_stops_the_rollback_until_it_is_
     cycle.run_sql(empty_store, FILES)
     before = rows_of(empty_store)
     cycle.run_all(empty_store, shop())
-    cycle.run_sql(empty_store, AGAIN)
+    cycle.run_sql(empty_store, AGAIN, sha="h2")
     cycle.run_sql(empty_store, LIVE)
 
     with pytest.raises(IntegrityError, match='"live"'):

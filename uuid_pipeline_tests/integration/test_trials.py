@@ -428,3 +428,23 @@ def test_that_no_key_refuses_what_was_looked_at_says_nothing_of_duplicates_among
 
     assert said.startswith("no unique key refuses any of the 20000 ids to change that were looked at")
     assert "no duplicate content" not in said
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "CREATE UNIQUE INDEX odd ON upload_pipeline.documents ((file_sha256 || 100 / (bytes_len - %s))) "
+        "WHERE bytes_len <> %s",
+        "CREATE FUNCTION upload_pipeline.slug(upload_pipeline.documents) RETURNS text IMMUTABLE LANGUAGE sql "
+        "AS $$SELECT ($1).file_sha256$$; "
+        "CREATE UNIQUE INDEX odd ON upload_pipeline.documents (user_id, upload_pipeline.slug(documents.*))",
+    ],
+    ids=["one that fails for rows outside of it", "one over the whole row"],
+)
+def test_an_index_over_expressions_keeps_nobody_from_planning(incident: Engine, index: str) -> None:
+    [(size,)] = cycle.run_sql(incident, "SELECT min(bytes_len) FROM upload_pipeline.documents")
+    cycle.run_sql(incident, index.replace("%s", str(size)))
+
+    found = analyse(incident)
+
+    assert "odd" in failing(found, COPY)

@@ -345,16 +345,17 @@ def is_taken_for_good(
 
 def is_taken(kept: Shelf, unique: Sequence[str], stays: sql.Composable = _ANYWAY) -> sql.Composable:
     """Whether another row ``t``, which ``stays``, has what is unique about the archived row ``a``."""
-    there = {column.name for column in kept.columns}
-    if not set(unique) <= there:
-        return sql.Text("false")
     equal: LiteralString = (
         "t.{c} IS NOT DISTINCT FROM {a}" if tuple(unique) in kept.table.null_equal_keys else "t.{c} = {a}"
     )
+    there = {column.name: column for column in kept.columns}
     same = [
-        sql.compose(equal, c=sql.name(column.name), a=kept.value(column, "a"))
-        for column in kept.columns
-        if column.name in unique
+        sql.compose(
+            equal,
+            c=sql.name(name),
+            a=kept.value(there[name], "a") if name in there else _unwritten(kept.table, name),
+        )
+        for name in unique
     ]
     return sql.compose(
         "EXISTS (SELECT FROM {table} t WHERE {same}{stays})",
@@ -362,3 +363,9 @@ def is_taken(kept: Shelf, unique: Sequence[str], stays: sql.Composable = _ANYWAY
         same=sql.join(" AND ", same),
         stays=stays,
     )
+
+
+def _unwritten(table: Table, column: str) -> sql.Composable:
+    """What the archived row ``a`` has in a column that nobody writes; NULL in one that is newer than the archive."""
+    value = "(to_jsonb(a) ->> {c})::{type}"
+    return sql.compose(value, c=sql.literal(column), type=cast_type(table.columns[column].type))

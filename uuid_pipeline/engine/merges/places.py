@@ -7,17 +7,22 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.merges.archive import Shelf
-from uuid_pipeline.engine.natural_keys import cast_type
+
+
+@dataclass(frozen=True)
+class Part:
+    """A column or an expression over columns, and the operator by which two rows agree in it."""
+
+    text: str
+    operator: str
+    is_column: bool
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of the rows of a table for which the ``condition`` holds no two may agree in all ``parts``.
+    """Of the rows of a table for which the ``condition`` holds no two may agree in all ``parts``."""
 
-    ``parts``: expressions over the table's columns, each with the operator by which two rows agree in it.
-    """
-
-    parts: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
     condition: str
     nulls_agree: bool
 
@@ -25,8 +30,10 @@ class Place:
 # By the names that this session's path makes of functions and operators, under which the statements below read them.
 # An index that is younger than the merge counts for nothing here: the server refuses the row, and people decide.
 _PLACES = """
-SELECT array(SELECT pg_get_indexdef(i.indexrelid, k::int, false) FROM generate_series(1, i.indnkeyatts) k ORDER BY k)
-           AS parts,
+SELECT array(SELECT pg_get_indexdef(i.indexrelid, k, false)
+                    || coalesce(' COLLATE ' || quote_ident(m.nspname) || '.' || quote_ident(l.collname), '')
+             FROM generate_series(1, i.indnkeyatts) k LEFT JOIN pg_collation l ON l.oid = i.indcollation[k - 1]
+             LEFT JOIN pg_namespace m ON m.oid = l.collnamespace ORDER BY k) AS parts,
        array(SELECT 'OPERATOR(' || quote_ident(n.nspname) || '.' || o.oprname || ')'
              FROM generate_series(1, i.indnkeyatts) k
              JOIN pg_opclass c ON c.oid = i.indclass[k - 1]
@@ -34,6 +41,7 @@ SELECT array(SELECT pg_get_indexdef(i.indexrelid, k::int, false) FROM generate_s
                  SELECT a.amopopr FROM pg_amop a WHERE a.amopfamily = c.opcfamily AND a.amopstrategy = 3
                  AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype))
              JOIN pg_namespace n ON n.oid = o.oprnamespace ORDER BY k) AS operators,
+       array(SELECT i.indkey[k - 1] <> 0 FROM generate_series(1, i.indnkeyatts) k ORDER BY k) AS are_columns,
        coalesce(pg_get_expr(i.indpred, i.indrelid), 'true') AS condition,
        coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_agree
 FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid JOIN pg_class d ON d.oid = i.indexrelid
@@ -50,46 +58,47 @@ ORDER BY d.relname
 def read(connection: Connection, kept: Shelf, execution_id: str) -> list[Place]:
     """Those of an archive's table that stood when the execution began."""
     rows = sql.rows(connection, _PLACES, {"oid": kept.table.oid, "execution": execution_id})
-    return [Place(tuple(zip(row.parts, row.operators, strict=True)), row.condition, row.nulls_agree) for row in rows]
+    return [
+        Place(
+            tuple(Part(*part) for part in zip(row.parts, row.operators, row.are_columns, strict=True)),
+            row.condition,
+            row.nulls_agree,
+        )
+        for row in rows
+    ]
 
 
 def is_taken(kept: Shelf, place: Place) -> sql.Composable:
-    """Whether another row ``t`` has the place of the archived row ``a``; a column that is newer is NULL in that."""
-    archived = {column.name for column in kept.columns}
-    row = [
-        sql.compose(
-            "{value} AS {c}",
-            value=kept.value(column, "a")
-            if column.name in archived
-            else sql.compose("NULL::{type}", type=cast_type(column.type)),
-            c=sql.name(column.name),
-        )
-        for column in kept.table.columns.values()
-    ]
-    parts = [
-        sql.compose("{part} AS {name}", part=_text(part), name=sql.name(f"p{n}"))
-        for n, (part, _) in enumerate(place.parts)
-    ]
+    """Whether another row ``t`` has the place of the archived row ``a``.
+
+    That is made a row of the table again, as the index's expressions may want one; a column that is newer is NULL in
+    it.
+    """
     agree = (
         "(t.{p} {operator} n.{p} OR t.{p} IS NULL AND n.{p} IS NULL)" if place.nulls_agree else "t.{p} {operator} n.{p}"
     )
-    # The row's own columns go by the table's name, as the index's expressions may have them.
     return sql.compose(
         """EXISTS (SELECT FROM (SELECT {parts} FROM {table} WHERE {condition}) t,
-                               (SELECT {parts} FROM (SELECT {row}) AS {alias} WHERE {condition}) n WHERE {agree})""",
-        parts=sql.join(", ", parts),
+                               (SELECT {parts} FROM jsonb_populate_record(NULL::{table}, to_jsonb(a)) AS {alias}
+                                WHERE {condition}) n WHERE {agree})""",
+        parts=sql.join(", ", [_value(place, part, f"p{n}") for n, part in enumerate(place.parts)]),
         table=kept.source,
         condition=_text(place.condition),
-        row=sql.join(", ", row),
         alias=sql.name(kept.table.name),
         agree=sql.join(
             " AND ",
             [
-                sql.compose(agree, p=sql.name(f"p{n}"), operator=_text(operator))
-                for n, (_, operator) in enumerate(place.parts)
+                sql.compose(agree, p=sql.name(f"p{n}"), operator=_text(part.operator))
+                for n, part in enumerate(place.parts)
             ],
         ),
     )
+
+
+def _value(place: Place, part: Part, name: str) -> sql.Composable:
+    """A part under a name. An expression may fail for rows that the index leaves out, whenever it is evaluated."""
+    value = "{part} AS {name}" if part.is_column else "CASE WHEN {condition} THEN {part} END AS {name}"
+    return sql.compose(value, part=_text(part.text), condition=_text(place.condition), name=sql.name(name))
 
 
 def _text(deparsed: str) -> sql.Composable:

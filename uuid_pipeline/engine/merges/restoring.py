@@ -361,7 +361,8 @@ def _put_back(
 
 
 def _has_deferrable_key(connection: Connection, one: Shelf) -> bool:
-    found = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = %(oid)s AND indisunique AND NOT indimmediate)"
+    found = """SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = %(oid)s AND (indisunique OR indisexclusion)
+                              AND NOT indimmediate)"""
     return bool(sql.scalar(connection, found, {"oid": one.table.oid}))
 
 

@@ -91,7 +91,9 @@ def _own_row(obstacle: Obstacle, entity: Entity) -> sql.Composable:
         " AND ", [sql.compose("({e}) IS NOT NULL", e=collisions.text(e)) for e in obstacle.expressions]
     )  # fmt: skip
     return sql.compose(
-        """EXISTS (SELECT FROM (SELECT * FROM {table} WHERE {key} = m.old) r WHERE {present} AND {predicate})""",
+        # The expressions may fail for rows that the predicate leaves out; they may name the table.
+        """EXISTS (SELECT FROM {table} WHERE {key} = m.old
+                   AND CASE WHEN {predicate} THEN {present} ELSE false END)""",
         table=relation(entity),
         key=sql.name(entity.key),
         present=present,
