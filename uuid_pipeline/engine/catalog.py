@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,22 +208,24 @@ def read_catalog(connection: Connection, schema: str) -> Catalog:
         foreign_keys=tuple(_foreign_key(row) for row in sql.rows(connection, _FOREIGN_KEYS, oids)),
         triggers=tuple(Trigger(*row) for row in sql.rows(connection, _TRIGGERS, oids)),
         server_version=int(sql.scalar(connection, "SELECT current_setting('server_version_num')")),
-        elsewhere=() if found else tuple(schemas_with_tables(connection)),
+        elsewhere=() if found else tuple(tables_by_schema(connection)),
     )
 
 
-_SCHEMAS = """
-SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'uuid_pipeline')
+# Tables of extensions hold nothing of the application's.
+_BY_SCHEMA = """
+SELECT n.nspname AS schema, count(*) AS tables FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT starts_with(n.nspname, 'pg_')
+  AND n.nspname NOT IN ('information_schema', 'uuid_pipeline') AND c.oid <> ALL(%(known)s::oid[])
   AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')
-ORDER BY 1
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+GROUP BY 1 ORDER BY 1
 """
 
 
-def schemas_with_tables(connection: Connection) -> list[str]:
-    """Schemas that hold a table of the application's, by name."""
-    return [row.nspname for row in sql.rows(connection, _SCHEMAS)]
+def tables_by_schema(connection: Connection, known: Sequence[int] = ()) -> dict[str, int]:
+    """How many tables of the application's each schema holds, but the ``known`` (oids); schemas in order of name."""
+    return {row.schema: row.tables for row in sql.rows(connection, _BY_SCHEMA, {"known": list(known)})}
 
 
 def _foreign_key(row: Any) -> ForeignKey:

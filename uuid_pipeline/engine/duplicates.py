@@ -189,7 +189,7 @@ def _on_both_sides(connection: Connection, entity: Entity, assessment: int) -> l
             inventory=ledger.inventory_table(entity),
             shared=_shared(entity, _EVERY),
             key=sql.name(entity.key),
-            predicate=sql.Text(index.predicate.replace("%", "%%")),
+            predicate=sql.as_written(index.predicate),
             table=sql.table(entity.table.schema, entity.table.name),
         )
         count = sql.scalar(connection, statement, {"no": assessment})

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches import locks
 from uuid_pipeline.engine.catalog import Column
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import MovedTable, Reference, Store
 
 
@@ -29,7 +28,7 @@ class Fingerprint:
 def _sent(column: Column, value: sql.Composable) -> sql.Composable:
     if column.send_function is None:
         return sql.compose("{value}::text", value=value)
-    return sql.compose("{send}({value})", send=cast_type(column.send_function), value=value)
+    return sql.compose("{send}({value})", send=sql.as_written(column.send_function), value=value)
 
 
 def row_digest(columns: list[Column], mapped: dict[str, sql.Composable], alias: str) -> sql.Composable:
@@ -118,7 +117,7 @@ def read_back(
             "coalesce({m}.old_id, {held})::{type}",
             m=alias,
             held=held[column],
-            type=cast_type(moved.table.columns[column].type),
+            type=sql.as_written(moved.table.columns[column].type),
         )
         joins.append(
             sql.compose(

@@ -12,7 +12,7 @@ from uuid_pipeline.engine.ahead import fetched_ahead
 from uuid_pipeline.engine.batches.batch import written_since
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.installed import functions
-from uuid_pipeline.engine.natural_keys import as_read, cast_type
+from uuid_pipeline.engine.natural_keys import as_read
 from uuid_pipeline.engine.plans.approach import WAVE_KINDS
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
 from uuid_pipeline.engine.privacy import redaction
@@ -280,7 +280,7 @@ def _as_the_store_reads(connection: Connection, entity: Entity, witness: Mapping
     """A witness's values as the text of their columns: a UUID in capitals, a date, a boolean as the YAML has them."""
     types = [entity.table.columns[entity.key if field == "id" else field].type for field in witness]
     read = [
-        sql.compose("{value}::text::{type}::text", value=sql.bound(f"v{n}"), type=cast_type(type_name))
+        sql.compose("{value}::text::{type}::text", value=sql.bound(f"v{n}"), type=sql.as_written(type_name))
         # A cast to varchar(n) would cut the text without a word.
         if type_name.split("(")[0] not in ("text", "character varying")
         else sql.compose("{value}::text", value=sql.bound(f"v{n}"))
@@ -483,7 +483,7 @@ def _written_since_the_inventory(
         """SELECT t.{key}::text AS key FROM {table} t WHERE t.{key} = ANY(%(keys)s::{type}[]) AND {written}""",
         key=sql.name(entity.key),
         table=sql.table(entity.table.schema, entity.table.name),
-        type=cast_type(entity.key_type),
+        type=sql.as_written(entity.key_type),
         written=written_since("t"),
     )
     values = {"keys": list(keys), "snapshot": ledger.inventory_snapshot(connection, assessment), "execution": ""}

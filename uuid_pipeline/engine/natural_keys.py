@@ -83,8 +83,3 @@ def first_invalid(entity: Entity, values: Sequence[str]) -> str | None:
         if not re.search(pattern, value) or value.endswith("\n"):
             return field
     return None
-
-
-def cast_type(type_name: str) -> sql.Composable:
-    """A type's name as format_type() wrote it, already quoted by the server."""
-    return sql.Text(type_name.replace("%", "%%"))

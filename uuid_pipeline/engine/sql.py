@@ -48,6 +48,11 @@ def shown(part: Composable) -> str:
     return part.as_string(None).replace("%%", "%")
 
 
+def as_written(text: str) -> Composable:
+    """A piece of SQL as the server (an expression, a type, a quoted name) or the spec has written it."""
+    return sql.SQL(_escaped(text))
+
+
 def join(separator: LiteralString, parts: Sequence[Composable]) -> sql.Composed:
     """The parts, separated."""
     return sql.SQL(separator).join(parts)

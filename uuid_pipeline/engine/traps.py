@@ -14,7 +14,7 @@ from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.altered.silencing import DEPARSED
 from uuid_pipeline.engine.altered.triggers import ROW_DEED, Tier, choose, deeds
-from uuid_pipeline.engine.batches.aside import in_reach, predicate
+from uuid_pipeline.engine.batches.aside import in_reach
 from uuid_pipeline.engine.installed import alias_scope
 from uuid_pipeline.engine.merges import checks
 from uuid_pipeline.engine.store import MovedTable, Store
@@ -211,7 +211,7 @@ def _busy_faults(connection: Connection, store: Store) -> list[str]:
         statement = sql.compose(
             "SELECT FROM {table} WHERE ({busy}) LIMIT 0",
             table=sql.name(entity.table.name),
-            busy=predicate(entity.spec.busy),
+            busy=sql.as_written(entity.spec.busy),
         )
         with in_reach(connection, entity.table.schema):
             refused = _refused(connection, statement)

@@ -175,9 +175,9 @@ def _build(
     """Build on a connection of its own while this one keeps the lease; returns the server's refusal, if any."""
     statement = sql.compose(
         "{head} TABLESPACE {tablespace}{where}",
-        head=_text(index.head.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY ", 1)),
+        head=sql.as_written(index.head.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY ", 1)),
         tablespace=sql.name(index.tablespace),
-        where=_text(index.where),
+        where=sql.as_written(index.where),
     )
     with (
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as own,
@@ -262,8 +262,3 @@ def _delete_record(connection: Connection, index: VectorIndex) -> None:
            AND object = format('%%I.%%I', %(schema)s::text, %(name)s::text)""",
         {"schema": index.schema, "name": index.name},
     )
-
-
-def _text(written_by_server: str) -> sql.Composable:
-    # The driver reads % as the start of a placeholder.
-    return sql.Text(written_by_server.replace("%", "%%"))

@@ -120,24 +120,21 @@ def _replace(connection: Connection, schema: str, table: str, name: str, state: 
 
     Its comment stays by itself; its mark (ENABLE …) and dependencies on extensions do not.
     """
-    sql.execute(connection, _text(definition.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER", 1)))
+    sql.execute(connection, sql.as_written(definition.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER", 1)))
     place = {"table": sql.table(schema, table), "trigger": sql.name(name)}
     marks = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
     if state.enabled in marks:
-        mark = _text(marks[state.enabled])
+        mark = sql.as_written(marks[state.enabled])
         sql.execute(connection, sql.compose("ALTER TABLE {table} {mark} TRIGGER {trigger}", mark=mark, **place))
     for extension in state.extensions:
         depends = sql.compose(
-            "ALTER TRIGGER {trigger} ON {table} DEPENDS ON EXTENSION {extension}", extension=_text(extension), **place
+            "ALTER TRIGGER {trigger} ON {table} DEPENDS ON EXTENSION {extension}",
+            extension=sql.as_written(extension),
+            **place,
         )
         sql.execute(connection, depends)
     replaced = _state(connection, schema, table, name)
     return str(replaced.definition) if replaced else ""
-
-
-def _text(written_by_server: str) -> sql.Composable:
-    # The driver reads % as the start of a placeholder.
-    return sql.Text(written_by_server.replace("%", "%%"))
 
 
 def put_back(connection: Connection, lease: Lease) -> list[str]:

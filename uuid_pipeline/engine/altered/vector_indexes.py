@@ -130,7 +130,7 @@ def _rows(connection: Connection, schema: str, index: VectorIndex) -> int:
     statement = sql.compose(
         "SELECT count(*) FROM {table} WHERE {filled}",
         table=sql.table(schema, index.table),
-        filled=sql.Text(index.filled.replace("%", "%%")),
+        filled=sql.as_written(index.filled),
     )
     return int(sql.scalar(connection, statement))
 

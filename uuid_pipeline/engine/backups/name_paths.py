@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.natural_keys import cast_type
 
 # Of compiled languages the body is no SQL; a function with a path of its own finds its names.
 _PATHLESS = """
@@ -40,7 +39,7 @@ def give(connection: Connection, path: Sequence[str]) -> int:
     listed = sql.join(", ", [sql.name(schema) for schema in path])
     for routine in found:
         statement = "ALTER ROUTINE {routine} SET search_path = {path}"
-        sql.execute(connection, sql.compose(statement, routine=cast_type(routine), path=listed))
+        sql.execute(connection, sql.compose(statement, routine=sql.as_written(routine), path=listed))
     return len(found)
 
 

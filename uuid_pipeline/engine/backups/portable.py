@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.natural_keys import cast_type
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _sent(column: str, send: str | None) -> sql.Composable:
     value = sql.compose("t.{c}", c=sql.name(column))
     if send is None:
         return sql.compose("textsend({value}::text)", value=value)
-    return sql.compose("{send}({value})", send=cast_type(send), value=value)
+    return sql.compose("{send}({value})", send=sql.as_written(send), value=value)
 
 
 def differences(before: Sequence[Portable], after: Sequence[Portable]) -> list[str]:

@@ -27,11 +27,6 @@ def in_reach(connection: Connection, schema: str) -> Iterator[None]:
     sql.execute(connection, "SELECT set_config('search_path', %(path)s, true)", {"path": path})
 
 
-def predicate(text: str) -> sql.Composable:
-    """A condition of the spec, as it is written there."""
-    return sql.Text(text.replace("%", "%%"))
-
-
 def set_aside(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> None:
     """Journal the documents that this batch must leave, and let go of what was held of them.
 
@@ -108,7 +103,7 @@ def _set_busy_aside(connection: Connection, root: Entity, store: Store, plan: Ba
         held=held.relation,
         table=sql.name(root.table.name),
         key=sql.name(root.key),
-        busy=predicate(root.spec.busy or ""),
+        busy=sql.as_written(root.spec.busy or ""),
     )
     with in_reach(connection, root.table.schema):
         sql.execute(connection, statement, {**plan.values, "entity": root.name})

@@ -17,7 +17,7 @@ from uuid_pipeline.engine.batches.locks import BACK, FORWARD, BatchPlan, Directi
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.merges import emptying, merging, restoring
 from uuid_pipeline.engine.merges.collapse import Collapsed
-from uuid_pipeline.engine.natural_keys import cast_type, first_invalid, part
+from uuid_pipeline.engine.natural_keys import first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError
@@ -181,7 +181,7 @@ def _forget(connection: Connection, entity: Entity, plan: BatchPlan, keys: list[
     statement = sql.compose(
         "DELETE FROM {part} WHERE old_id = ANY(%(keys)s::{type}[])",
         part=map_part(entity.name, plan.assessment_no),
-        type=cast_type(entity.key_type),
+        type=sql.as_written(entity.key_type),
     )
     sql.execute(connection, statement, {"keys": keys})
 
@@ -229,7 +229,7 @@ def _write_arrivals(
         key=sql.name(entity.key),
         part=map_part(entity.name, plan.assessment_no),
         map=ledger.map_table(entity),
-        type=cast_type(entity.key_type),
+        type=sql.as_written(entity.key_type),
         held=held.relation,
         value=held.value(entity.key),
     )

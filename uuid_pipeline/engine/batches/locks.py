@@ -15,7 +15,7 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.natural_keys import cast_type, natural_key
+from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 
 
@@ -153,11 +153,11 @@ def _room_statement(store: Store, index: int) -> sql.Composable:
     held = held_tables(store)[index]
     columns = held.moved.table.columns
     values = [
-        sql.compose("{value} {type}", value=sql.name(value), type=cast_type(columns[column].type))
+        sql.compose("{value} {type}", value=sql.name(value), type=sql.as_written(columns[column].type))
         for column, value in held.values
     ]
     key = held.moved.entity.key if held.moved.entity else None
-    own = sql.compose("key {type},", type=cast_type(columns[key].type)) if key else sql.Text("")
+    own = sql.compose("key {type},", type=sql.as_written(columns[key].type)) if key else sql.Text("")
     return sql.compose(
         """CREATE TEMPORARY TABLE IF NOT EXISTS {relation} (
                at tid {once}, ordinal bigint, {own} natural_key text, as_planned boolean, {values}
@@ -450,11 +450,11 @@ def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
 def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.Composable:
     """The value ``w.was`` with the ids of ``b`` (source, goal) replaced: an aggregate over them."""
     if reference.form == "text":
-        return sql.compose("min(b.goal)::{type}", type=cast_type(type_name))
+        return sql.compose("min(b.goal)::{type}", type=sql.as_written(type_name))
     if reference.form == "array":
         return sql.compose(
             "uuid_pipeline.rewritten_array(w.was::text[], jsonb_object_agg(b.source, b.goal))::{type}",
-            type=cast_type(type_name),
+            type=sql.as_written(type_name),
         )
     # Of json and of jsonb alike; a json text stays byte for byte but for the id.
     return sql.compose(
@@ -473,7 +473,7 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
             "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type}",
             column=column,
             moves=moves,
-            type=cast_type(type_name),
+            type=sql.as_written(type_name),
         )
     # IS TRUE keeps it a look-up in one hash of the ids; as a join it would read them all again for each row.
     walked = sql.compose(

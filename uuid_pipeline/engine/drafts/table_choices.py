@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine.catalog import Catalog, Table, schemas_with_tables
+from uuid_pipeline.engine.catalog import Catalog, Table, tables_by_schema
 from uuid_pipeline.engine.store import KEY_TYPES, nearest
 from uuid_pipeline.errors import UsageError
 
@@ -22,7 +22,7 @@ PROPOSED = 20
 
 def choose_schema(connection: Connection, wanted: str | None) -> str:
     """The schema asked for, else the only one with tables, else ``public``. Raises UsageError naming those found."""
-    found = schemas_with_tables(connection)
+    found = list(tables_by_schema(connection))
     listed = ", ".join(found) or "none"
     if wanted is not None:
         if wanted not in found:
@@ -32,7 +32,7 @@ def choose_schema(connection: Connection, wanted: str | None) -> str:
         raise UsageError("The store has no table. Connect to the database that holds the documents.")
     if len(found) > 1 and "public" not in found:
         raise UsageError(f"Several schemas hold tables: {listed}. Choose one with --schema.")
-    return str(found[0] if len(found) == 1 else "public")
+    return found[0] if len(found) == 1 else "public"
 
 
 def key_of(table: Table) -> str | None:

@@ -210,18 +210,22 @@ def new_documents(evidence: Evidence) -> Criterion:
         figure = f"{now.new_deterministic} of {now.new} documents created since the approval are deterministic"
     if now.new is None:
         figure = "the spec names no creation date" if evidence.execution else "nothing is approved yet"
-    what, command = "upload one document through the application, then look again", "uuid-pipeline report"
-    if now.new is None and evidence.execution:
-        what = "`describe.created_at` in the spec tells new documents from old ones: name the column"
-        command = "uuid-pipeline plan"
-    if passed is False:
-        what = f"mend what makes ids for new documents (limit: {100 * GENERATION_LIMIT:g} % deterministic)"
-        command = "uuid-pipeline guard"
     return Criterion(
         "new_documents", "Generation of new documents", "ids of the documents created since the approval, recomputed",
-        figure, verdict_of(passed), None if passed else Action(APPLICATION, what, command),
+        figure, verdict_of(passed), None if passed else _towards_new_documents(evidence),
         binds=passed is False,
     )  # fmt: skip
+
+
+def _towards_new_documents(evidence: Evidence) -> Action:
+    """What to do while no new document shows how ids are made now, or those that there are have random ones."""
+    if evidence.now.new:
+        what = f"mend what makes ids for new documents (limit: {100 * GENERATION_LIMIT:g} % deterministic)"
+        return Action(APPLICATION, what, "uuid-pipeline guard")
+    if evidence.now.new is None and evidence.execution:
+        what = "`describe.created_at` in the spec tells new documents from old ones: name the column"
+        return Action(APPLICATION, what, "uuid-pipeline plan")
+    return Action(APPLICATION, "upload one document through the application, then look again", "uuid-pipeline report")
 
 
 def pipeline_consistency(evidence: Evidence) -> Criterion:

@@ -8,7 +8,6 @@ from uuid_pipeline.engine.health import identified
 from uuid_pipeline.engine.health.figure import Figure, share, unknown
 from uuid_pipeline.engine.health.identified import Identified
 from uuid_pipeline.engine.health.look import Look
-from uuid_pipeline.engine.natural_keys import cast_type
 
 NAME = "generation_new"
 # The newest of them, when there are more.
@@ -68,7 +67,7 @@ def _created_since(look: Look, column: str, since: datetime, at_the_end: bool) -
         "WHERE {place} AND t.{column} > %(since)s::timestamptz::{type} ORDER BY t.{column} DESC LIMIT %(most)s",
         place=sql.Text("t.ctid >= %(first)s::tid" if at_the_end else "true"),
         column=sql.name(column),
-        type=cast_type(main.table.columns[column].type),
+        type=sql.as_written(main.table.columns[column].type),
     )
     values = {"since": since - OVERLAP, "most": MOST, "first": _first_of_the_last_pages(look) if at_the_end else None}
     return [

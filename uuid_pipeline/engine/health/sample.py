@@ -5,7 +5,6 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.health import identified
 from uuid_pipeline.engine.health.identified import Identified
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
 
 
@@ -25,7 +24,7 @@ def _after(connection: Connection, store: Store, after: str | None, size: int) -
         if after is None
         else "WHERE t.{key} > %(after)s::{type} ORDER BY t.{key} LIMIT %(size)s",
         key=sql.name(main.key),
-        type=cast_type(main.table.columns[main.key].type),
+        type=sql.as_written(main.table.columns[main.key].type),
     )
     values = {"after": after, "size": size}
     return [row for rows in identified.stream(connection, store, main, restriction, values) for row in rows]

@@ -267,7 +267,7 @@ def _drop_rest(connection: Connection) -> None:
         sql.execute(connection, revoke)
     for row in sql.rows(connection, _REST):
         # The server wrote these names, quoted where they must be.
-        name = sql.Text(row.name.replace("%", "%%"))
+        name = sql.as_written(row.name)
         sql.execute(connection, sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=name))
 
 

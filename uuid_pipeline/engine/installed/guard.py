@@ -285,7 +285,7 @@ def _close(connection: Connection, names: Sequence[str]) -> None:
         )
     for row in sql.rows(connection, _REST):
         # The server wrote these names, quoted where they must be.
-        drop = sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=sql.Text(row.name.replace("%", "%%")))
+        drop = sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=sql.as_written(row.name))
         sql.execute(connection, drop)
     if names:
         ledger.audit(connection, "guard removed", {"entities": list(names)})

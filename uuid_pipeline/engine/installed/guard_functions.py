@@ -11,7 +11,7 @@ from uuid_pipeline.engine.installed.functions import PINNED, Definition, functio
 from uuid_pipeline.engine.installed.resolving import GUARD, GUARDED
 from uuid_pipeline.engine.installed.sha1 import plpgsql_body
 from uuid_pipeline.engine.ledger import SCHEMA
-from uuid_pipeline.engine.natural_keys import cast_type, natural_key, part
+from uuid_pipeline.engine.natural_keys import natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 
 Mode = Literal["warn", "rewrite", "reject"]
@@ -251,7 +251,7 @@ def _act(entity: Entity, mode: Mode) -> sql.Composable:
     plain = re.sub(r"[%'\\{}]", "?", f"{entity.table.name}.{entity.key}")
     named = {
         "key": sql.name(entity.key),
-        "label": cast_type(plain),
+        "label": sql.as_written(plain),
         "cast": sql.Text("" if entity.key_type == "uuid" else "::text"),
     }
     if mode == "reject":

@@ -8,7 +8,6 @@ from typing import LiteralString
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.installed.functions import PINNED, Definition, function
 from uuid_pipeline.engine.ledger import SCHEMA
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 
 # Names of what is installed, each followed by the entity's name or the table's.
@@ -242,7 +241,7 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     start = sql.compose("SELECT $1, $1, 0, 0, false, 0, ARRAY[$1]")
     filled = {
         **named,
-        "type": cast_type(type_name),
+        "type": sql.as_written(type_name),
         "count": _count(entity),
         "known": _known(parts),
         "reach": _reach(start, parts, _ASKED),
@@ -272,7 +271,7 @@ def _place(type_name: str, parts: Sequence[_Part]) -> sql.Composable:
         _PLACE_BODY,
         may_be=sql.Text("true") if type_name == "text" else is_uuid,
         part=newest.table,
-        type=cast_type(type_name),
+        type=sql.as_written(type_name),
     )
 
 
@@ -304,7 +303,7 @@ def _view(entity: Entity, parts: Sequence[_Part]) -> Definition:
         view=sql.table(SCHEMA, VIEW + entity.name),
         reach=_reach(start, parts, IS_IN_FORCE),
         reached_moved_on=_moved_on(parts, "r.id", "r.number", IS_IN_FORCE),
-        type=cast_type(entity.key_type),
+        type=sql.as_written(entity.key_type),
     )
     return Definition(VIEW + entity.name, None, statement)
 
@@ -397,7 +396,7 @@ def _embedded(reference: Reference) -> sql.Composable:
         # Without a length: cast to one, a longer id would be cut short; assigned, it is refused.
         _IN_ARRAY,
         column=column,
-        type=cast_type(f"{element}[]"),
+        type=sql.as_written(f"{element}[]"),
         fits=fits if element == "uuid" else sql.Text("true"),
     )
     ids = sql.compose("unnest(NEW.{column}::text[])", column=column)

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, places, sql
 from uuid_pipeline.engine.catalog import Column, Table
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 
@@ -55,7 +54,7 @@ class Shelf:
         value = sql.compose("{a}.{c}", a=sql.name(alias), c=sql.name(column.name))
         if column.name not in self.retyped:
             return value
-        return sql.compose("{value}::{type}", value=value, type=cast_type(column.type))
+        return sql.compose("{value}::{type}", value=value, type=sql.as_written(column.type))
 
 
 def name_of(table: Table) -> str:

@@ -53,7 +53,7 @@ def fails(table: Table, check: Check, values: Mapping[str, sql.Composable]) -> s
     ]
     return sql.compose(
         "(SELECT NOT ({expression}) FROM (SELECT {columns}) AS {alias})",
-        expression=sql.Text(check.expression.replace("%", "%%")),
+        expression=sql.as_written(check.expression),
         columns=sql.join(", ", columns),
         alias=sql.name(table.name),
     )

@@ -7,9 +7,9 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import ForeignKey, Table
-from uuid_pipeline.engine.merges import places
+from uuid_pipeline.engine.merges import partial_places
 from uuid_pipeline.engine.merges.archive import Shelf, shelves
-from uuid_pipeline.engine.natural_keys import cast_type
+from uuid_pipeline.engine.merges.partial_places import Places
 from uuid_pipeline.engine.store import Entity, Reference, Store
 
 _ANYWAY = sql.Text("")
@@ -24,7 +24,7 @@ def remembered(table: Table) -> sql.Composable:
     """Whether the row ``t`` is the one that ``m`` of ``repointed`` remembers, by its primary key."""
     same = [
         sql.compose("t.{c} = (m.row_key->>{n})::{t}", c=sql.name(c), n=sql.literal(c),
-                    t=cast_type(table.columns[c].type))
+                    t=sql.as_written(table.columns[c].type))
         for c in table.primary_key
     ]  # fmt: skip
     return sql.join(" AND ", same)
@@ -75,7 +75,9 @@ def _is_of(reference: Reference, table: Table) -> bool:
     return reference.foreign_key is not None and reference.table.oid == table.oid
 
 
-def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Mapping[str, Any]) -> None:
+def find(
+    connection: Connection, store: Store, kept: Sequence[Shelf], partial: Places, values: Mapping[str, Any]
+) -> None:
     """Note in ``pg_temp.coming`` the archived rows of the ``ordinals`` bound that may come back.
 
     One whose unique key another row has and keeps does not, nor does one whose foreign key refers to a row that is not
@@ -98,8 +100,8 @@ def find(connection: Connection, store: Store, kept: Sequence[Shelf], values: Ma
     for one in below:
         for unique in plain_unique_keys(store, one.table):
             sql.execute(connection, _whose_place_is_taken(one, is_taken(one, unique)))
-        for place in places.read(connection, one, values["execution"]):
-            sql.execute(connection, _whose_place_is_taken(one, places.is_taken(one, place)))
+        for place in partial[one.table.oid]:
+            sql.execute(connection, _whose_place_is_taken(one, partial_places.is_taken(one, place)))
     drops = [_without_target(connection, store, one, kept) for one in below]
     drops += [
         _whose_place_is_taken(one, is_taken_for_good(store, one, unique, kept, is_coming("r")))
@@ -368,4 +370,4 @@ def is_taken(kept: Shelf, unique: Sequence[str], stays: sql.Composable = _ANYWAY
 def _unwritten(table: Table, column: str) -> sql.Composable:
     """What the archived row ``a`` has in a column that nobody writes; NULL in one that is newer than the archive."""
     value = "(to_jsonb(a) ->> {c})::{type}"
-    return sql.compose(value, c=sql.literal(column), type=cast_type(table.columns[column].type))
+    return sql.compose(value, c=sql.literal(column), type=sql.as_written(table.columns[column].type))

@@ -15,7 +15,6 @@ from uuid_pipeline.engine.batches.locks import BatchPlan
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.merges import coming_back
 from uuid_pipeline.engine.merges.folding import Fold, folds
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import MovedTable, Store
 from uuid_pipeline.errors import BatchError, RefusedError
 
@@ -192,7 +191,8 @@ def _taken(connection: Connection, store: Store, fold: Fold, key: ForeignKey, pl
     columns = list(moved.table.columns.values())
     back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was", fingerprint.MOVED_BEFORE)
     nulls = {
-        column: sql.compose("NULL::{type}", type=cast_type(moved.table.columns[column].type)) for column in key.columns
+        column: sql.compose("NULL::{type}", type=sql.as_written(moved.table.columns[column].type))
+        for column in key.columns
     }
     statement = sql.compose(
         """SELECT coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0)
@@ -320,7 +320,7 @@ def _found_again(table: Table) -> sql.Composable:
             " AND ",
             [
                 sql.compose("{r}.{c} = (m.after->>{n})::{t}", r=sql.Text(row), c=sql.name(c), n=sql.literal(c),
-                            t=cast_type(table.columns[c].type))
+                            t=sql.as_written(table.columns[c].type))
                 for c in table.primary_key
             ],
         )
@@ -337,7 +337,7 @@ def _found_again(table: Table) -> sql.Composable:
 
 def _filled(table: Table, key: ForeignKey) -> sql.Composable:
     held = {
-        c: sql.compose("(m.before->>{n})::{t}", n=sql.literal(c), t=cast_type(table.columns[c].type))
+        c: sql.compose("(m.before->>{n})::{t}", n=sql.literal(c), t=sql.as_written(table.columns[c].type))
         for c in key.columns
     }
     there = [

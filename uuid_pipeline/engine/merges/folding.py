@@ -6,7 +6,6 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.batches.locks import Held, held_tables, holds_one_of, ids_in, rewritten, temporary
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Reference, Store
 
 # A row that goes to the archive needs no turning.
@@ -45,7 +44,7 @@ class Fold:
             sql.compose(
                 "{value} {type}, {turned} boolean NOT NULL DEFAULT false",
                 value=sql.name(value),
-                type=cast_type(self.held.moved.table.columns[column].type),
+                type=sql.as_written(self.held.moved.table.columns[column].type),
                 turned=self.turned(column),
             )
             for column, value in self.held.values

@@ -10,7 +10,6 @@ from uuid_pipeline.engine import inventory, ledger, sql
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.mapping import survivor_order
 from uuid_pipeline.engine.merges import checks, emptying
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.priorities import complete_statuses
 from uuid_pipeline.engine.store import Entity, Store
 
@@ -187,4 +186,4 @@ def _twins_statement(root: Entity, turned: _Turned, unique: tuple[str, ...]) -> 
 
 
 def _as_column(table: Table, column: str, value: sql.Composable) -> sql.Composable:
-    return sql.compose("{v}::{type}", v=value, type=cast_type(table.columns[column].type))
+    return sql.compose("{v}::{type}", v=value, type=sql.as_written(table.columns[column].type))

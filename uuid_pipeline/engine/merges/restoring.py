@@ -9,8 +9,9 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches.locks import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.catalog import Table
-from uuid_pipeline.engine.merges import coming_back, places, turning_back
+from uuid_pipeline.engine.merges import coming_back, partial_places, turning_back
 from uuid_pipeline.engine.merges.archive import Shelf, shelf, shelves
+from uuid_pipeline.engine.merges.partial_places import Places
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError, RefusedError
@@ -45,7 +46,9 @@ def require_defaults(
             )
 
 
-def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf]) -> list[int]:
+def _restorable(
+    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf], partial: Places
+) -> list[int]:
     """Ordinals of the batch with something to restore whose survivor is held and whose losers' keys are free.
 
     Where the application deleted the survivor, the losers stay archived: they were merged into what it deleted. So do
@@ -54,7 +57,7 @@ def _restorable(connection: Connection, store: Store, plan: BatchPlan, archives:
     """
     coming = [row.ordinal for kept in archives for row in sql.rows(connection, _archived_of_batch(kept), plan.values)]
     while True:
-        with_roots = _with_their_roots(connection, store, plan, archives, coming, coming_back.OF_ORDINALS)
+        with_roots = _with_their_roots(connection, store, plan, archives, partial, coming, coming_back.OF_ORDINALS)
         found = with_roots + _without_losing_roots(connection, store, plan, archives)
         if set(coming) <= set(found):
             return found + _only_turned(connection, plan, archives)
@@ -70,7 +73,12 @@ def _archived_of_batch(kept: Shelf) -> sql.Composable:
 
 
 def _note_coming(
-    connection: Connection, store: Store, plan: BatchPlan, archives: Sequence[Shelf], ordinals: Sequence[int]
+    connection: Connection,
+    store: Store,
+    plan: BatchPlan,
+    archives: Sequence[Shelf],
+    partial: Places,
+    ordinals: Sequence[int],
 ) -> list[int]:
     """Note the rows of these ordinals that come back (:func:`coming_back.find`); returns the ordinals that are left.
 
@@ -78,9 +86,9 @@ def _note_coming(
     """
     left = list(ordinals)
     while True:
-        coming_back.find(connection, store, archives, {**plan.values, "ordinals": left})
+        coming_back.find(connection, store, archives, partial, {**plan.values, "ordinals": left})
         judged, again = (
-            set(_with_their_roots(connection, store, plan, archives, left, coming))
+            set(_with_their_roots(connection, store, plan, archives, partial, left, coming))
             for coming in (coming_back.OF_ORDINALS, coming_back.is_coming("r"))
         )
         stay = judged - again
@@ -94,6 +102,7 @@ def _with_their_roots(
     store: Store,
     plan: BatchPlan,
     archives: Sequence[Shelf],
+    partial: Places,
     ordinals: Sequence[int],
     coming: sql.Composable,
 ) -> list[int]:
@@ -104,7 +113,7 @@ def _with_their_roots(
         if kept is None:
             continue
         there = coming_back.all_there(connection, store, kept, archives, "a", coming)
-        odd = [places.is_taken(kept, place) for place in places.read(connection, kept, plan.execution_id)]
+        odd = [partial_places.is_taken(kept, place) for place in partial[kept.table.oid]]
         statement = sql.compose(
             """SELECT a.uuid_pipeline_ordinal AS ordinal FROM {archive} a
                WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s
@@ -185,7 +194,8 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     RefusedError when a new column has no default.
     """
     archives = shelves(connection, store, plan.assessment_no)
-    ordinals = _restorable(connection, store, plan, archives)
+    partial = partial_places.read(connection, archives, plan.execution_id)
+    ordinals = _restorable(connection, store, plan, archives, partial)
     repointed = [
         table for table in store.catalog.tables.values() if turning_back.was_repointed(connection, table, plan)
     ]
@@ -197,7 +207,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     values = {
         **plan.values,
         **turning_back.paths(store),
-        "ordinals": _note_coming(connection, store, plan, kept, ordinals),
+        "ordinals": _note_coming(connection, store, plan, kept, partial, ordinals),
     }
     statement = _restoring(connection, store, repointed, kept)
     if statement is None:

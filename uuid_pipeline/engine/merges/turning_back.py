@@ -11,7 +11,6 @@ from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID
 from uuid_pipeline.engine.merges import coming_back, emptying
 from uuid_pipeline.engine.merges.archive import Shelf
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Reference, Store
 from uuid_pipeline.errors import RefusedError
 
@@ -283,7 +282,7 @@ def _named(store: Store, turning: _Turning, column: str, value: sql.Composable) 
                 otherwise=value,
                 c=sql.name(column),
                 n=_new(store.catalog.tables[key.target_schema, key.target], target),
-                kind=cast_type(kind),
+                kind=sql.as_written(kind),
             )
     return sql.compose("{value} AS {n}", value=value, n=_new(turning.table, column))
 
@@ -291,7 +290,9 @@ def _named(store: Store, turning: _Turning, column: str, value: sql.Composable) 
 def _turned_back(store: Store, table: Table, column: Column, kept: Sequence[Shelf]) -> sql.Composable:
     """What a column of ``t`` gets back of what ``m`` remembers: for what stays archived its survivor."""
     coming = coming_back.is_coming("r")
-    value: sql.Composable = sql.compose("(m.before->>{n})::{t}", n=sql.literal(column.name), t=cast_type(column.type))
+    value: sql.Composable = sql.compose(
+        "(m.before->>{n})::{t}", n=sql.literal(column.name), t=sql.as_written(column.type)
+    )
     moved = next((m for m in store.tables if m.table.oid == table.oid), None)
     for name, entity in moved.columns if moved else ():
         if name == column.name:
@@ -308,7 +309,9 @@ def _means_the_same(store: Store, table: Table, column: Column) -> sql.Composabl
     A later merge may have turned one of them that stays turned; another's row may be gone, and leaves its new id there.
     """
     now: sql.Composable = sql.compose("t.{c}", c=sql.name(column.name))
-    then: sql.Composable = sql.compose("(m.after->>{n})::{t}", n=sql.literal(column.name), t=cast_type(column.type))
+    then: sql.Composable = sql.compose(
+        "(m.after->>{n})::{t}", n=sql.literal(column.name), t=sql.as_written(column.type)
+    )
     references = [one for one in _embedded(store, table, column) if one.form != "text"]
     for reference in references:
         stands = _stands_for(store.entity(reference.entity))

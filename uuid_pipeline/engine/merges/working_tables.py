@@ -10,14 +10,13 @@ from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.batches import locks
 from uuid_pipeline.engine.merges import emptying
 from uuid_pipeline.engine.merges.folding import folds
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store
 
 
 def make_room(connection: Connection, store: Store) -> None:
     """Make the tables that this session has not made yet."""
     for entity in store.entities:
-        key = cast_type(entity.table.columns[entity.key].type)
+        key = sql.as_written(entity.table.columns[entity.key].type)
         statement = sql.compose(
             """CREATE TEMPORARY TABLE IF NOT EXISTS {merged} (loser {key} PRIMARY KEY, survivor {key}, ordinal bigint)
                ON COMMIT DELETE ROWS""",

@@ -8,7 +8,6 @@ import re
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Store
 
 # What the server has of each as text, with every constant quoted. Where it stands, then the text.
@@ -80,6 +79,6 @@ def _moving(connection: Connection, entity: Entity, assessment: int, ids: list[s
         """SELECT m.old_id::text AS id FROM {map} m WHERE m.assessment_no = %(no)s AND m.old_id <> m.new_id
            AND m.old_id = ANY(%(ids)s::{type}[])""",
         map=ledger.map_table(entity),
-        type=cast_type(entity.key_type),
+        type=sql.as_written(entity.key_type),
     )
     return {row.id for row in sql.rows(connection, statement, {"no": assessment, "ids": ids})}

@@ -7,7 +7,6 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import Table
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Store, nearest
 
 OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
@@ -52,7 +51,7 @@ class Query:
         if self.owner_column is not None:
             column = self.store.main.table.columns[self.owner_column]
             mine = sql.compose(
-                "d.{owner} = %(owner)s::{type}", owner=sql.name(self.owner_column), type=cast_type(column.type)
+                "d.{owner} = %(owner)s::{type}", owner=sql.name(self.owner_column), type=sql.as_written(column.type)
             )
             conditions.insert(0, mine)
         if retrieval is not None and retrieval.max_distance is not None:
@@ -77,7 +76,7 @@ class Query:
         """
         column = self.way.table.columns[self.vector]
         sent = (
-            sql.compose("{send}(c.{v})", send=cast_type(column.send_function), v=sql.name(self.vector))
+            sql.compose("{send}(c.{v})", send=sql.as_written(column.send_function), v=sql.name(self.vector))
             if column.send_function
             else sql.compose("convert_to(c.{v}::text, 'UTF8')", v=sql.name(self.vector))
         )
@@ -100,7 +99,7 @@ class Query:
             owner, mine = sql.Text("NULL::text"), sql.Text("true")
         else:
             column = self.store.main.table.columns[self.owner_column]
-            parts = {"owner": sql.name(self.owner_column), "type": cast_type(column.type)}
+            parts = {"owner": sql.name(self.owner_column), "type": sql.as_written(column.type)}
             owner = sql.compose("d.{owner}::text", **parts)  # type: ignore[assignment]
             mine = sql.compose("d.{owner} = ANY(%(owners)s::{type}[])", **parts)  # type: ignore[assignment]
         return sql.compose(
@@ -214,5 +213,5 @@ def _vector_type(
     row = sql.rows(connection, _OPERATOR, values)[0]
     if row.schema is None:
         return f"{table.name}.{column} is {row.typname}, which has no operator {operator}"
-    called = sql.compose("OPERATOR({schema}.{name})", schema=cast_type(row.schema), name=cast_type(operator))
-    return cast_type(row.type), called
+    called = sql.compose("OPERATOR({schema}.{name})", schema=sql.as_written(row.schema), name=sql.as_written(operator))
+    return sql.as_written(row.type), called

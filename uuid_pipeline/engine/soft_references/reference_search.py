@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.catalog import Table
+from uuid_pipeline.engine.catalog import Table, tables_by_schema
 from uuid_pipeline.engine.soft_references.derived_values import CONTAINS, IdInRow
 from uuid_pipeline.engine.soft_references.held_ids import (
     HOLDS,
@@ -192,23 +192,12 @@ def _targets(
     return targets, left_out, notes
 
 
-# Tables of extensions hold nothing of the application's.
-_ELSEWHERE = """
-SELECT n.nspname AS schema, count(*) AS tables FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND NOT starts_with(n.nspname, 'pg_')
-  AND n.nspname NOT IN ('information_schema', 'uuid_pipeline') AND c.oid <> ALL(%(known)s::oid[])
-  AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-GROUP BY 1 ORDER BY 1
-"""
-
-
 def _elsewhere(connection: Connection, store: Store) -> list[str]:
     """Schemas with tables to which no foreign key leads: an id there is found by nobody."""
     known = [table.oid for table in store.catalog.tables.values()]
     return [
-        f"schema {row.schema}: {row.tables} tables that have no foreign key to those of the spec's schema"
-        for row in sql.rows(connection, _ELSEWHERE, {"known": known})
+        f"schema {schema}: {tables} tables that have no foreign key to those of the spec's schema"
+        for schema, tables in tables_by_schema(connection, known).items()
     ]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.natural_keys import cast_type
 from uuid_pipeline.engine.store import Entity, Reference, Store
 
 
@@ -40,12 +39,12 @@ def relation(entity: Entity) -> sql.Composable:
 
 def new_id(entity: Entity) -> sql.Composable:
     """The bound new id in the key's own type."""
-    return sql.compose("%(new)s::{type}", type=cast_type(entity.table.columns[entity.key].type))
+    return sql.compose("%(new)s::{type}", type=sql.as_written(entity.table.columns[entity.key].type))
 
 
 def old_id(entity: Entity) -> sql.Composable:
     """The bound old id in the key's own type."""
-    return sql.compose("%(old)s::{type}", type=cast_type(entity.table.columns[entity.key].type))
+    return sql.compose("%(old)s::{type}", type=sql.as_written(entity.table.columns[entity.key].type))
 
 
 def turn_reference(reference: Reference, entity: Entity) -> Step:

@@ -41,16 +41,14 @@ def with_whom(
     return Collision(found[0].who, found[0].key) if found else None
 
 
-def text(part: str) -> sql.Composable:
-    """A piece of SQL that the server wrote, for the driver that reads % as the start of a placeholder."""
-    return sql.Text(part.replace("%", "%%"))
-
-
 def expressions(obstacle: Obstacle) -> sql.Composable:
     """The indexed values as text columns e0, e1, … over the one table in FROM."""
     return sql.join(
         ", ",
-        [sql.compose("({e})::text AS {n}", e=text(e), n=sql.name(f"e{i}")) for i, e in enumerate(obstacle.expressions)],
+        [
+            sql.compose("({e})::text AS {n}", e=sql.as_written(e), n=sql.name(f"e{i}"))
+            for i, e in enumerate(obstacle.expressions)
+        ],
     )
 
 
@@ -67,7 +65,7 @@ def same(obstacle: Obstacle) -> sql.Composable:
 
 
 def predicate(obstacle: Obstacle) -> sql.Composable:
-    return sql.compose("({p})", p=text(obstacle.predicate)) if obstacle.predicate else sql.Text("true")
+    return sql.compose("({p})", p=sql.as_written(obstacle.predicate)) if obstacle.predicate else sql.Text("true")
 
 
 def replaced(columns: list[str], turned: str, value: sql.Composable) -> sql.Composable:

@@ -88,7 +88,7 @@ def _unique(approach: Approach, obstacle: Obstacle, store: Store, entity: Entity
 def _own_row(obstacle: Obstacle, entity: Entity) -> sql.Composable:
     """A copy of the row has the same indexed values, where these can collide at all."""
     present = sql.Text("true") if obstacle.nulls_collide else sql.join(
-        " AND ", [sql.compose("({e}) IS NOT NULL", e=collisions.text(e)) for e in obstacle.expressions]
+        " AND ", [sql.compose("({e}) IS NOT NULL", e=sql.as_written(e)) for e in obstacle.expressions]
     )  # fmt: skip
     return sql.compose(
         # The expressions may fail for rows that the predicate leaves out; they may name the table.

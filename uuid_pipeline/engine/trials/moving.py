@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import savepoints, sql
 from uuid_pipeline.engine.catalog import rows_up_to
-from uuid_pipeline.engine.natural_keys import as_read, cast_type, first_invalid, natural_key, part
+from uuid_pipeline.engine.natural_keys import as_read, first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.trials.obstacles import references_to
 from uuid_pipeline.identity import hasher
@@ -60,7 +60,7 @@ def looked_at(connection: Connection, store: Store) -> Iterator[dict[str, Looked
 
 
 def _look(connection: Connection, store: Store, entity: Entity) -> Looked:
-    key = cast_type(entity.table.columns[entity.key].type)
+    key = sql.as_written(entity.table.columns[entity.key].type)
     create = """CREATE TEMPORARY TABLE {looked} (old {key} NOT NULL, new {key}, natural_key text, owner text, rest text,
                                                    parent text)"""
     sql.execute(connection, sql.compose(create, looked=table(entity), key=key))

@@ -1,6 +1,7 @@
 """Places that no plain key keeps: those of unique indexes over part of a table or over expressions, and of exclusion
 constraints. None of them holds an id, or merging would have been refused."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -55,9 +56,16 @@ ORDER BY d.relname
 """
 
 
-def read(connection: Connection, kept: Shelf, execution_id: str) -> list[Place]:
-    """Those of an archive's table that stood when the execution began."""
-    rows = sql.rows(connection, _PLACES, {"oid": kept.table.oid, "execution": execution_id})
+Places = Mapping[int, Sequence[Place]]
+
+
+def read(connection: Connection, archives: Sequence[Shelf], execution_id: str) -> Places:
+    """Those that stood when the execution began, by oid of the archives' tables."""
+    return {kept.table.oid: _of_table(connection, kept.table.oid, execution_id) for kept in archives}
+
+
+def _of_table(connection: Connection, oid: int, execution_id: str) -> list[Place]:
+    rows = sql.rows(connection, _PLACES, {"oid": oid, "execution": execution_id})
     return [
         Place(
             tuple(Part(*part) for part in zip(row.parts, row.operators, row.are_columns, strict=True)),
@@ -83,12 +91,12 @@ def is_taken(kept: Shelf, place: Place) -> sql.Composable:
                                 WHERE {condition}) n WHERE {agree})""",
         parts=sql.join(", ", [_value(place, part, f"p{n}") for n, part in enumerate(place.parts)]),
         table=kept.source,
-        condition=_text(place.condition),
+        condition=sql.as_written(place.condition),
         alias=sql.name(kept.table.name),
         agree=sql.join(
             " AND ",
             [
-                sql.compose(agree, p=sql.name(f"p{n}"), operator=_text(part.operator))
+                sql.compose(agree, p=sql.name(f"p{n}"), operator=sql.as_written(part.operator))
                 for n, part in enumerate(place.parts)
             ],
         ),
@@ -98,8 +106,6 @@ def is_taken(kept: Shelf, place: Place) -> sql.Composable:
 def _value(place: Place, part: Part, name: str) -> sql.Composable:
     """A part under a name. An expression may fail for rows that the index leaves out, whenever it is evaluated."""
     value = "{part} AS {name}" if part.is_column else "CASE WHEN {condition} THEN {part} END AS {name}"
-    return sql.compose(value, part=_text(part.text), condition=_text(place.condition), name=sql.name(name))
-
-
-def _text(deparsed: str) -> sql.Composable:
-    return sql.Text(deparsed.replace("%", "%%"))
+    return sql.compose(
+        value, part=sql.as_written(part.text), condition=sql.as_written(place.condition), name=sql.name(name)
+    )
