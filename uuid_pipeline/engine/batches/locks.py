@@ -409,7 +409,10 @@ def _references_statement(store: Store, index: int, column: str, name: str) -> s
 
 
 def _hold_embedded(connection: Connection, held: Held, reference: Reference, target: Held, entity: Entity) -> None:
-    """As :func:`_hold_reference`, for ids inside a text, array or json; a column's second id builds on the first."""
+    """As for a reference of one id, for ids inside a text, array or json; a column's second id builds on the first.
+
+    Rows are locked below the look at what is in them: of a row that was waited for, only that part is computed anew.
+    """
     moves = sql.compose(
         "(SELECT key::text AS source, {goal}::text AS goal, ordinal FROM {target} WHERE {goal} <> key)",
         goal=target.value(entity.key),
@@ -417,13 +420,13 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tar
     )
     statement = sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
-           SELECT t.ctid, x.ordinal, x.rewritten
-           FROM {table} t LEFT JOIN {held} e ON e.at = t.ctid
-           CROSS JOIN LATERAL (SELECT coalesce(e.{value}, t.{column}) AS was) w
+           SELECT w.at, x.ordinal, x.rewritten
+           FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
+                 FROM {table} t LEFT JOIN {held} e ON e.at = t.ctid
+                 WHERE t.{column} IS NOT NULL AND {holds} {lock} OF t) w
            CROSS JOIN LATERAL (
                SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
                FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) x
-           WHERE t.{column} IS NOT NULL AND {holds} {lock} OF t
            ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
         lock=held.lock(reference.column),
         held=held.relation,

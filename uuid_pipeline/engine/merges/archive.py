@@ -79,7 +79,7 @@ def make_shelf(connection: Connection, kept: Shelf) -> None:
 
     Each batch of a rollback looks for its own rows: without an index it would read what all of them have archived.
     """
-    if exists(connection, kept):
+    if ledger.is_table(connection, kept.relation):
         return
     statement = sql.compose(
         "CREATE TABLE {archive} ({ours}, LIKE {table} INCLUDING GENERATED)",
@@ -186,15 +186,18 @@ def _require_no_rename(connection: Connection, kept: Shelf) -> None:
         )
 
 
-def exists(connection: Connection, kept: Shelf) -> bool:
-    found = "SELECT to_regclass(%(name)s) IS NOT NULL"
-    return bool(sql.scalar(connection, found, {"name": sql.shown(kept.relation)}))
+_THERE = """
+SELECT c.relname::text AS name FROM pg_class c
+WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'r' AND starts_with(c.relname, 'archive_')
+"""
 
 
 def shelves(connection: Connection, store: Store, assessment: int) -> list[Shelf]:
     """Archives that exist for an assessment, with the columns that they and their tables still have in common."""
-    made = [shelf(table, assessment) for table in store.catalog.tables.values() if table.kind == "r"]
-    return [_in_common(connection, kept) for kept in made if exists(connection, kept)]
+    # Asked at once: each batch of a rollback wants to know, in a store of however many tables.
+    there = {row.name for row in sql.rows(connection, _THERE)}
+    tables = [table for table in store.catalog.tables.values() if f"{name_of(table)}{assessment}" in there]
+    return [_in_common(connection, shelf(table, assessment)) for table in tables if table.kind == "r"]
 
 
 def _in_common(connection: Connection, kept: Shelf) -> Shelf:

@@ -114,7 +114,10 @@ def forget_unturned(connection: Connection, fold: Fold) -> None:
 
 
 def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merged: sql.Composable) -> None:
-    """As :func:`fold_key` for an id inside a text, array or json; one without a survivor stays as it is written."""
+    """As :func:`fold_key` for an id inside a text, array or json; one without a survivor stays as it is written.
+
+    Rows are locked below the look at what is in them: of a row that was waited for, only that part is computed anew.
+    """
     column, type_name = reference.column, fold.held.moved.table.columns[reference.column].type
     moves = sql.compose(
         "(SELECT loser::text AS source, survivor::text AS goal, ordinal FROM {merged} WHERE survivor IS NOT NULL)",
@@ -122,13 +125,13 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
     )
     statement = sql.compose(
         """INSERT INTO {fold} (at, ordinal, {value}, {turned})
-           SELECT t.ctid, y.ordinal, y.rewritten, true
-           FROM {table} t LEFT JOIN {fold} e ON e.at = t.ctid
-           CROSS JOIN LATERAL (SELECT coalesce(e.{value}, t.{column}) AS was) w
+           SELECT w.at, y.ordinal, y.rewritten, true
+           FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
+                 FROM {table} t LEFT JOIN {fold} e ON e.at = t.ctid
+                 WHERE t.{column} IS NOT NULL AND {holds} AND {not_displaced} FOR UPDATE OF t) w
            CROSS JOIN LATERAL (
                SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
                FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) y
-           WHERE t.{column} IS NOT NULL AND {holds} AND {not_displaced} FOR UPDATE OF t
            ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}, {turned} = true""",
         fold=fold.relation,
         value=fold.held.value(column),

@@ -196,11 +196,10 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     archives = shelves(connection, store, plan.assessment_no)
     partial = partial_places.read(connection, archives, plan.execution_id)
     ordinals = _restorable(connection, store, plan, archives, partial)
-    repointed = [
-        table for table in store.catalog.tables.values() if turning_back.was_repointed(connection, table, plan)
-    ]
+    repointed = turning_back.repointed_tables(connection, store, plan)
     if not ordinals and not repointed:
         return {}
+    turning_back.hold(connection, store, repointed, plan)
     kept = _targets_first(store, archives)
     # Again: a column may be added while the rollback is under way.
     require_defaults(connection, kept, _OF_BATCH, {"ordinals": ordinals})
@@ -237,12 +236,7 @@ def _restoring(
 
     None where all these tables are gone.
     """
-    # Where nothing hangs together, one UPDATE a table does it.
-    updates = (
-        turning_back.turn_together(store, repointed, kept)
-        if turning_back.hangs_together(store, repointed)
-        else [turning_back.repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
-    )
+    updates = turning_back.turned(store, repointed, kept)
     names = [turning_back.name_of(index) for index in range(len(updates))]
     after = sql.join(" + ", [sql.Text("0"), *[sql.compose("(SELECT count(*) FROM {b})", b=name) for name in names]])
     inserts = [_put_back(connection, store, kept, index, after) for index in range(len(kept))]

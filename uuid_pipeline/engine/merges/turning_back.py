@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import BatchPlan, ids_in, rewritten
+from uuid_pipeline.engine.batches.locks import BatchPlan, ids_in, rewritten, wait_briefly
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID
 from uuid_pipeline.engine.merges import coming_back, emptying
@@ -20,17 +20,12 @@ def name_of(index: int) -> sql.Composable:
     return sql.name(f"back_{index}")
 
 
-def was_repointed(connection: Connection, table: Table, plan: BatchPlan) -> bool:
-    """Whether the batch's merges turned rows of this table."""
-    return bool(
-        sql.scalar(
-            connection,
-            """SELECT EXISTS (SELECT FROM uuid_pipeline.repointed
-                              WHERE wave = %(wave)s AND ordinal BETWEEN %(first)s AND %(last)s
-                                AND table_name = %(table)s AND foreign_key IS NULL)""",
-            {**plan.values, "table": f"{table.schema}.{table.name}"},
-        )
-    )
+def repointed_tables(connection: Connection, store: Store, plan: BatchPlan) -> list[Table]:
+    """The tables of which the batch's merges turned rows."""
+    found = """SELECT DISTINCT table_name FROM uuid_pipeline.repointed
+               WHERE wave = %(wave)s AND ordinal BETWEEN %(first)s AND %(last)s AND foreign_key IS NULL"""
+    turned = {row.table_name for row in sql.rows(connection, found, plan.values)}
+    return [table for (schema, name), table in store.catalog.tables.items() if f"{schema}.{name}" in turned]
 
 
 def require_found(connection: Connection, store: Store, assessment: int) -> None:
@@ -62,7 +57,7 @@ def _has_twins(connection: Connection, table: Table) -> bool:
     return bool(sql.scalar(connection, statement))
 
 
-def repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) -> sql.Composable:
+def _repoint_back(index: int, store: Store, table: Table, kept: Sequence[Shelf]) -> sql.Composable:
     """Only what still holds what the merge put there: a reference that the application changed since is its own.
 
     A row may have been turned for several clusters of the batch: what it held of one that stays archived stays turned.
@@ -108,7 +103,7 @@ class _Turning:
     keys: tuple[ForeignKey, ...]
 
 
-def hangs_together(store: Store, repointed: Sequence[Table]) -> bool:
+def _hangs_together(store: Store, repointed: Sequence[Table]) -> bool:
     """Whether rows may name one of these tables by a foreign key of several columns of which merging turns one."""
     return any(_naming(store, table) for table in repointed)
 
@@ -147,15 +142,56 @@ def _is_of(key: ForeignKey, table: Table) -> bool:
     return (key.table_schema, key.table) == (table.schema, table.name)
 
 
-def turn_together(store: Store, repointed: Sequence[Table], kept: Sequence[Shelf]) -> list[sql.Composable]:
-    """Parts of a WITH list that turn rows back together with those that name them; part n is called ``name_of(n)``.
+def turned(store: Store, repointed: Sequence[Table], kept: Sequence[Shelf]) -> list[sql.Composable]:
+    """Parts of a WITH list that turn rows of these tables back; part n is called ``name_of(n)``."""
+    if _hangs_together(store, repointed):
+        return _turn_together(store, repointed, kept)
+    # Where nothing hangs together, one UPDATE a table does it.
+    return [_repoint_back(index, store, table, kept) for index, table in enumerate(repointed)]
+
+
+def hold(connection: Connection, store: Store, repointed: Sequence[Table], plan: BatchPlan) -> None:
+    """Lock the rows that :func:`turned` finds by their places, those that others name before these.
+
+    Of a row that somebody writes to meanwhile the place is another one when the statement comes to it. Raises the
+    driver's 55P03 when a lock is not had in time.
+    """
+    if not _hangs_together(store, repointed):
+        return  # rows are found by their keys
+    order = _in_order(store, repointed)
+    places = _places(order)
+    rows: list[sql.Composable] = []
+    for index, turning in enumerate(order):
+        candidates = _candidates(turning, [_rows(places[key.target_schema, key.target]) for key in turning.keys])
+        rows.append(sql.compose("{rows}(at) AS ({candidates})", rows=_rows(index), candidates=candidates))
+        # A lock that was waited for is kept, though the row has another place then and is not returned.
+        statement = sql.compose(
+            "WITH {rows} SELECT FROM {table} t WHERE t.ctid IN (SELECT at FROM {own}) ORDER BY t.ctid FOR UPDATE OF t",
+            rows=sql.join(", ", rows),
+            table=sql.table(turning.table.schema, turning.table.name),
+            own=_rows(index),
+        )
+        wait_briefly(connection, plan)
+        sql.execute(connection, statement, plan.values)
+
+
+def _rows(index: int) -> sql.Composable:
+    return sql.name(f"rows_{index}")
+
+
+def _places(order: Sequence[_Turning]) -> dict[tuple[str, str], int]:
+    return {(turning.table.schema, turning.table.name): index for index, turning in enumerate(order)}
+
+
+def _turn_together(store: Store, repointed: Sequence[Table], kept: Sequence[Shelf]) -> list[sql.Composable]:
+    """As :func:`turned`, together with the rows that name those which are turned back.
 
     What a row names by a foreign key of several columns, a chunk together with its document, says what becomes of all
     of these: to where that row goes, it goes along, also where it was written since, or given another to name. Each row
     is written once: what all of them become is computed first, table by table.
     """
     order = _in_order(store, repointed)
-    places = {(turning.table.schema, turning.table.name): index for index, turning in enumerate(order)}
+    places = _places(order)
     parts: list[sql.Composable] = []
     for index, turning in enumerate(order):
         table, before = turning.table, _before(store, turning.table, kept)
@@ -172,7 +208,7 @@ def turn_together(store: Store, repointed: Sequence[Table], kept: Sequence[Shelf
             becomes=_becomes(index),
             values=sql.join(", ", values),
             olds=sql.join(", ", [sql.compose("t.{c} AS {o}", c=sql.name(c), o=_old(table, c)) for c in before]),
-            candidates=_candidates(turning, places),
+            candidates=_candidates(turning, [_becomes(places[key.target_schema, key.target]) for key in turning.keys]),
             table=sql.table(table.schema, table.name),
             remembered=_remembered(table),
             targets=sql.join(" ", [_target(n, key, places) for n, key in enumerate(turning.keys)]),
@@ -213,8 +249,9 @@ def _remembered(table: Table) -> sql.Composable:
     )
 
 
-def _candidates(turning: _Turning, places: Mapping[tuple[str, str], int]) -> sql.Composable:
-    """Places of the rows that are remembered, and of those that name a row which is turned back."""
+def _candidates(turning: _Turning, named: Sequence[sql.Composable]) -> sql.Composable:
+    """Places of the rows that are remembered, and of those that name one of the rows at ``named``, by key of the
+    table."""
     table = sql.table(turning.table.schema, turning.table.name)
     found = [
         sql.compose(
@@ -223,13 +260,12 @@ def _candidates(turning: _Turning, places: Mapping[tuple[str, str], int]) -> sql
             remembered=_remembered(turning.table),
         )
     ]
-    for key in turning.keys:
-        place = (key.target_schema, key.target)
+    for key, rows in zip(turning.keys, named, strict=True):
         found.append(
             sql.compose(
-                "SELECT t.ctid FROM {becomes} v JOIN {target} p ON p.ctid = v.at JOIN {table} t ON {refers}",
-                becomes=_becomes(places[place]),
-                target=sql.table(*place),
+                "SELECT t.ctid FROM {rows} v JOIN {target} p ON p.ctid = v.at JOIN {table} t ON {refers}",
+                rows=rows,
+                target=sql.table(key.target_schema, key.target),
                 table=table,
                 refers=_refers(key, sql.Text("p")),
             )
@@ -363,7 +399,7 @@ def _path(store: Store, reference: Reference) -> str:
 
 
 def paths(store: Store) -> dict[str, list[str]]:
-    """The values that statements of :func:`repoint_back` want bound beside the batch's."""
+    """The values that statements of :func:`turned` want bound beside the batch's."""
     return {_path(store, reference): list(reference.path) for reference in store.references}
 
 

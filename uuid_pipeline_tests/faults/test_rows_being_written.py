@@ -1,0 +1,158 @@
+"""Rows that somebody is writing to when a batch comes to them, and what they hold when both are done."""
+
+import functools
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.engine import sync_points
+from uuid_pipeline.spec import parse_spec
+from uuid_pipeline_tests.integration import cycle
+from uuid_pipeline_tests.integration.test_merging_hanging import DOCUMENTS, ENTITIES, SETS
+from uuid_pipeline_tests.integration.test_merging_odd import CHUNKS, built, target
+
+WAITING = """
+SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+NAMESPACE = uuid.UUID("6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42")
+OLD, OTHER = "3b241101-e2bb-4255-8caf-4136c566a962", "4b241101-e2bb-4255-8caf-4136c566a962"
+# What the application writes there by a trigger of its own, no alias trigger sees: its UPDATE names another column.
+STORE = """
+CREATE SCHEMA shop;
+CREATE TABLE shop.things (id uuid PRIMARY KEY, code text NOT NULL, UNIQUE (code));
+INSERT INTO shop.things VALUES ('{old}', 'first');
+CREATE TABLE shop.notes (note int PRIMARY KEY, seen int NOT NULL DEFAULT 0, said {kind} NOT NULL);
+INSERT INTO shop.notes (note, said) VALUES (1, {value});
+CREATE FUNCTION shop.say() RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN NEW.said := {written}; RETURN NEW; END$$;
+CREATE TRIGGER say BEFORE UPDATE OF seen ON shop.notes FOR EACH ROW EXECUTE FUNCTION shop.say();
+"""
+SPEC = """
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+schema: shop
+entities:
+  thing: {table: things, key: id, identity: "{code}"}
+soft_references:
+  - {table: notes, column: said, entity: thing%s}
+"""
+KINDS: dict[str, tuple[str, str, str, Callable[[uuid.UUID, int], object]]] = {
+    "jsonb": (
+        "jsonb_build_object('of', '{old}', 'seen', 0)", "jsonb_set(NEW.said, '{seen}', to_jsonb(NEW.seen))",
+        ", path: of", lambda id, seen: {"of": str(id), "seen": seen},
+    ),
+    "json": (
+        "json_build_object('of', '{old}', 'seen', 0)", "jsonb_set(NEW.said::jsonb, '{seen}', to_jsonb(NEW.seen))::json",
+        ", path: of", lambda id, seen: {"of": str(id), "seen": seen},
+    ),
+    "uuid[]": (
+        "ARRAY['{old}']::uuid[]", f"NEW.said || '{OTHER}'::uuid", "",
+        lambda id, seen: [id] + [uuid.UUID(OTHER)] * seen,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_hooks() -> Iterator[None]:
+    yield
+    sync_points.clear()
+
+
+def while_somebody_writes(store: Engine, statement: str, work: Callable[[], object]) -> None:
+    """Do the work; the statement is given when its batches begin, and committed when one of them waits for its rows."""
+    with cycle.session(store) as writer, ThreadPoolExecutor(1) as helper:
+
+        def write() -> None:
+            sync_points.clear()
+            assert writer.execute(statement).rowcount > 0
+
+        sync_points.on("guarded", write)
+        done = helper.submit(work)
+        while cycle.run_sql(store, WAITING) == [(False,)]:
+            assert not done.done(), done.result()
+            time.sleep(0.01)
+        writer.commit()
+        done.result(120)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_in_a_value_that_is_being_written_move_and_the_rest_of_it_is_as_it_was_written(
+    empty_store: Engine, kind: str
+) -> None:
+    value, written, path, expected = KINDS[kind]
+    spec = parse_spec(SPEC % path, "test")
+    parts = {"{kind}": kind, "{value}": value, "{written}": written, "{old}": OLD}
+    cycle.run_sql(empty_store, functools.reduce(lambda text, part: text.replace(*part), parts.items(), STORE))
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    write = "UPDATE shop.notes SET seen = seen + 1"
+
+    while_somebody_writes(empty_store, write, lambda: cycle.migrate_all(empty_store, spec, execution))
+    cycle.assert_green(cycle.validate(empty_store))
+    new = uuid.uuid5(NAMESPACE, "first")
+    assert cycle.run_sql(empty_store, "SELECT said FROM shop.notes") == [(expected(new, 1),)]
+
+    while_somebody_writes(empty_store, write, lambda: cycle.roll_back(empty_store, spec))
+    assert cycle.run_sql(empty_store, "SELECT said FROM shop.notes") == [(expected(uuid.UUID(OLD), 2),)]
+
+
+# Of the two one is merged into the other; what says so of it is being written to by a trigger.
+MERGED = (
+    DOCUMENTS
+    + """
+CREATE TABLE app.notes (note int PRIMARY KEY, seen int NOT NULL DEFAULT 0, said jsonb NOT NULL);
+INSERT INTO app.notes (note, said) VALUES (1, '{"of": "aaaaaaaa-0000-4000-8000-000000000002", "seen": 0}');
+CREATE FUNCTION app.say() RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN NEW.said := jsonb_set(NEW.said, '{seen}', to_jsonb(NEW.seen)); RETURN NEW; END$$;
+CREATE TRIGGER say BEFORE UPDATE OF seen ON app.notes FOR EACH ROW EXECUTE FUNCTION app.say()
+"""
+)
+
+
+def test_the_id_of_a_merged_row_in_a_value_that_is_being_written_is_turned_and_the_rest_of_it_is_as_it_was_written(
+    empty_store: Engine,
+) -> None:
+    spec = parse_spec(f"{ENTITIES}soft_references: [{{table: notes, column: said, entity: document, path: of}}]", "test")
+    built(empty_store, MERGED)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    write = "UPDATE app.notes SET seen = seen + 1"
+
+    while_somebody_writes(empty_store, write, lambda: cycle.migrate_all(empty_store, spec, execution))
+    cycle.assert_green(cycle.validate(empty_store))
+    assert cycle.run_sql(empty_store, "SELECT said FROM app.notes") == [({"of": target("u:k"), "seen": 1},)]
+
+    while_somebody_writes(empty_store, write, lambda: cycle.roll_back(empty_store, spec))
+    loser = "aaaaaaaa-0000-4000-8000-000000000002"
+    assert cycle.run_sql(empty_store, "SELECT said FROM app.notes") == [({"of": loser, "seen": 2},)]
+
+
+# The first document's id is right already, so that its rows refer to nothing that changes.
+KEPT = "aaaaaaaa-0000-4000-8000-000000000001"
+NOTES = """
+CREATE TABLE app.notes (n int PRIMARY KEY, document_id uuid, ver text, ord int, seen int DEFAULT 0,
+                        FOREIGN KEY (document_id, ver, ord) REFERENCES app.chunks (document_id, ver, ord));
+INSERT INTO app.notes SELECT 1, document_id, ver, ord FROM app.chunks WHERE right(id::text, 1) = '4';
+"""
+JOBS = """
+CREATE TABLE app.notes (n int PRIMARY KEY, document_id uuid REFERENCES app.documents, seen int DEFAULT 0);
+INSERT INTO app.notes VALUES (1, 'aaaaaaaa-0000-4000-8000-000000000002');
+"""
+
+
+@pytest.mark.parametrize("notes", [NOTES, JOBS], ids=["by several columns", "by one"])
+def test_a_row_that_a_merge_turned_is_turned_back_though_somebody_is_writing_to_it(
+    empty_store: Engine, notes: str
+) -> None:
+    spec = parse_spec(ENTITIES + CHUNKS, "app.yaml")
+    built(empty_store, (SETS + notes).replace(KEPT, target("u:k")))
+    before = cycle.rows_of(empty_store, "app")
+    cycle.run_all(empty_store, spec)
+    assert cycle.rows_of(empty_store, "app")["notes"] != before["notes"]
+    write = "UPDATE app.notes SET seen = 1"
+
+    while_somebody_writes(empty_store, write, lambda: cycle.roll_back(empty_store, spec))
+
+    [note] = before["notes"]
+    assert cycle.rows_of(empty_store, "app") == before | {"notes": [note | {"seen": "1"}]}
