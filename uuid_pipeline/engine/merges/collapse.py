@@ -20,7 +20,7 @@ class Collapsed:
     """By table: rows archived and their digest; rows re-pointed; and what all this took from the table's digests.
 
     ``digests`` are (digest, digest of dates) before less after, with ids that an earlier batch had moved read back.
-    ``touched``: of the archived rows those that the application had written since the execution began.
+    ``touched``: of the archived and re-pointed rows those that the application had written since the execution began.
     """
 
     archived: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
             )
             for name, gone in taken.items()
         },
-        {name: gone[2] for name, gone in taken.items()},
+        {name: gone[2] + (turnings[name].touched if name in turnings else 0) for name, gone in taken.items()},
     )
 
 
@@ -143,11 +143,13 @@ def _values(fold: Fold, values: dict[str, sql.Composable]) -> sql.Composable:
 class Turning:
     """Of the rows to turn: how many, with which digests they are to be, and what turning takes from the table's digest.
 
-    ``taken`` is before less after, with ids that an earlier batch had moved read back to the old ones.
+    ``taken`` is before less after, with ids that an earlier batch had moved read back to the old ones. ``touched``: how
+    many the application had written since the execution began; once they are turned they show our write alone.
     """
 
     after: tuple[int, int, int]
     taken: int
+    touched: int
 
 
 def _turning(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> Turning:
@@ -159,20 +161,22 @@ def _turning(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) 
     becomes = fingerprint.read_back(store, moved, turned, "becomes", fingerprint.MOVED_BEFORE)
     statement = sql.compose(
         """SELECT count(*), coalesce(sum({after}), 0), coalesce(sum({dates}), 0),
-                  coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0)
+                  coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0), count(*) FILTER (WHERE {written})
            FROM {fold} f JOIN {table} t ON t.ctid = f.at {joins} WHERE {not_displaced}""",
         after=fingerprint.row_digest(columns, turned, "t"),
         dates=fingerprint.row_digest(moments, {}, "t"),
         was=fingerprint.row_digest(columns, was.mapped, "t"),
         becomes=fingerprint.row_digest(columns, becomes.mapped, "t"),
+        written=written_since("t"),
         joins=sql.join(" ", [was.joins, becomes.joins]),
         fold=fold.relation,
         table=fold.held.table,
         not_displaced=sql.Text(_NOT_DISPLACED),
     )
-    values = {**plan.values, "maps": [plan.assessment_no], **fold.oid, **was.values, **becomes.values}
-    rows, after, dates, taken = [int(value) for value in sql.rows(connection, statement, values)[0]]
-    return Turning((rows, after, dates), taken)
+    snapshot = ledger.first_snapshot(connection, plan.execution_id)
+    values = {**plan.values, "maps": [plan.assessment_no], "snapshot": snapshot, **fold.oid, **was.values}
+    rows, after, dates, taken, touched = map(int, sql.rows(connection, statement, values | becomes.values)[0])
+    return Turning((rows, after, dates), taken, touched)
 
 
 def _taken(connection: Connection, store: Store, fold: Fold, plan: BatchPlan) -> tuple[int, int, int]:
