@@ -183,7 +183,7 @@ def _read_back_embedded(
                    HAVING count(*) > 0) r
                WHERE w.was IS NOT NULL) {x} ON true""",
         was=was,
-        rewritten=locks.rewritten(reference, moved.table.columns[reference.column].type, path),
+        rewritten=locks.rewritten(reference, moved.table.columns[reference.column].type, locks.GOALS_OF_B, path),
         ids=locks.ids_in(reference, path),
         map=ledger.map_table(entity),
         as_key=as_key,

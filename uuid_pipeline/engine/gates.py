@@ -1,7 +1,7 @@
 """Gates: checks that must have passed, in this very attempt, before the next stage may write."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -111,26 +111,52 @@ def record(connection: Connection, scope: Scope, stage: str, result: GateResult,
     )
 
 
+# Written out with IS NULL, since no index serves IS NOT DISTINCT FROM.
 _LATEST = """
-SELECT DISTINCT ON (stage, gate) stage, gate, passed, finding, remedy, figures, evaluated_at
+SELECT DISTINCT ON (stage, gate) stage, gate, passed, finding, remedy, figures
 FROM uuid_pipeline.gates
-WHERE assessment_no IS NOT DISTINCT FROM %(assessment)s AND execution_id IS NOT DISTINCT FROM %(execution)s
-  AND wave IS NOT DISTINCT FROM %(wave)s
+WHERE (assessment_no = %(assessment)s OR (%(assessment)s::int IS NULL AND assessment_no IS NULL))
+  AND (execution_id = %(execution)s OR (%(execution)s::text IS NULL AND execution_id IS NULL))
+  AND (wave = %(wave)s OR (%(wave)s::text IS NULL AND wave IS NULL))
 ORDER BY stage, gate, gate_no DESC
 """
+_LATEST_OF_WAVES = """
+SELECT DISTINCT ON (wave, stage, gate) wave, stage, gate, passed, finding, remedy, figures
+FROM uuid_pipeline.gates
+WHERE assessment_no IS NULL AND execution_id = %(execution)s AND wave = ANY(%(waves)s)
+ORDER BY wave, stage, gate, gate_no DESC
+"""
+
+Latest = dict[tuple[str, str], GateResult]
 
 
-def latest(connection: Connection, scope: Scope) -> dict[tuple[str, str], GateResult]:
+def latest(connection: Connection, scope: Scope) -> Latest:
     """The newest result of each (stage, gate) in exactly this scope."""
-    return {
-        (row.stage, row.gate): GateResult(row.gate, row.passed, row.finding, row.remedy, row.figures)
-        for row in sql.rows(connection, _LATEST, scope.values)
-    }
+    return {(row.stage, row.gate): _result(row) for row in sql.rows(connection, _LATEST, scope.values)}
+
+
+def _result(row: Any) -> GateResult:
+    return GateResult(row.gate, row.passed, row.finding, row.remedy, row.figures)
 
 
 def open_gates(connection: Connection, scope: Scope, stages: Iterable[str]) -> list[str]:
     """Each gate of ``stages`` that has not passed in this scope, in a sentence with its remedy."""
-    found = latest(connection, scope)
+    return _not_passed(latest(connection, scope), scope, stages)
+
+
+def open_gates_of_waves(connection: Connection, execution: str, waves: Sequence[str]) -> list[str]:
+    """As :func:`open_gates`, of these waves of an execution, which may be hundreds: asked at once."""
+    found: dict[str, Latest] = {wave: {} for wave in waves}
+    for row in sql.rows(connection, _LATEST_OF_WAVES, {"execution": execution, "waves": list(waves)}):
+        found[row.wave][row.stage, row.gate] = _result(row)
+    return [
+        sentence
+        for wave, of_wave in found.items()
+        for sentence in _not_passed(of_wave, Scope(execution=execution, wave=wave), [WAVE_STAGE])
+    ]
+
+
+def _not_passed(found: Latest, scope: Scope, stages: Iterable[str]) -> list[str]:
     missing = []
     for stage in stages:
         for gate in GATES[stage]:
@@ -144,7 +170,15 @@ def open_gates(connection: Connection, scope: Scope, stages: Iterable[str]) -> l
 
 def require(connection: Connection, scope: Scope, stages: Iterable[str], before: str) -> None:
     """Raise RefusedError unless every gate of ``stages`` has passed in this scope."""
-    missing = open_gates(connection, scope, stages)
+    _require_none(open_gates(connection, scope, stages), before)
+
+
+def require_of_waves(connection: Connection, execution: str, waves: Sequence[str], before: str) -> None:
+    """Raise RefusedError unless every gate of these waves has passed."""
+    _require_none(open_gates_of_waves(connection, execution, waves), before)
+
+
+def _require_none(missing: Sequence[str], before: str) -> None:
     if missing:
         raise RefusedError("\n".join([f"Refused: {before} needs gates that have not passed.", *missing]))
 

@@ -114,12 +114,11 @@ def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> 
     planning.require_fresh(connection, store, plan)
     _require_tier(plan, tier)
     gates.require(connection, Scope(execution=execution.execution_id), gates.PLANNING_STAGES, f"wave {wave_name}")
-    for earlier in ledger.waves(connection, execution.execution_id):
-        if earlier.position < wave.position:
-            if earlier.status != "moved":
-                raise RefusedError(f"Refused: wave {earlier.wave} comes before {wave_name} and is {earlier.status}.")
-            scope = Scope(execution=execution.execution_id, wave=earlier.wave)
-            gates.require(connection, scope, [gates.WAVE_STAGE], f"wave {wave_name}")
+    earlier = [w for w in ledger.waves(connection, execution.execution_id) if w.position < wave.position]
+    for before in earlier:
+        if before.status != "moved":
+            raise RefusedError(f"Refused: wave {before.wave} comes before {wave_name} and is {before.status}.")
+    gates.require_of_waves(connection, execution.execution_id, [w.wave for w in earlier], f"wave {wave_name}")
     if execution.status == "approved":
         planning.require_map_as_approved(connection, store, plan)
         backup_gate.require_before_first_wave(connection, store, execution, plan.content["catalog_digest"])

@@ -132,7 +132,7 @@ def _listed(changes: Sequence[str]) -> str:
 
 def next_step_safe(connection: Connection, store: Store, execution: ledger.Execution) -> GateResult:
     """Gate: every wave that began has ended with all its gates green, so the next one, or the end, may come."""
-    open_gates, unaccounted, done, waiting = [], 0, 0, []
+    unaccounted, done, waiting = 0, [], []
     left = 0
     for wave in ledger.waves(connection, execution.execution_id):
         if wave.status == "unneeded":
@@ -145,12 +145,11 @@ def next_step_safe(connection: Connection, store: Store, execution: ledger.Execu
         if not begun:
             waiting.append(wave.wave)
             continue
-        done += 1
-        scope = Scope(execution=execution.execution_id, wave=wave.wave)
-        open_gates += gates.open_gates(connection, scope, [gates.WAVE_STAGE])
+        done.append(wave.wave)
         found = accounted(connection, store, wave)
         unaccounted += found["planned"] - sum(n for name, n in found.items() if name != "planned")
         left += sum(found.get(reason, 0) for reason in aside.WAITING)
+    open_gates = gates.open_gates_of_waves(connection, execution.execution_id, done)
     safe = not open_gates and unaccounted == 0 and (left == 0 or bool(waiting))
     unsafe = f"{unaccounted} documents unaccounted for" if unaccounted else f"{left} documents are busy or locked"
     late = 0
@@ -161,10 +160,10 @@ def next_step_safe(connection: Connection, store: Store, execution: ledger.Execu
     return GateResult.of(
         "next_step_safe",
         safe,
-        f"{done} waves done, every document accounted for; {after}" if safe else "; ".join(open_gates)
+        f"{len(done)} waves done, every document accounted for; {after}" if safe else "; ".join(open_gates)
         or unsafe,
         "run again (uuid-pipeline run), which takes up what is left; or roll back",
-        figures={"waves_done": done, "waves_waiting": len(waiting), "later_arrivals": late},
+        figures={"waves_done": len(done), "waves_waiting": len(waiting), "later_arrivals": late},
     )  # fmt: skip
 
 
@@ -192,11 +191,10 @@ def settle(connection: Connection, execution: ledger.Execution) -> bool:
     waves = [wave for wave in ledger.waves(connection, now.execution_id) if wave.status != "unneeded"]
     if any(wave.status != "moved" for wave in waves):
         return False
-    scopes: list[tuple[Scope, tuple[str, ...]]] = [
-        (Scope(execution=now.execution_id), (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE))
-    ]
-    scopes += [(Scope(execution=now.execution_id, wave=wave.wave), (gates.WAVE_STAGE,)) for wave in waves]
-    if any(gates.open_gates(connection, scope, stages) for scope, stages in scopes):
+    stages = (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE)
+    if gates.open_gates(connection, Scope(execution=now.execution_id), stages):
+        return False
+    if gates.open_gates_of_waves(connection, now.execution_id, [wave.wave for wave in waves]):
         return False
     if not _validated_at_once(connection, now):
         return False

@@ -1,4 +1,4 @@
-"""Soft references whose values hold thousands of ids each: work grows as their number, not as its square."""
+"""Soft references with thousands of ids, in one value or in as many: work grows as their number, not as its square."""
 
 import threading
 import time
@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import early
+from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches.locks import BatchPlan
 from uuid_pipeline.engine.installed import functions
+from uuid_pipeline.engine.proofs import dangling
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
 
@@ -138,3 +141,65 @@ def test_ids_held_early_are_looked_for_in_one_pass_over_such_values(lists: Engin
     )
 
     assert quickest(look) < 15 * one_pass
+
+
+NOTES = """
+CREATE SCHEMA shop;
+CREATE TABLE shop.things (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), code text NOT NULL UNIQUE);
+INSERT INTO shop.things (code) SELECT 'code ' || n FROM generate_series(1, 400) n;
+CREATE TABLE shop.notes (note int PRIMARY KEY, said {kind} NOT NULL);
+INSERT INTO shop.notes SELECT row_number() OVER (), {value} FROM shop.things, generate_series(1, 5);
+ANALYZE;
+"""
+NOTES_SPEC = """
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+schema: shop
+waves: {{canary: 0, recent: 0}}
+entities:
+  thing: {{table: things, key: id, identity: "{{code}}"}}
+soft_references:
+  - {{table: notes, column: said, entity: thing{path}}}
+"""
+# What this transaction has read of the tables of such a name; parallel workers are kept away.
+READ = """
+SELECT coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0)::int FROM pg_stat_xact_all_tables
+WHERE starts_with(relname, %(name)s)
+"""
+
+
+def rows_read(connection: Connection, name: str) -> int:
+    return int(connection.exec_driver_sql(READ, {"name": name}).scalar_one())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "path"),
+    [
+        ("jsonb", "jsonb_build_object('of', id)", ", path: of"),
+        ("json", "json_build_object('of', id)", ", path: of"),
+        ("uuid[]", "ARRAY[id]", ""),
+        ("text", "id::text", ""),
+    ],
+)
+def test_of_many_values_with_an_id_each_none_makes_a_batch_or_its_gate_read_all_the_others(
+    empty_store: Engine, kind: str, value: str, path: str
+) -> None:
+    """Two thousand values and four hundred ids: 800,000 pairs."""
+    cycle.run_sql(empty_store, NOTES.format(kind=kind, value=value))
+    spec = parse_spec(NOTES_SPEC.format(path=path), "test")
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    [wave, *_] = cycle.all_waves_of(empty_store, execution)
+    plan = BatchPlan(execution.execution_id, execution.assessment_no, wave.wave, 1, 400)
+    with empty_store.connect() as connection, connection.begin() as transaction:
+        store = cycle.bound(connection, spec)
+        functions.put_embedded(connection)
+        batch.set_up(connection)
+        batch.hold(connection, store, plan, batch.FORWARD)
+        assert rows_read(connection, "held_") < 20_000
+        transaction.rollback()
+
+    cycle.migrate(empty_store, spec, wave)
+
+    with empty_store.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
+        assert dangling.no_dangling_reference(connection, store, wave).passed
+        assert rows_read(connection, "id_map_") < 20_000

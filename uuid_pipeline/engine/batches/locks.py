@@ -418,15 +418,19 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tar
         goal=target.value(entity.key),
         target=target.relation,
     )
+    # All the batch's ids as two values in which one is found by bisection: joined to them, a row would read them all.
     statement = sql.compose(
-        """INSERT INTO {held} AS g (at, ordinal, {value})
-           SELECT w.at, x.ordinal, x.rewritten
+        """WITH by_id AS MATERIALIZED (
+               SELECT jsonb_object_agg(b.source, b.goal) AS goals, jsonb_object_agg(b.source, b.ordinal) AS ordinals
+               FROM {moves} b)
+           INSERT INTO {held} AS g (at, ordinal, {value})
+           SELECT w.at, x.ordinal, {rewritten}
            FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
                  FROM {table} t LEFT JOIN {held} e ON e.at = t.ctid
                  WHERE t.{column} IS NOT NULL AND {holds} {lock} OF t) w
            CROSS JOIN LATERAL (
-               SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
-               FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) x
+               SELECT min(((SELECT ordinals FROM by_id) ->> i.id)::bigint) AS ordinal FROM {ids} i(id)) x
+           WHERE x.ordinal IS NOT NULL
            ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
         lock=held.lock(reference.column),
         held=held.relation,
@@ -435,7 +439,9 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tar
         column=sql.name(reference.column),
         moves=moves,
         ids=ids_in(reference),
-        rewritten=rewritten(reference, held.moved.table.columns[reference.column].type),
+        rewritten=rewritten(
+            reference, held.moved.table.columns[reference.column].type, sql.Text("(SELECT goals FROM by_id)")
+        ),
         holds=holds_one_of(reference, held.moved.table.columns[reference.column].type, moves),
     )
     sql.execute(connection, statement, {"path": list(reference.path)})
@@ -450,19 +456,25 @@ def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
     return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was, {path}))", path=sql.bound(path))
 
 
-def rewritten(reference: Reference, type_name: str, path: str = "path") -> sql.Composable:
-    """The value ``w.was`` with the ids of ``b`` (source, goal) replaced: an aggregate over them."""
+# For :func:`rewritten`, where the ids ``b`` (source, goal) are joined to those of one value.
+GOALS_OF_B = sql.Text("jsonb_object_agg(b.source, b.goal)")
+
+
+def rewritten(reference: Reference, type_name: str, goals: sql.Composable, path: str = "path") -> sql.Composable:
+    """The value ``w.was``, which holds an id of ``goals``, with each of these replaced.
+
+    ``goals``: a jsonb object from ids to what stands in their places.
+    """
     if reference.form == "text":
-        return sql.compose("min(b.goal)::{type}", type=sql.as_written(type_name))
+        return sql.compose("({goals} ->> w.was::text)::{type}", goals=goals, type=sql.as_written(type_name))
     if reference.form == "array":
         return sql.compose(
-            "uuid_pipeline.rewritten_array(w.was::text[], jsonb_object_agg(b.source, b.goal))::{type}",
+            "uuid_pipeline.rewritten_array(w.was::text[], {goals})::{type}",
+            goals=goals,
             type=sql.as_written(type_name),
         )
     # Of json and of jsonb alike; a json text stays byte for byte but for the id.
-    return sql.compose(
-        "uuid_pipeline.rewritten_json(w.was, {path}, jsonb_object_agg(b.source, b.goal))", path=sql.bound(path)
-    )
+    return sql.compose("uuid_pipeline.rewritten_json(w.was, {path}, {goals})", path=sql.bound(path), goals=goals)
 
 
 def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) -> sql.Composable:

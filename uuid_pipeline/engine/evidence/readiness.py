@@ -109,10 +109,9 @@ def gather(connection: Connection, store: Store, plan: Plan, execution: ledger.E
     scope = Scope(execution=execution.execution_id) if execution else Scope(assessment=plan.assessment_no)
     stages = (*gates.PLANNING_STAGES, gates.VALIDATION_STAGE) if execution else gates.PLANNING_STAGES
     missing = gates.open_gates(connection, scope, stages)
-    for wave in waves:
-        if wave.status != "unneeded":
-            of_wave = Scope(execution=wave.execution_id, wave=wave.wave)
-            missing += gates.open_gates(connection, of_wave, [gates.WAVE_STAGE])
+    if execution:
+        needed = [wave.wave for wave in waves if wave.status != "unneeded"]
+        missing += gates.open_gates_of_waves(connection, execution.execution_id, needed)
     before = figures.latest(connection, "lookups", assessment=plan.assessment_no)
     moved = execution is not None and ledger.standing(execution.status, waves) == "completed"
     altered = sql.rows(connection, "SELECT kind, object FROM uuid_pipeline.altered ORDER BY 1, 2")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.batches.locks import Held, held_tables, holds_one_of, ids_in, rewritten, temporary
+from uuid_pipeline.engine.batches.locks import GOALS_OF_B, Held, held_tables, holds_one_of, ids_in, rewritten, temporary
 from uuid_pipeline.engine.store import Reference, Store
 
 # A row that goes to the archive needs no turning.
@@ -138,7 +138,7 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
         turned=fold.turned(column),
         table=fold.held.table,
         column=sql.name(column),
-        rewritten=rewritten(reference, type_name),
+        rewritten=rewritten(reference, type_name, GOALS_OF_B),
         ids=ids_in(reference),
         moves=moves,
         holds=holds_one_of(reference, type_name, moves),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import BatchPlan, ids_in, rewritten, wait_briefly
+from uuid_pipeline.engine.batches.locks import GOALS_OF_B, BatchPlan, ids_in, rewritten, wait_briefly
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID
 from uuid_pipeline.engine.merges import coming_back, emptying
@@ -386,7 +386,7 @@ def _rewritten(
         """(SELECT coalesce((SELECT {rewritten} FROM {ids} i(id) CROSS JOIN LATERAL {goals} b
                              WHERE b.source = i.id AND b.goal IS NOT NULL HAVING count(*) > 0), w.was)
             FROM (SELECT {value} AS was) w)""",
-        rewritten=rewritten(reference, column.type, path),
+        rewritten=rewritten(reference, column.type, GOALS_OF_B, path),
         ids=ids_in(reference, path),
         goals=goals,
         value=value,

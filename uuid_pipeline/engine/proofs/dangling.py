@@ -1,5 +1,6 @@
 """Gates on references that hold ids without a row: left behind by a wave, or found in the whole store."""
 
+from collections.abc import Sequence
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
@@ -15,21 +16,39 @@ def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wav
 
     Without a foreign key it may hold the id of a document that the application deleted: no row has the new one either.
     """
-    counted = {reference.name: _count_left_behind(connection, store, reference, wave) for reference in store.references}
+    counted = {r.name: _count_left_behind(connection, store, r, wave.execution_id, [wave]) for r in store.references}
     left = {name: count for name, count in counted.items() if count}
     said = inventory.named(connection, store, left)
     return _judged("no_dangling_reference", left, said, len(counted), {})
 
 
-def _count_left_behind(connection: Connection, store: Store, reference: Reference, wave: ledger.Wave) -> int:
+def _count_left_behind(
+    connection: Connection, store: Store, reference: Reference, execution_id: str, waves: Sequence[ledger.Wave]
+) -> int:
+    """Rows of a reference that hold an old id of these waves of the execution: one look at the table for all."""
+    spans = _spans(waves)
+    numbers, firsts, lasts = ([span[place] for span in spans] for place in range(3))
     values = {
-        "no": wave.assessment_no,
-        "first": wave.first_ordinal,
-        "last": wave.last_ordinal,
+        "numbers": numbers,
+        "firsts": firsts,
+        "lasts": lasts,
+        "first": min(firsts, default=0),
+        "last": max(lasts, default=0),
         "path": list(reference.path),
-        **_writers(connection, reference, wave.execution_id),
+        **_writers(connection, reference, execution_id),
     }
     return int(sql.scalar(connection, _left_behind(reference, store), values))
+
+
+def _spans(waves: Sequence[ledger.Wave]) -> list[tuple[int, int, int]]:
+    """Each a number of an assessment, its first ordinal and its last; waves that follow one another are one."""
+    joined: list[tuple[int, int, int]] = []
+    for number, first, last in sorted((w.assessment_no, w.first_ordinal, w.last_ordinal) for w in waves):
+        if joined and joined[-1][0] == number and joined[-1][2] + 1 == first:
+            joined[-1] = (number, joined[-1][1], last)
+        else:
+            joined.append((number, first, last))
+    return joined
 
 
 def _writers(connection: Connection, reference: Reference, execution_id: str) -> dict[str, Any]:
@@ -68,7 +87,7 @@ def _before_it_came_back(reference: Reference, store: Store) -> sql.Composable:
 
 
 def _left_behind(reference: Reference, store: Store) -> sql.Composable:
-    """Counts rows of a reference that hold an old id of the span whose row is no longer there."""
+    """Counts rows of a reference that hold an old id of the spans whose row is no longer there."""
     parts = _parts(reference, store)
     # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
     roles: LiteralString = "h.role = 'move'" if reference.keeps_orphans else "true"
@@ -76,26 +95,35 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
     if not reference.foreign_key:
         came_back = _before_it_came_back(reference, store)
         ours = sql.compose("{ours} AND NOT ({came_back})", ours=sql.compose(_OURS, **parts), came_back=came_back)
-    holds = sql.compose("{table} t ON t.{column} = m.old_id", **parts)
+    written = batch.written_since("t")
+    holds = sql.compose(
+        "(SELECT t.{column} AS id, {written} AS written FROM {table} t) r ON r.id = m.old_id", written=written, **parts
+    )
     if reference.form != "key":
+        # OFFSET keeps the map out of it: it is joined to all the ids at once, not read through for each row.
         holds = sql.compose(
-            """({table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id))
-               ON m.old_id::text = i.id""",
+            """(SELECT i.id, {written} AS written
+                FROM {table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id)
+                OFFSET 0) r ON r.id = m.old_id::text""",
+            written=written,
             ids=locks.ids_in(reference),
             **parts,
         )
     # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.
     return sql.compose(
         """SELECT count(*) FROM (
-               SELECT m.old_id, m.new_id, m.role, m.ordinal, m.assessment_no, {written} AS written
+               SELECT m.old_id, m.new_id, m.role, m.ordinal, m.assessment_no, r.written
                FROM {map} m JOIN {holds}
-               WHERE m.assessment_no = %(no)s AND m.role <> 'keep' AND m.ordinal BETWEEN %(first)s AND %(last)s
+               WHERE m.assessment_no = ANY(%(numbers)s) AND m.role <> 'keep'
+                 AND m.ordinal BETWEEN %(first)s AND %(last)s
+                 AND EXISTS (SELECT FROM unnest(%(numbers)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[])
+                                         AS s(number, first, last)
+                             WHERE m.assessment_no = s.number AND m.ordinal BETWEEN s.first AND s.last)
                OFFSET 0) h
            WHERE {roles} AND ({ours}) AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
         holds=holds,
         roles=sql.Text(roles),
         ours=ours,
-        written=batch.written_since("t"),
         **parts,
     )
 
@@ -122,10 +150,10 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
     maps = sorted({wave.assessment_no for wave in waves})
     found = inventory.orphans(connection, store)
     deleted: dict[str, int] = {}
+    moved = [wave for wave in waves if wave.status == "moved"]
     for reference in store.references:
         if reference.name not in found:
-            moved = [wave for wave in waves if wave.status == "moved"]
-            found[reference.name] = sum(_count_left_behind(connection, store, reference, wave) for wave in moved)
+            found[reference.name] = _count_left_behind(connection, store, reference, execution.execution_id, moved)
         elif reference.foreign_key is None and found[reference.name]:
             values = {"maps": maps, **_writers(connection, reference, execution.execution_id)}
             deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
