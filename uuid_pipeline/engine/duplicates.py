@@ -333,7 +333,10 @@ def _in_the_way_of_merging(connection: Connection, store: Store, assessment: int
     for moved in store.tables:
         if not moved.table.primary_key:
             where = f"{moved.table.schema}.{moved.table.name}"
-            faults.append(f"{where} has no primary key, so a re-pointed row could not be found again")
+            faults.append(
+                f"{where} has no primary key, so a re-pointed row could not be found again: give it one (ALTER TABLE "
+                "... ADD PRIMARY KEY; a unique index over columns without NULLs may become it: ... USING INDEX)"
+            )
         columns = [column for column, _ in moved.columns]
         odd = sql.rows(connection, _ODD_UNIQUE, {"oid": moved.table.oid, "columns": columns})
         faults += [row.sentence for row in odd]
@@ -373,6 +376,6 @@ def conflicts_resolvable(connection: Connection, store: Store, assessment: int) 
         "conflicts_resolvable",
         not faults,
         said if not faults else "; ".join(faults),
-        "resolve these duplicates in the application (on_duplicate: block), or change what is named; then plan again",
+        "do what is said of each, or resolve the duplicates in the application; then plan again",
         figures={"clusters": of_below},
     )

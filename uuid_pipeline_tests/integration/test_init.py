@@ -295,6 +295,24 @@ def test_a_table_whose_key_is_of_several_columns_is_named_with_what_a_spec_may_h
     assert "#   links:" not in text
 
 
+def test_a_unique_id_without_nulls_stands_for_a_primary_key_that_a_table_lacks(empty_store: Engine) -> None:
+    """Else its rows would keep their ids, and nobody would be told."""
+    cycle.run_sql(
+        empty_store,
+        """CREATE TABLE docs (id uuid PRIMARY KEY, name text NOT NULL UNIQUE);
+           CREATE TABLE pieces (id uuid NOT NULL UNIQUE, doc uuid NOT NULL REFERENCES docs, ord int NOT NULL,
+                                UNIQUE (doc, ord));
+           CREATE TABLE slips (id uuid UNIQUE, doc uuid REFERENCES docs);
+           CREATE TABLE uses (piece uuid REFERENCES pieces (id), slip uuid REFERENCES slips (id))""",
+    )
+
+    made, text = drafted(empty_store)
+
+    [piece] = [entity.spec for entity in made.entities if entity.table.name == "pieces"]
+    assert (piece.key, piece.identity) == ("id", "{doc}:{ord}")
+    assert "#   slips: it has no primary key; `key` may be a column without NULLs that has a unique index" in text
+
+
 def test_the_distance_of_a_vector_column_is_that_of_its_index_where_it_has_one(empty_store: Engine) -> None:
     cycle.run_sql(
         empty_store,

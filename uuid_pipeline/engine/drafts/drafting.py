@@ -160,6 +160,10 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
         )
         for table in table_choices.of_several_columns(catalog)
     ]
+    left += [
+        LeftTable(table.name, "it has no primary key; `key` may be a column without NULLs that has a unique index")
+        for table in table_choices.without_key(catalog)
+    ]
     if rest and not tables:
         left.append(LeftTable(_listed(rest), "others are referred to by more tables: ask for these with --table"))
     if not proposed:

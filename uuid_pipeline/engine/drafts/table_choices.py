@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine.catalog import Catalog, Table, tables_by_schema
+from uuid_pipeline.engine.catalog import Catalog, Column, Table, tables_by_schema
 from uuid_pipeline.engine.store import KEY_TYPES, nearest
 from uuid_pipeline.errors import UsageError
 
@@ -36,13 +36,19 @@ def choose_schema(connection: Connection, wanted: str | None) -> str:
 
 
 def key_of(table: Table) -> str | None:
-    """The one column of a primary key that could hold a derived id."""
-    if table.kind not in ("r", "p") or table.is_partition or len(table.primary_key) != 1:
+    """The one column of a primary key that could hold a derived id, or of the only such unique key without NULLs where
+    there is no primary key."""
+    if table.kind not in ("r", "p") or table.is_partition:
         return None
-    column = table.columns[table.primary_key[0]]
+    keys = [table.primary_key] if table.primary_key else table.unique_keys
+    columns = [table.columns[key[0]] for key in keys if len(key) == 1]
+    fit = [column.name for column in columns if column.not_null and _fits(column)]
+    return fit[0] if len(fit) == 1 else None
+
+
+def _fits(column: Column) -> bool:
     kind, _, length = column.type.partition("(")
-    fits = not length or int(length.rstrip(")")) >= 36
-    return column.name if kind in KEY_TYPES and fits else None
+    return kind in KEY_TYPES and (not length or int(length.rstrip(")")) >= 36)
 
 
 def of_unfit_type(catalog: Catalog) -> list[tuple[Table, str]]:
@@ -54,6 +60,13 @@ def of_unfit_type(catalog: Catalog) -> list[tuple[Table, str]]:
             if _OTHER_TEXT.match(kind) and referring(catalog, table):
                 found.append((table, kind))
     return sorted(found, key=lambda one: one[0].name)
+
+
+def without_key(catalog: Catalog) -> list[Table]:
+    """Tables that others refer to, without a primary key and without a column that could stand for one."""
+    own = [table for (schema, _), table in catalog.tables.items() if schema == catalog.schema]
+    found = [t for t in own if not t.primary_key and key_of(t) is None and referring(catalog, t)]
+    return sorted(found, key=lambda table: table.name)
 
 
 def of_several_columns(catalog: Catalog) -> list[Table]:
