@@ -354,11 +354,13 @@ def _without_checks(session: Session, wave: ledger.Wave) -> str:
 
 
 def _carry_out(session: Session, wave: ledger.Wave, begun: bool) -> Outcome:
-    """Run a wave; a pause that comes before it is waited out, where this run has begun the execution."""
+    """Run a wave; where this run has begun the execution, a pause that comes before it is waited out, and whoever took
+    the lease in between is waited for."""
     say = logging.getLogger(PROGRESS).info
     while True:
         if begun:
             control.await_resumption(session.engine, wave, say)
+            lease.await_release(session.engine)
         outcome = session.run("migrate", partition=wave.wave)
         # The pause may have come while the run of the wave began.
         if not begun or outcome.error is None or outcome.error.message != control.paused(wave.execution_id):

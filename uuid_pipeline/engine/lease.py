@@ -25,6 +25,9 @@ ORPHAN_SECONDS = 60.0
 EARLIER_POLL_SECONDS = 0.5
 # How long a live holder is waited for at all: one that is about to be refused itself is gone by then.
 BRIEF_SECONDS = 2.0
+# The same between two waves of a run, which gave the lease up for that moment only. On a busy machine even being refused
+# takes its time.
+BETWEEN_WAVES_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,17 @@ def await_earlier_attempt(engine: Engine, run_id: str) -> None:
         if found is None or not found.alive or found.run_id != run_id:
             return
         time.sleep(EARLIER_POLL_SECONDS)
+
+
+def await_release(engine: Engine) -> None:
+    """Between two waves of a run: wait while another one holds the lease, for at most BETWEEN_WAVES_SECONDS."""
+    deadline = time.monotonic() + BETWEEN_WAVES_SECONDS
+    while time.monotonic() < deadline:
+        with engine.begin() as transaction:
+            found = holder(transaction)
+        if found is None or not found.alive:
+            return
+        time.sleep(0.2)
 
 
 def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Holder:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.engine import lease
 from uuid_pipeline_tests.acceptance.conftest import CommandLine, ended
 from uuid_pipeline_tests.integration import cycle
 
@@ -141,6 +142,23 @@ def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     )
     assert moved == [(1, 38)]
     assert command_line("run", "--approve", "--json").code == 0
+
+
+def test_a_run_waits_between_its_waves_for_whoever_has_the_lease_for_a_moment(
+    command_line: CommandLine, incident: Engine
+) -> None:
+    """As a run does that is about to be refused: on a busy machine all of several ended so, and none finished."""
+    before = cycle.rows_of(incident)
+    running = command_line.start("run", "--approve", "--json")
+    wait_until(incident, "SELECT to_regclass('uuid_pipeline.waves') IS NOT NULL")
+    wait_until(incident, "SELECT EXISTS (SELECT FROM uuid_pipeline.waves WHERE status = 'moved')")
+    with lease.held(incident, "another run"):
+        left = cycle.run_sql(incident, "SELECT count(*) > 0 FROM uuid_pipeline.waves WHERE status = 'planned'")
+        time.sleep(2 * lease.BRIEF_SECONDS)
+
+    assert left == [(True,)]
+    assert ended(running).code == 0
+    assert cycle.rows_of(incident) == cycle.expected_rows(before)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
