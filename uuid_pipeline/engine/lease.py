@@ -25,8 +25,8 @@ ORPHAN_SECONDS = 60.0
 EARLIER_POLL_SECONDS = 0.5
 # How long a live holder is waited for at all: one that is about to be refused itself is gone by then.
 BRIEF_SECONDS = 2.0
-# The same between two waves of a run, which gave the lease up for that moment only. On a busy machine even being refused
-# takes its time.
+# The same between two waves of a run, which gave the lease up for that moment only. On a busy machine even being
+# refused takes its time.
 BETWEEN_WAVES_SECONDS = 30.0
 
 
