@@ -44,7 +44,7 @@ class Session:
         """
         from uuid_pipeline.definitions import defs
 
-        outcome = run_job(defs, self.instance, job, partition, ops)
+        outcome = run_job(defs, self.instance, job, partition, ops, say=logging.getLogger(PROGRESS).info)
         interruption.raise_if_asked()
         return outcome
 

@@ -3,7 +3,8 @@
 import errno
 import os
 import socket
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dagster._core.definitions.reconstruct import ReconstructableJob, Reconstruc
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from uuid_pipeline.errors import InterruptedRunError, PipelineError, RefusedError, UsageError
+from uuid_pipeline.operations import long_steps
 from uuid_pipeline.operations.executor import on_workers
 
 # Of use to report_dead_runs only: tags below this prefix are shown to nobody.
@@ -45,8 +47,13 @@ def run_job(
     job: str,
     partition: str | None = None,
     ops: Mapping[str, Any] | None = None,
+    *,
+    say: Callable[[str], None],
 ) -> Outcome:
-    """Run a job to its end. Its errors are returned, not raised; the console logger is kept quiet."""
+    """Run a job to its end. Its errors are returned, not raised; the console logger is kept quiet.
+
+    ``say`` is told of steps of this process that take long.
+    """
     run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     if ops:
         run_config["ops"] = {name: {"config": dict(config)} for name, config in ops.items()}
@@ -55,9 +62,12 @@ def run_job(
     if on_workers():
         result = _run_on_workers(instance, job, run_config, tags | ({PARTITION_TAG: partition} if partition else {}))
     else:
-        result = defs.resolve_job_def(job).execute_in_process(
-            instance=instance, run_config=run_config, partition_key=partition, tags=tags, raise_on_error=False
-        )
+        run_id = str(uuid.uuid4())
+        with long_steps.told(instance, run_id, say):
+            result = defs.resolve_job_def(job).execute_in_process(
+                instance=instance, run_config=run_config, partition_key=partition, tags=tags, raise_on_error=False,
+                run_id=run_id,
+            )  # fmt: skip
     checks = tuple(
         CheckOutcome(
             evaluation.asset_key.to_user_string(),

@@ -79,7 +79,7 @@ def failing_run(command_line: CommandLine, url: str) -> str:
         command_line.apply(patch)
         with open_instance(read_settings()) as instance:
             patch.setenv("UUID_PIPELINE_DATABASE_URL", url)
-            outcome = run_job(defs, instance, "profile")
+            outcome = run_job(defs, instance, "profile", say=print)
     assert outcome.error is not None
     return outcome.error.message
 
