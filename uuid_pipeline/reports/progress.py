@@ -7,8 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import lease, ledger, sql
-from uuid_pipeline.reports import state
-from uuid_pipeline.reports.tables import counts
+from uuid_pipeline.reports import state, tables
 
 # The rate is that of the last minute, so that a wait or a slower share of the wave shows.
 RATE_SECONDS = 60
@@ -38,9 +37,9 @@ class WaveProgress:
     def line(self) -> str:
         """One line for people."""
         share = f" ({100 * self.documents / self.total:.1f} %)" if self.total else ""
-        pace = "no rate yet" if self.rate is None else f"{self.rate:.0f} documents/s"
+        pace = "no rate yet" if self.rate is None else tables.pace(self.rate)
         left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
-        aside = counts(self.aside)
+        aside = tables.counts(self.aside)
         return (
             f"{self.wave}{' (rolling back)' if self.back else ''}: {self.documents} of {self.total} documents{share}, "
             f"{self.rows} rows in {self.batches} batches, {pace}{left}{f'; set aside: {aside}' if aside else ''}"

@@ -101,6 +101,11 @@ def counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in found.items() if count)
 
 
+def pace(documents_a_second: float) -> str:
+    """A rate for people; of a slow one, a decimal."""
+    return f"{documents_a_second:.{0 if documents_a_second >= 10 else 1}f} documents/s"
+
+
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     """A plan in words: (label, value)."""
     content = plan.content

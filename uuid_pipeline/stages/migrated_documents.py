@@ -11,6 +11,7 @@ from uuid_pipeline.engine.proofs import dangling, exactness
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports.progress import waited
+from uuid_pipeline.reports.tables import pace
 from uuid_pipeline.stages.checks import wave_check
 from uuid_pipeline.stages.migration_plan import migration_plan
 from uuid_pipeline.stages.session import StoreResource
@@ -83,7 +84,7 @@ def describe(progress: Progress) -> str:
     done, left = progress.earlier + progress.documents, progress.left / max(rate, 0.001)
     return (
         f"{progress.wave}: {done} of {progress.total} documents, {progress.rows} rows in "
-        f"{progress.batches} batches, {rate:.0f} documents/s, about {left:.0f} s left"
+        f"{progress.batches} batches, {pace(rate)}, about {left:.0f} s left"
     )
 
 
