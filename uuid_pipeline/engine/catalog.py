@@ -191,9 +191,8 @@ WHERE g.tgrelid = ANY(%(oids)s) AND NOT g.tgisinternal ORDER BY n.nspname, c.rel
 
 
 def read_catalog(connection: Connection, schema: str) -> Catalog:
-    """The catalog of one schema and of every table elsewhere that refers into it."""
-    # With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role.
-    sql.execute(connection, "SELECT set_config('search_path', 'pg_catalog', true)")
+    """The catalog of one schema and of every table elsewhere that refers into it. Names are pinned from then on."""
+    pin_names(connection)
     found = sql.rows(connection, _TABLES, {"schema": schema})
     oids = {"oids": [row.oid for row in found]}
     columns: dict[int, dict[str, Column]] = {oid: {} for oid in oids["oids"]}
@@ -331,7 +330,10 @@ def rows_up_to(connection: Connection, table: Table, most: int) -> int:
 
 
 def pin_names(connection: Connection) -> None:
-    """With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role."""
+    """With only pg_catalog on the path, PostgreSQL writes every name qualified: the same text for every role.
+
+    For the rest of the transaction.
+    """
     sql.execute(
         connection,
         """SELECT set_config('search_path', 'pg_catalog', true), set_config('quote_all_identifiers', 'off', true),

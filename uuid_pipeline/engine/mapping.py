@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import early, inventory, ledger, sql
 from uuid_pipeline.engine.ahead import fetched_ahead
-from uuid_pipeline.engine.batches.batch import written_since
+from uuid_pipeline.engine.batches.application import written_since
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.installed import functions
 from uuid_pipeline.engine.natural_keys import as_read

@@ -69,12 +69,9 @@ def choose(connection: Connection, name: str | None) -> list[ledger.Wave]:
     if not chosen and not _has_nothing_to_undo(connection, name):
         known = ", ".join(wave.wave for wave in moved) or "none"
         raise RefusedError(f"No moved wave is called {name}. Waves that can be rolled back: {known}.")
-    later = sorted(
-        {wave.execution_id for wave in moved if wave.execution_id == newest} - {w.execution_id for w in chosen}
-    )
-    if later and chosen:
+    if chosen and newest not in {wave.execution_id for wave in chosen}:
         raise RefusedError(
-            f"Execution {later[0]} moved rows after {chosen[0].wave}; roll that one back first: "
+            f"Execution {newest} moved rows after {chosen[0].wave}; roll that one back first: "
             "uuid-pipeline rollback --all goes newest first."
         )
     return [wave for wave in moved if wave in chosen or wave.status == "rolling_back"]

@@ -208,7 +208,7 @@ def _returned(entity: Entity) -> sql.Composable:
 def _seen(connection: Connection, execution_id: str) -> list[int]:
     """The plan's assessment, and those of the sweeps that have looked."""
     waves = ledger.waves(connection, execution_id)
-    return sorted({wave.assessment_no for wave in waves if wave.assessment_no is not None})
+    return sorted({wave.assessment_no for wave in waves})
 
 
 def _last_ordinal(connection: Connection, wave: ledger.Wave) -> int:

@@ -14,7 +14,8 @@ from uuid_pipeline.demo.server import EmbeddedServer
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.retrievals import retrieval
+from uuid_pipeline.engine.retrievals import retrieval, sights
+from uuid_pipeline.engine.retrievals.asking import snapshot
 from uuid_pipeline.engine.retrievals.sights import Sampled
 from uuid_pipeline.spec import Retrieval, Spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, Templates, as_role, opened
@@ -291,11 +292,15 @@ def test_each_wave_measures_its_own_documents_and_leaves_out_those_set_aside(inc
     assert sum(row[1] for row in rows) == 1
 
 
+def looked(store: Engine, sampled: list[Sampled]) -> dict[str, Any]:
+    with snapshot(store) as view:
+        return retrieval.figures(sights.look(view, cycle.bound(view, SPEC), sampled))
+
+
 def test_after_a_rollback_the_same_is_measured_under_the_ids_of_then(migrated: Engine) -> None:
     cycle.roll_back(migrated, SPEC)
     rows = cycle.run_sql(migrated, "SELECT old_id::text, new_id::text, ordinal FROM uuid_pipeline.id_map_document")
-    with migrated.begin() as connection:
-        found = retrieval.look_now(connection, cycle.bound(connection, SPEC), [Sampled(*row) for row in rows])
+    found = looked(migrated, [Sampled(*row) for row in rows])
     assert (found["measured"], found["found"], found["rows_by_target"], found["by_query"]) == (38, 0, 0, 29)
 
 
@@ -329,8 +334,7 @@ def test_a_login_that_may_not_become_the_role_measures_without_policies(
     engine = open_store(as_role(url.replace("postgres@", "@"), login))
     rows = cycle.run_sql(migrated, "SELECT old_id::text, new_id::text, ordinal FROM uuid_pipeline.id_map_document")
     try:
-        with engine.begin() as connection:
-            found = retrieval.look_now(connection, cycle.bound(connection, SPEC), [Sampled(*row) for row in rows])
+        found = looked(engine, [Sampled(*row) for row in rows])
     finally:
         engine.dispose()
         cycle.run_sql(migrated, f"DROP OWNED BY {login}")

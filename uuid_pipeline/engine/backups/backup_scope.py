@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.backups import extensions, name_paths, portable
 from uuid_pipeline.engine.backups.extensions import Extension
 from uuid_pipeline.engine.backups.portable import Recipe
@@ -189,8 +189,3 @@ def _left_out(connection: Connection, with_rows: Sequence[Relation]) -> list[str
         f"{row.target}, which the foreign key {row.conname} of {row.holder} leads to: this role may not read it"
         for row in sql.rows(connection, _KEYS_OUT, held)
     ]
-
-
-def require_elsewhere(scope: Scope) -> tuple[Extension, ...]:
-    """The extensions that a copy needs or may use; those that the ledger's schema holds are none of the store's."""
-    return tuple(extension for extension in scope.extensions if extension.schema != ledger.SCHEMA)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.batches import aside, deletions, locks, new_references
-from uuid_pipeline.engine.batches.application import found_written, written_since
+from uuid_pipeline.engine.batches.application import written_since
 from uuid_pipeline.engine.batches.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.merges import emptying, merging, restoring
@@ -23,9 +23,7 @@ from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import BatchError
 from uuid_pipeline.identity import hasher
 
-__all__ = [
-    "BACK", "FORWARD", "BatchPlan", "BatchResult", "Direction", "found_written", "run", "set_up", "written_since",
-]  # fmt: skip
+__all__ = ["BACK", "FORWARD", "BatchPlan", "BatchResult", "Direction", "run", "set_up"]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import fingerprint, ledger, sql
-from uuid_pipeline.engine.batches import batch, deletions
+from uuid_pipeline.engine.batches import application, deletions
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult
@@ -204,7 +204,7 @@ def _application_writes(
                            + coalesce(pg_stat_get_xact_tuples_deleted(%(oid)s::oid), 0) - %(deleted)s, 0)
            FROM uuid_pipeline.executions e WHERE e.execution_id = %(execution)s""",
         table=sql.table(moved.table.schema, moved.table.name),
-        written=batch.written_since("t"),
+        written=application.written_since("t"),
     )
     values = {
         "execution": execution.execution_id,

@@ -6,7 +6,7 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import inventory, ledger, sql
-from uuid_pipeline.engine.batches import batch, locks
+from uuid_pipeline.engine.batches import application, locks
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.store import Reference, Store
 
@@ -83,7 +83,7 @@ AND (EXISTS (SELECT FROM {target} n WHERE n.{key} = h.new_id AND {new_written})
 
 def _before_it_came_back(reference: Reference, store: Store) -> sql.Composable:
     """The condition on a row ``h`` of the map with ``written``: whether the application wrote the row that refers."""
-    return sql.compose(_BEFORE_IT_CAME_BACK, new_written=batch.written_since("n"), **_parts(reference, store))
+    return sql.compose(_BEFORE_IT_CAME_BACK, new_written=application.written_since("n"), **_parts(reference, store))
 
 
 def _left_behind(reference: Reference, store: Store) -> sql.Composable:
@@ -95,7 +95,7 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
     if not reference.foreign_key:
         came_back = _before_it_came_back(reference, store)
         ours = sql.compose("{ours} AND NOT ({came_back})", ours=sql.compose(_OURS, **parts), came_back=came_back)
-    written = batch.written_since("t")
+    written = application.written_since("t")
     holds = sql.compose(
         "(SELECT t.{column} AS id, {written} AS written FROM {table} t) r ON r.id = m.old_id", written=written, **parts
     )
@@ -174,7 +174,7 @@ def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
                WHERE NOT ({came_back}) AND NOT EXISTS (
                    SELECT FROM uuid_pipeline.unmoved u
                    WHERE u.execution_id = %(execution)s AND u.ordinal = h.ordinal))""",
-        written=batch.written_since("t"),
+        written=application.written_since("t"),
         came_back=_before_it_came_back(reference, store),
         **_parts(reference, store),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches import batch, deletions
+from uuid_pipeline.engine.batches import application, deletions
 from uuid_pipeline.engine.batches.locks import map_part
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key
@@ -195,7 +195,7 @@ def _recompute(
     """Recompute these rows from their raw columns."""
     fields = entity.spec.template.fields
     target_of = recomputer(store.spec.namespace, entity.spec.identity, fields, entity.spec.normalize)
-    live = batch.found_written(connection, span.execution_id)
+    live = application.found_written(connection, span.execution_id)
     for rows in _raw_rows(connection, entity, span, places):
         for key, mapped, rewritten, back, *raw in rows:
             target = None if None in raw else target_of(raw)
@@ -224,7 +224,7 @@ def _raw_rows(connection: Connection, entity: Entity, span: _Span, places: Seque
         sql.compose(
             """SELECT t.{key}::text, m.new_id::text, {written}, {back}, {values}
                FROM {map} m JOIN {table} t ON {on} WHERE {moved}""",
-            written=batch.written_since("t"),
+            written=application.written_since("t"),
             back=place.back,
             values=sql.join(", ", [sql.compose("t.{c}::text", c=sql.name(field)) for field in fields]),
             on=place.on,

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches import batch, deletions
+from uuid_pipeline.engine.batches import application, deletions
 from uuid_pipeline.engine.store import Entity, Store
 
 SAID = "deleted after the move and written again under the old id, due for the next plan"
@@ -19,11 +19,11 @@ SAID = "deleted after the move and written again under the old id, due for the n
 def came_back(entity: Entity) -> sql.Composable:
     """Whether the row ``t`` under the old id of ``m`` is one that the application wrote since, with none under the new.
 
-    Wants the values of :func:`batch.written_since`.
+    Wants the values of :func:`application.written_since`.
     """
     return sql.compose(
         "({written}) AND NOT EXISTS (SELECT FROM {table} n WHERE n.{key} = m.new_id)",
-        written=batch.written_since("t"),
+        written=application.written_since("t"),
         table=sql.table(entity.table.schema, entity.table.name),
         key=sql.name(entity.key),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches import batch, deletions
+from uuid_pipeline.engine.batches import application, deletions
 from uuid_pipeline.engine.batches.deletions import Deletions
 from uuid_pipeline.engine.proofs import returned
 from uuid_pipeline.engine.retrievals import asking, comparison, owners_query
@@ -132,7 +132,7 @@ def _places(
     elsewhere = {s.now: s.sampled.target for s, _ in judged if s.now is not None and s.now != s.sampled.target}
     if not elsewhere:
         return judged
-    maps = {wave.assessment_no for wave in moved if wave.assessment_no is not None}
+    maps = {wave.assessment_no for wave in moved}
     back = returned.candidates(view, store.main, execution_id, maps, elsewhere)
     counts = {store.main.name: len(back)} if back else {}
     if returned.unexplained(connection, store, execution_id, before.get("epoch"), counts):
@@ -271,7 +271,7 @@ def _has_inventory(connection: Connection, store: Store, execution_id: str) -> b
 
 def _wrote(connection: Connection, execution_id: str, entities: Sequence[Entity]) -> bool:
     """Whether the application wrote rows of these tables, before our batch took them or since."""
-    if batch.found_written(connection, execution_id):
+    if application.found_written(connection, execution_id):
         return True
     sql.execute(connection, "SELECT pg_current_xact_id()")  # age() counts from it
     values = {"execution": execution_id, "snapshot": ledger.first_snapshot(connection, execution_id)}
@@ -281,7 +281,7 @@ def _wrote(connection: Connection, execution_id: str, entities: Sequence[Entity]
             sql.compose(
                 "SELECT EXISTS (SELECT FROM {table} t WHERE {written})",
                 table=sql.table(entity.table.schema, entity.table.name),
-                written=batch.written_since("t"),
+                written=application.written_since("t"),
             ),
             values,
         )
@@ -394,7 +394,7 @@ def _neighbours(
     for sight, was in judged:
         known = was is not None and was.neighbours is not None and sight.owner in seen.owners
         changed += known and (sight, was) not in compared and not (was and _lost(sight, was))
-    live, other = batch.found_written(connection, execution_id), 0
+    live, other = application.found_written(connection, execution_id), 0
     for sight, was in compared:
         assert was is not None
         same = comparison.same_neighbours(was, sight, targets)

@@ -25,12 +25,6 @@ LISTED = 100
 LEAST_SECONDS = 2.0
 
 
-def look_now(connection: Connection, store: Store, sampled: Sequence[Sampled]) -> dict[str, Any]:
-    """The figures of these documents as they are now; writes nothing. For health and for what was rolled back."""
-    with asking.snapshot(connection.engine) as view:
-        return figures(sights.look(view, store, sampled))
-
-
 def take_baseline(connection: Connection, store: Store, execution: ledger.Execution) -> None:
     """Measure a sample before the first batch and keep it; an earlier baseline of this execution stays.
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import ledger, savepoints, sql
-from uuid_pipeline.engine.batches import batch
+from uuid_pipeline.engine.batches import application
 from uuid_pipeline.engine.installed import resolving
 from uuid_pipeline.engine.retrievals import asking, owners_query
 from uuid_pipeline.engine.retrievals.asking import Answer, Asker, Subject
@@ -229,7 +229,9 @@ def _owners(
     if since is not None:
         # age() counts from this transaction's own id, once it has one.
         sql.execute(view, "SELECT pg_current_xact_id()")
-        written = sql.join(" OR ", [sql.compose("({w})", w=batch.written_since(alias)) for alias in query.way.aliases])
+        written = sql.join(
+            " OR ", [sql.compose("({w})", w=application.written_since(alias)) for alias in query.way.aliases]
+        )
     statement = query.owners_rows(written)
     bound = {**(since or {}), "owners": sorted(owner for owner in owners if owner is not None)}
     rows = _bounded(view, statement, bound, asking.QUERY_SECONDS)

@@ -8,8 +8,6 @@ from uuid_pipeline.reports.html.blocks import Badge, Block, Cell, Section, Table
 from uuid_pipeline.reports.html.subject import Subject
 from uuid_pipeline.reports.html.wording import passed
 
-SHOWN_FINDINGS = 20
-
 # A gate of the waves is said once, with how many waves passed it, and what it found in one: one that did not pass it,
 # else the one with most documents, since a sweep that found nothing shows nothing.
 _WAVES = """
