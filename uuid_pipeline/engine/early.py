@@ -8,7 +8,7 @@ of a loser to its survivor, and remembers what they held: else a rollback could 
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import ids_in
+from uuid_pipeline.engine.embedded_ids import ids_in
 from uuid_pipeline.engine.store import Entity, Reference, Store
 
 # A constraint depends on its columns, and its index on the constraint; an index over an expression has no column.

@@ -10,8 +10,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches import locks
+from uuid_pipeline.engine import embedded_ids, ledger, sql
 from uuid_pipeline.engine.catalog import Column
 from uuid_pipeline.engine.store import MovedTable, Reference, Store
 
@@ -183,8 +182,10 @@ def _read_back_embedded(
                    HAVING count(*) > 0) r
                WHERE w.was IS NOT NULL) {x} ON true""",
         was=was,
-        rewritten=locks.rewritten(reference, moved.table.columns[reference.column].type, locks.GOALS_OF_B, path),
-        ids=locks.ids_in(reference, path),
+        rewritten=embedded_ids.rewritten(
+            reference, moved.table.columns[reference.column].type, embedded_ids.GOALS_OF_B, path
+        ),
+        ids=embedded_ids.ids_in(reference, path),
         map=ledger.map_table(entity),
         as_key=as_key,
         moved=sql.Text(now),

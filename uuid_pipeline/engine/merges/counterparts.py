@@ -4,8 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import inventory, ledger, sql
-from uuid_pipeline.engine.batches import locks
+from uuid_pipeline.engine import embedded_ids, inventory, ledger, sql
 from uuid_pipeline.engine.installed import functions
 from uuid_pipeline.engine.mapping import survivor_order
 from uuid_pipeline.engine.priorities import complete_statuses
@@ -114,5 +113,5 @@ def _holding(reference: Reference, keys: sql.Composable) -> sql.Composable:
         keys=keys,
         table=sql.table(reference.table.schema, reference.table.name),
         column=sql.name(reference.column),
-        ids=locks.ids_in(reference),
+        ids=embedded_ids.ids_in(reference),
     )

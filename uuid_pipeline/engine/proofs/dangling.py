@@ -5,8 +5,8 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import inventory, ledger, sql
-from uuid_pipeline.engine.batches import application, locks
+from uuid_pipeline.engine import embedded_ids, inventory, ledger, sql
+from uuid_pipeline.engine.batches import application
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.store import Reference, Store
 
@@ -106,7 +106,7 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
                 FROM {table} t CROSS JOIN LATERAL (SELECT t.{column} AS was) w CROSS JOIN LATERAL {ids} i(id)
                 OFFSET 0) r ON r.id = m.old_id::text""",
             written=written,
-            ids=locks.ids_in(reference),
+            ids=embedded_ids.ids_in(reference),
             **parts,
         )
     # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.

@@ -1,0 +1,94 @@
+"""Ids inside a text, an array or a json value: SQL that finds them, tells rows that hold some, and replaces them."""
+
+import re
+
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.store import Reference
+
+
+def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
+    """The ids that ``w.was`` (the value of an embedded reference) holds, as text; ``path`` names a bound value."""
+    if reference.form == "text":
+        return sql.Text("(SELECT w.was::text)")
+    if reference.form == "array":
+        return sql.Text("(SELECT DISTINCT unnest(w.was)::text)")
+    return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was, {path}))", path=sql.bound(path))
+
+
+# For :func:`rewritten`, where the ids ``b`` (source, goal) are joined to those of one value.
+GOALS_OF_B = sql.Text("jsonb_object_agg(b.source, b.goal)")
+
+
+def rewritten(reference: Reference, type_name: str, goals: sql.Composable, path: str = "path") -> sql.Composable:
+    """The value ``w.was``, which holds an id of ``goals``, with each of these replaced.
+
+    ``goals``: a jsonb object from ids to what stands in their places.
+    """
+    if reference.form == "text":
+        return sql.compose("({goals} ->> w.was::text)::{type}", goals=goals, type=sql.as_written(type_name))
+    if reference.form == "array":
+        return sql.compose(
+            "uuid_pipeline.rewritten_array(w.was::text[], {goals})::{type}",
+            goals=goals,
+            type=sql.as_written(type_name),
+        )
+    # Of json and of jsonb alike; a json text stays byte for byte but for the id.
+    return sql.compose("uuid_pipeline.rewritten_json(w.was, {path}, {goals})", path=sql.bound(path), goals=goals)
+
+
+def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) -> sql.Composable:
+    """A condition on ``t`` that an index may serve; rows that it lets through are looked at one by one."""
+    column = sql.name(reference.column)
+    if reference.form == "text":
+        source = sql.Text("m.source::uuid" if type_name == "uuid" else "m.source")
+        return sql.compose("t.{column} IN (SELECT {source} FROM {moves} m)", column=column, source=source, moves=moves)
+    if reference.form == "array":
+        return sql.compose(
+            "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type}",
+            column=column,
+            moves=moves,
+            type=sql.as_written(type_name),
+        )
+    # IS TRUE keeps it a look-up in one hash of the ids; as a join it would read them all again for each row.
+    walked = sql.compose(
+        """EXISTS (SELECT FROM uuid_pipeline.ids_in_json(t.{column}, %(path)s) i(id)
+                   WHERE (i.id IN (SELECT m.source FROM {moves} m)) IS TRUE)""",
+        column=column,
+        moves=moves,
+    )
+    if "*" in reference.path:
+        return walked
+    found = sql.compose("(t.{column} #>> %(path)s) IN (SELECT m.source FROM {moves} m)", column=column, moves=moves)
+    if type_name != "json":
+        return found
+    return sql.compose(
+        "CASE WHEN {plain} THEN ({found}) IS TRUE ELSE {walked} END",
+        plain=_is_plain_json(reference),
+        found=found,
+        walked=walked,
+    )
+
+
+# A name of other characters may be spelled with a backslash in more ways than one.
+_PLAIN_NAME = re.compile(r"[\w .:-]+")
+
+
+def _is_plain_json(reference: Reference) -> sql.Composable:
+    """Whether the server's own operator reads the json of ``t`` as we do.
+
+    It stops at escapes that the type allows (a zero, half a surrogate pair), wherever they stand, and of several values
+    under one name it knows the last alone.
+    """
+    if not all(_PLAIN_NAME.fullmatch(step) for step in reference.path):
+        return sql.Text("false")
+    text = sql.compose("t.{column}::text", column=sql.name(reference.column))
+    once = [
+        sql.compose(
+            "length({text}) - length(replace({text}, {name}, '')) <= length({name})",
+            text=text,
+            name=sql.literal(f'"{step}"'),
+        )
+        for step in reference.path
+    ]
+    escaped = sql.compose("strpos({text}, {escape}) = 0", text=text, escape=sql.literal("\\u"))
+    return sql.join(" AND ", [escaped, *once])
