@@ -9,14 +9,16 @@ from uuid_pipeline.engine import sql
 # Sessions that work for PostgreSQL itself have no user, parallel workers wait with their leader, and our own
 # (connection.open_store names them) are no load of the application. Where a role may not look, backend_start is NULL;
 # a session with track_activities off shows no transaction either.
+# From the function that pg_stat_activity is made of: each transaction of ours asks, and the view is planned for longer
+# than all the rest of it.
 OTHERS = """
 SELECT a.pid, a.application_name, a.state, a.state_change, a.wait_event_type, a.xact_start,
        a.backend_start IS NULL OR a.state = 'disabled' AS hidden
-FROM pg_stat_activity a
-WHERE a.datname = current_database() AND a.usesysid IS NOT NULL AND a.pid <> pg_backend_pid()
+FROM pg_stat_get_activity(NULL) a
+WHERE a.datid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+  AND a.usesysid IS NOT NULL AND a.pid <> pg_backend_pid()
   AND coalesce(a.backend_type, '') NOT IN ('parallel worker', 'walsender')
-  AND NOT (a.application_name = 'uuid_pipeline'
-           AND a.usesysid = (SELECT r.oid FROM pg_roles r WHERE r.rolname = session_user))
+  AND NOT (a.application_name = 'uuid_pipeline' AND a.usesysid = quote_ident(session_user)::regrole::oid)
 """
 
 
