@@ -42,6 +42,14 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
     if reference.form == "text":
         source = sql.Text("m.source::uuid" if type_name == "uuid" else "m.source")
         return sql.compose("t.{column} IN (SELECT {source} FROM {moves} m)", column=column, source=source, moves=moves)
+    if reference.form == "array" and reference.column not in reference.table.indexed_first:
+        # Read as a whole, each value would be compared with every id.
+        return sql.compose(
+            """EXISTS (SELECT FROM unnest(t.{column}) i(id)
+                       WHERE (i.id::text IN (SELECT m.source FROM {moves} m)) IS TRUE)""",
+            column=column,
+            moves=moves,
+        )
     if reference.form == "array":
         return sql.compose(
             "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type}",
