@@ -158,3 +158,64 @@ def test_a_row_that_a_merge_turned_is_turned_back_though_somebody_is_writing_to_
 
     [note] = before["notes"]
     assert cycle.rows_of(empty_store, "app") == before | {"notes": [note | {"seen": "1"}]}
+
+
+# A job names its chunk by a number: where that chunk goes, the job loses it.
+EMPTIED = (
+    SETS  # noqa: S608
+    + """
+ALTER TABLE app.chunks ADD no int UNIQUE;
+UPDATE app.chunks SET no = right(id::text, 1)::int;
+CREATE TABLE app.jobs (n int PRIMARY KEY, document_id uuid REFERENCES app.documents,
+                       chunk_no int REFERENCES app.chunks (no), seen int DEFAULT 0);
+INSERT INTO app.jobs SELECT no, document_id, no FROM app.chunks
+"""
+)
+
+
+@pytest.mark.parametrize("job", [2, 3], ids=["of a chunk that goes", "of a document that goes"])
+def test_what_a_merge_writes_of_rows_that_somebody_had_written_makes_no_proof_red(
+    empty_store: Engine, job: int
+) -> None:
+    spec = parse_spec(ENTITIES + CHUNKS, "test")
+    built(empty_store, EMPTIED.replace(KEPT, target("u:k")))
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    touch = "UPDATE app.jobs SET seen = 1 WHERE n = %(n)s"
+    sync_points.on("guarded", lambda: (sync_points.clear(), cycle.run_sql(empty_store, touch, n=job))[0])
+
+    cycle.migrate_all(empty_store, spec, execution)
+
+    cycle.assert_green(cycle.validate(empty_store))
+    assert cycle.run_sql(empty_store, "SELECT n FROM app.jobs WHERE seen = 1") == [(job,)]
+
+
+UPLOADS = """
+CREATE SCHEMA app;
+CREATE TABLE app.documents (id uuid PRIMARY KEY, owner text, sha text, made date DEFAULT '2026-01-01');
+INSERT INTO app.documents SELECT gen_random_uuid(), 'u', n::text FROM generate_series(1, 60) n
+"""
+
+
+def test_a_batch_in_which_uploads_take_target_ids_again_and_again_goes_on_without_these(empty_store: Engine) -> None:
+    """New code writes the right ids by itself: one such row comes in each of two tries."""
+    spec = parse_spec(ENTITIES, "test")
+    built(empty_store, UPLOADS)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+    due = ["60", "59"]
+
+    def upload() -> None:
+        if due:
+            sha = due.pop()
+            row = "INSERT INTO app.documents VALUES (%(id)s, 'u', %(sha)s)"
+            cycle.run_sql(empty_store, row, id=target(f"u:{sha}"), sha=sha)
+
+    [canary, *rest] = cycle.all_waves_of(empty_store, execution)
+    cycle.migrate(empty_store, spec, canary)
+    cycle.assert_green(cycle.check_wave(empty_store, spec, canary))
+    sync_points.on("held", upload)
+    for wave in rest[:-2]:
+        cycle.migrate(empty_store, spec, wave)
+
+    assert not due
+    taken = cycle.run_sql(empty_store, "SELECT count(*) FROM uuid_pipeline.unmoved WHERE reason = 'taken'")
+    assert taken == [(2,)]

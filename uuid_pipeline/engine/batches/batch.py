@@ -101,6 +101,9 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     locks.make_room(connection, store)
     locks.hold_roots(connection, store, plan, direction)
     aside.set_aside(connection, store, plan, direction)
+    if direction is BACK:
+        for root in store.roots:
+            locks.note_gone(connection, store, root, plan)
     merged = Collapsed()
     merges = direction is FORWARD and merging.wanted(connection, store, plan)
     if merges:
@@ -114,12 +117,13 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
             locks.hold_children(connection, store, entity, plan, direction)
             if direction is BACK:
                 locks.hold_departed(connection, store, entity, plan)
+                locks.note_gone(connection, store, entity, plan)
             aside.forget_departed(connection, store, entity, plan, direction)
             if direction is FORWARD:
                 derive_arrivals(connection, store, entity, plan)
     if merges:
         merging.lead_aliases(connection, store, plan)
-    locks.hold_references(connection, store, plan)
+    locks.hold_references(connection, store, plan, direction)
     reach("held")
     return merged
 

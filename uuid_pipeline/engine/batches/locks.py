@@ -146,6 +146,8 @@ def make_room(connection: Connection, store: Store) -> None:
     """Make the temporary tables, if this session has none yet (behind a pooler each batch may have another session)."""
     for index in range(len(held_tables(store))):
         sql.execute(connection, _room_statement(store, index))
+    for entity in store.entities:
+        sql.execute(connection, _room_for_gone_statement(store, entity.name))
 
 
 @sql.composed_once
@@ -167,6 +169,64 @@ def _room_statement(store: Store, index: int) -> sql.Composable:
         once=sql.Text("PRIMARY KEY" if held.from_several else "NOT NULL"),
         own=own,
         values=sql.join(", ", values),
+    )
+
+
+def _gone_of(store: Store, name: str) -> sql.Composable:
+    """The temporary table of an entity's rows that the batch had moved and that are there no longer."""
+    return temporary(store, f"gone_{[entity.name for entity in store.entities].index(name)}")
+
+
+@sql.composed_once
+def _room_for_gone_statement(store: Store, name: str) -> sql.Composable:
+    entity = store.entity(name)
+    return sql.compose(
+        """CREATE TEMPORARY TABLE IF NOT EXISTS {gone} (key {type}, goal {type}, ordinal bigint)
+           ON COMMIT DELETE ROWS""",
+        gone=_gone_of(store, name),
+        type=sql.as_written(entity.table.columns[entity.key].type),
+    )
+
+
+def _turns(store: Store, name: str, direction: Direction) -> sql.Composable:
+    """The ids that references are to turn from (``key``) and to (``goal``), with their ``ordinal``.
+
+    Going back, those too of rows that the application has deleted since: what mentions one without a foreign key is to
+    mention it by the id that it had.
+    """
+    held = held_of(store, name)
+    turns = sql.compose(
+        "SELECT key, {goal} AS goal, ordinal FROM {held} WHERE {goal} <> key",
+        goal=held.value(store.entity(name).key),
+        held=held.relation,
+    )
+    if direction is FORWARD:
+        return turns
+    return sql.compose(
+        "{turns} UNION ALL SELECT key, goal, ordinal FROM {gone}", turns=turns, gone=_gone_of(store, name)
+    )
+
+
+def note_gone(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
+    """Going back, note the ids of this batch's rows that are there no longer; wants those that are to be held."""
+    sql.execute(connection, _note_gone_statement(store, entity.name, plan.assessment_no), plan.values)
+
+
+@sql.composed_once
+def _note_gone_statement(store: Store, name: str, assessment_no: int) -> sql.Composable:
+    entity, held = store.entity(name), held_of(store, name)
+    return sql.compose(
+        """INSERT INTO {gone} (key, goal, ordinal)
+           SELECT m.new_id, m.old_id, m.ordinal FROM {map} m
+           WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'move' AND {not_aside}
+             AND NOT EXISTS (SELECT FROM {held} h WHERE h.key = m.new_id)
+             AND NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = m.new_id)""",
+        gone=_gone_of(store, name),
+        map=map_part(name, assessment_no),
+        not_aside=sql.Text(NOT_ASIDE),
+        held=held.relation,
+        table=held.table,
+        key=sql.name(entity.key),
     )
 
 
@@ -368,56 +428,45 @@ def _hold_departed_statement(store: Store, name: str, assessment_no: int) -> sql
     )
 
 
-def hold_references(connection: Connection, store: Store, plan: BatchPlan) -> None:
+def hold_references(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> None:
     """Lock every row that refers to an id which the batch changes; all entities' held rows are known by now."""
     for index, held in enumerate(held_tables(store)):
         own = held.moved.entity
         for column, entity in held.moved.columns:
             if own is None or column not in (own.key, own.parent_column):
                 wait_briefly(connection, plan)
-                sql.execute(connection, _references_statement(store, index, column, entity))
+                sql.execute(connection, _references_statement(store, index, column, entity, direction))
         for reference in held.moved.embedded:
             wait_briefly(connection, plan)
-            _hold_embedded(
-                connection, held, reference, held_of(store, reference.entity), store.entity(reference.entity)
-            )
+            _hold_embedded(connection, held, reference, _turns(store, reference.entity, direction))
 
 
 @sql.composed_once
-def _references_statement(store: Store, index: int, column: str, name: str) -> sql.Composable:
-    held, target, entity = held_tables(store)[index], held_of(store, name), store.entity(name)
+def _references_statement(store: Store, index: int, column: str, name: str, direction: Direction) -> sql.Composable:
+    held, turns = held_tables(store)[index], _turns(store, name, direction)
     return sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
-           SELECT t.ctid, b.ordinal, b.{goal} FROM {target} b JOIN {table} t ON t.{column} = b.key {found}
-           WHERE b.{goal} <> b.key ORDER BY b.ordinal {lock} OF t {again}""",
+           SELECT t.ctid, b.ordinal, b.goal FROM ({turns}) b JOIN {table} t ON t.{column} = b.key {found}
+           ORDER BY b.ordinal {lock} OF t {again}""",
         lock=held.lock(column),
         held=held.relation,
         value=held.value(column),
         again=sql.compose("ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}", value=held.value(column))
         if held.from_several
         else sql.Text(""),
-        goal=target.value(entity.key),
-        target=target.relation,
+        turns=turns,
         table=held.table,
         column=sql.name(column),
-        found=_found_by_index(
-            held,
-            column,
-            sql.compose("SELECT key FROM {b} WHERE {goal} <> key", b=target.relation, goal=target.value(entity.key)),
-        ),
+        found=_found_by_index(held, column, sql.compose("SELECT b.key FROM ({turns}) b", turns=turns)),
     )
 
 
-def _hold_embedded(connection: Connection, held: Held, reference: Reference, target: Held, entity: Entity) -> None:
+def _hold_embedded(connection: Connection, held: Held, reference: Reference, turns: sql.Composable) -> None:
     """As for a reference of one id, for ids inside a text, array or json; a column's second id builds on the first.
 
     Rows are locked below the look at what is in them: of a row that was waited for, only that part is computed anew.
     """
-    moves = sql.compose(
-        "(SELECT key::text AS source, {goal}::text AS goal, ordinal FROM {target} WHERE {goal} <> key)",
-        goal=target.value(entity.key),
-        target=target.relation,
-    )
+    moves = sql.compose("(SELECT k.key::text AS source, k.goal::text AS goal, k.ordinal FROM ({turns}) k)", turns=turns)
     # All the batch's ids as two values in which one is found by bisection: joined to them, a row would read them all.
     statement = sql.compose(
         """WITH by_id AS MATERIALIZED (

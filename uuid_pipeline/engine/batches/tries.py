@@ -21,6 +21,8 @@ TAKEN = "23505"  # unique violation
 DANGLING = "23503"  # foreign key violation
 
 MAX_TRIES = 10
+# Whoever takes a place while a batch is at it is seen by the next try; what a try meets each time is no such thing.
+TAKEN_TRIES = 5
 # From this try on, documents that somebody holds are set aside instead of waited for, and the rest is waited for as
 # long as the first lock.
 PATIENT_TRIES = 3
@@ -58,7 +60,7 @@ def run_batch(
     differing rows when a proof failed.
     """
     first, last = span
-    wary = False
+    wary, taken = False, 0
     began = time.monotonic()
     for attempt in itertools.count(1):
         if attempt > MAX_TRIES and time.monotonic() - began > PATIENCE_SECONDS:
@@ -72,12 +74,13 @@ def run_batch(
         except DBAPIError as error:
             writing.connection.rollback()
             state = sql.sqlstate(error)
+            taken += state == TAKEN
             if state == TAKEN and not wary:
                 wary = True
                 continue
             if state == DANGLING:
                 _require_no_new_reference(writing.connection, store, direction)
-            if state not in RETRIED:
+            if state not in RETRIED and not (state == TAKEN and taken < TAKEN_TRIES):
                 raise
             time.sleep(min(MAX_PAUSE_SECONDS, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))
             first, last = smaller(first, last, direction)

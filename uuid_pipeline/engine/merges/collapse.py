@@ -20,7 +20,8 @@ class Collapsed:
     """By table: rows archived and their digest; rows re-pointed; and what all this took from the table's digests.
 
     ``digests`` are (digest, digest of dates) before less after, with ids that an earlier batch had moved read back.
-    ``touched``: of the archived and re-pointed rows those that the application had written since the execution began.
+    ``touched``: of the archived, re-pointed and emptied rows those that the application had written since the
+    execution began.
     """
 
     archived: dict[str, int] = field(default_factory=dict)
@@ -35,7 +36,7 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
 
     Raises BatchError when the rows written are not the rows read, RefusedError when columns were changed meanwhile.
     """
-    emptied = emptying.empty(connection, store, plan)
+    emptied, nothing = emptying.empty(connection, store, plan), emptying.Emptied()
     oids = {row.relation for row in sql.rows(connection, "SELECT DISTINCT relation FROM pg_temp.displaced")}
     shelves = [archive.shelf(t, plan.assessment_no) for t in store.catalog.tables.values() if t.oid in oids]
     archived = {_name(one): _archive(connection, one, plan) for one in shelves}
@@ -55,12 +56,15 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
         {name: found.after[0] for name, found in turnings.items()},
         {
             name: (
-                str(gone[0] + emptied.get(name, 0) + (turnings[name].taken if name in turnings else 0)),
+                str(gone[0] + emptied.get(name, nothing).taken + (turnings[name].taken if name in turnings else 0)),
                 str(gone[1]),
             )
             for name, gone in taken.items()
         },
-        {name: gone[2] + (turnings[name].touched if name in turnings else 0) for name, gone in taken.items()},
+        {
+            name: gone[2] + emptied.get(name, nothing).touched + (turnings[name].touched if name in turnings else 0)
+            for name, gone in taken.items()
+        },
     )
 
 

@@ -6,11 +6,13 @@ remembered, and put back once a rollback has brought back the row that it means.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import fingerprint, sql
+from uuid_pipeline.engine import fingerprint, ledger, sql
+from uuid_pipeline.engine.batches.application import written_since
 from uuid_pipeline.engine.batches.locks import BatchPlan
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.merges import coming_back
@@ -146,18 +148,29 @@ def note(connection: Connection, key: ForeignKey, source: Table, target: Table) 
     sql.execute(connection, statement, {"source": source.oid, "target": target.oid, "name": key.name})
 
 
-def empty(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, int]:
-    """Empty what was noted, remembering it; returns by moved table what that takes from the table's digest.
+@dataclass(frozen=True)
+class Emptied:
+    """What emptying takes from a moved table's digest, before less after, with ids that an earlier batch had moved read
+    back; and how many of the rows the application had written since the execution began: they show our write alone
+    afterwards.
+    """
 
-    That is before less after, with ids that an earlier batch had moved read back. First of what a merge writes:
-    afterwards no row refers to one that goes. Raises BatchError when other rows were written than were remembered.
+    taken: int = 0
+    touched: int = 0
+
+
+def empty(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, Emptied]:
+    """Empty what was noted, remembering it; returns what came of it by moved table.
+
+    First of what a merge writes: afterwards no row refers to one that goes. Raises BatchError when other rows were
+    written than were remembered.
     """
     noted = {
         (row.relation, row.foreign_key)
         for row in sql.rows(connection, "SELECT DISTINCT relation, foreign_key FROM pg_temp.emptied")
     }
     fold_of = {fold.held.moved.table.oid: fold for fold in folds(store)}
-    taken: dict[str, int] = {}
+    emptied: dict[str, Emptied] = {}
     for key in store.catalog.foreign_keys:
         table = store.catalog.tables[key.table_schema, key.table]
         if (table.oid, key.name) not in noted:
@@ -165,14 +178,15 @@ def empty(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, in
         fold = fold_of.get(table.oid)
         if fold is not None:
             name = fingerprint.qualified(fold.held.moved)
-            taken[name] = taken.get(name, 0) + _taken(connection, store, fold, key, plan)
+            so_far, more = emptied.get(name, Emptied()), _emptied(connection, store, fold, key, plan)
+            emptied[name] = Emptied(so_far.taken + more.taken, so_far.touched + more.touched)
         remembered, written = _remember(connection, table, fold, key, plan), _write(connection, table, fold, key)
         if remembered != written:
             raise BatchError(
                 f"A batch was rolled back: of {remembered} rows of {table.name} whose {key.name} was to be emptied, "
                 f"{written} were. Look at the triggers and policies of this table."
             )
-    return taken
+    return emptied
 
 
 # A row that goes to the archive goes as it is.
@@ -186,7 +200,7 @@ def _of(table: Table, key: ForeignKey) -> dict[str, object]:
     return {"oid": table.oid, "foreign_key": key.name}
 
 
-def _taken(connection: Connection, store: Store, fold: Fold, key: ForeignKey, plan: BatchPlan) -> int:
+def _emptied(connection: Connection, store: Store, fold: Fold, key: ForeignKey, plan: BatchPlan) -> Emptied:
     moved = fold.held.moved
     columns = list(moved.table.columns.values())
     back = fingerprint.read_back(store, moved, fingerprint.id_columns(moved), "was", fingerprint.MOVED_BEFORE)
@@ -195,16 +209,19 @@ def _taken(connection: Connection, store: Store, fold: Fold, key: ForeignKey, pl
         for column in key.columns
     }
     statement = sql.compose(
-        """SELECT coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0)
+        """SELECT coalesce(sum({was}), 0) - coalesce(sum({becomes}), 0), count(*) FILTER (WHERE {written})
            FROM pg_temp.emptied e JOIN {table} t ON t.ctid = e.at {joins} WHERE {noted}""",
         was=fingerprint.row_digest(columns, back.mapped, "t"),
         becomes=fingerprint.row_digest(columns, back.mapped | nulls, "t"),
+        written=written_since("t"),
         table=fold.held.table,
         joins=back.joins,
         noted=sql.Text(_NOTED),
     )
-    values = {**plan.values, "maps": [plan.assessment_no], **_of(moved.table, key), **back.values}
-    return int(sql.scalar(connection, statement, values))
+    snapshot = ledger.first_snapshot(connection, plan.execution_id)
+    values = {**plan.values, "maps": [plan.assessment_no], "snapshot": snapshot, **_of(moved.table, key)}
+    taken, touched = sql.rows(connection, statement, values | back.values)[0]
+    return Emptied(int(taken), int(touched))
 
 
 def _remember(connection: Connection, table: Table, fold: Fold | None, key: ForeignKey, plan: BatchPlan) -> int:

@@ -1,0 +1,71 @@
+"""Rollback of what the application has deleted rows of since: what mentions these, and what was never touched."""
+
+import uuid
+
+import pytest
+from sqlalchemy import Engine
+
+from uuid_pipeline.spec import parse_spec
+from uuid_pipeline_tests.integration import cycle
+
+NAMESPACE = uuid.UUID("11111111-2222-4333-8444-555555555555")
+# Works W and L are one work twice; what mentions their leaves, and Z's, is written in every form.
+STORE = """
+CREATE SCHEMA app;
+CREATE TABLE app.works (id uuid PRIMARY KEY, patron int NOT NULL, digest text NOT NULL, made date NOT NULL);
+CREATE TABLE app.leaves (id uuid PRIMARY KEY, work uuid NOT NULL REFERENCES app.works ON DELETE CASCADE,
+                         ord int NOT NULL, UNIQUE (work, ord));
+CREATE TABLE app.notes (n int PRIMARY KEY, work uuid, leaf uuid, word text, leaves uuid[], body jsonb);
+INSERT INTO app.works VALUES ('aaaaaaaa-0000-4000-8000-000000000001', 1, 'd', '2024-01-01'),
+    ('aaaaaaaa-0000-4000-8000-000000000002', 1, 'd', '2024-01-02'),
+    ('aaaaaaaa-0000-4000-8000-000000000003', 2, 'e', '2024-01-03');
+INSERT INTO app.leaves SELECT ('bbbbbbbb-0000-4000-8000-0000000000' || right(id::text, 1) || ord)::uuid, id, ord
+    FROM app.works, generate_series(0, 1) ord
+"""
+NOTES = """
+INSERT INTO app.notes
+SELECT row_number() OVER (ORDER BY l.id), l.work, l.id, l.id::text, ARRAY[l.id, o.id],
+       jsonb_build_object('l', jsonb_build_array(o.id, l.id))
+FROM app.leaves l JOIN app.leaves o ON o.work = l.work AND o.ord = 1
+"""
+SPEC = """
+namespace: 11111111-2222-4333-8444-555555555555
+schema: app
+backup: none
+entities:
+  work: {table: works, key: id, identity: "{patron}/{digest}", describe: {created_at: made}, survivor: [oldest]}
+  leaf: {table: leaves, key: id, parent: work, identity: "{work}|{ord}"}
+soft_references:
+  - {table: notes, column: work, entity: work, orphans: keep}
+  - {table: notes, column: leaf, entity: leaf, orphans: keep}
+  - {table: notes, column: word, entity: leaf, orphans: keep}
+  - {table: notes, column: leaves, entity: leaf, orphans: keep}
+  - {table: notes, column: body, entity: leaf, path: "l.*", orphans: keep}
+"""
+W = uuid.uuid5(NAMESPACE, "1/d")
+Z = uuid.uuid5(NAMESPACE, "2/e")
+DELETED = {
+    "a leaf of the survivor": ("DELETE FROM app.leaves WHERE work = %(id)s AND ord = 0", W, {"10"}, set[str]()),
+    "a leaf of another work": ("DELETE FROM app.leaves WHERE work = %(id)s AND ord = 1", Z, {"31"}, set[str]()),
+    "another work": ("DELETE FROM app.works WHERE id = %(id)s", Z, {"30", "31"}, {"3"}),
+}
+
+
+@pytest.mark.parametrize("what", DELETED)
+def test_what_mentions_a_deleted_row_mentions_it_by_its_old_id_again_and_all_else_is_as_it_was(
+    empty_store: Engine, what: str
+) -> None:
+    delete, work, leaves, works = DELETED[what]
+    for statement in (STORE.replace("%", "%%").strip() + ";\n" + NOTES).split(";\n"):
+        cycle.run_sql(empty_store, statement)
+    before = cycle.rows_of(empty_store, "app")
+    spec = parse_spec(SPEC, "test")
+    cycle.run_all(empty_store, spec)
+    cycle.run_sql(empty_store, delete, id=work)
+
+    cycle.roll_back(empty_store, spec)
+
+    after = cycle.rows_of(empty_store, "app")
+    assert after["notes"] == before["notes"]
+    assert after["leaves"] == [row for row in before["leaves"] if str(row["id"])[-2:] not in leaves]
+    assert after["works"] == [row for row in before["works"] if str(row["id"])[-1:] not in works]
