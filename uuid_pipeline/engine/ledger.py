@@ -579,7 +579,7 @@ def change_status(connection: Connection, execution_id: str, status: str) -> Non
 
 
 def assessments_in_force(connection: Connection) -> list[int]:
-    """Whose id maps still resolve old ids: those of every execution that is not finalized, sweeps included.
+    """Whose id maps still resolve old ids: those of every execution that is not finalized, with the sweeps that moved.
 
     0 is among them while a guard stands that rewrote ids: they resolve through a map of its own.
     """
@@ -587,7 +587,8 @@ def assessments_in_force(connection: Connection) -> list[int]:
         int(row.no)
         for row in sql.rows(
             connection,
-            """SELECT DISTINCT unnest(ARRAY[e.assessment_no, w.assessment_no]) AS no FROM uuid_pipeline.executions e
+            """SELECT DISTINCT unnest(ARRAY[e.assessment_no, CASE WHEN w.documents > 0 THEN w.assessment_no END]) AS no
+               FROM uuid_pipeline.executions e
                JOIN uuid_pipeline.waves w USING (execution_id) WHERE e.status <> 'finalized'
                UNION SELECT 0 FROM uuid_pipeline.guards WHERE removed_at IS NULL AND rewrites ORDER BY 1""",
         )

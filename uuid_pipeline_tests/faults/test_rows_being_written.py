@@ -181,7 +181,12 @@ def test_what_a_merge_writes_of_rows_that_somebody_had_written_makes_no_proof_re
     built(empty_store, EMPTIED.replace(KEPT, target("u:k")))
     execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
     touch = "UPDATE app.jobs SET seen = 1 WHERE n = %(n)s"
-    sync_points.on("guarded", lambda: (sync_points.clear(), cycle.run_sql(empty_store, touch, n=job))[0])
+
+    def write() -> None:
+        sync_points.clear()
+        cycle.run_sql(empty_store, touch, n=job)
+
+    sync_points.on("guarded", write)
 
     cycle.migrate_all(empty_store, spec, execution)
 

@@ -37,9 +37,10 @@ def create_functions(connection: Connection) -> None:
 def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
     """Let stale ids of these assessments' id maps resolve, in every table of the store that holds ids.
 
-    What stands as wanted is not touched; later assessments replace functions only. Raises RefusedError when a table
-    is not to be had for PATIENCE_SECONDS, naming who holds it; what was installed before stays, and a repetition
-    goes on from there.
+    What stands as wanted is not touched. Where the id maps are others than before, each trigger is replaced too: that
+    waits for the statements that began with the functions of before, and would go on with them (a COPY, say). Raises
+    RefusedError when a table is not to be had for PATIENCE_SECONDS, naming who holds it; what was installed before
+    stays, and a repetition goes on from there.
     """
     with engine.begin() as connection:
         parts = {entity.name: _parts(connection, entity, assessments) for entity in store.entities}
@@ -58,8 +59,9 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
             _open_to_readers(connection, entity)
 
     patiently(engine, views, in_ledger, "ACCESS EXCLUSIVE")
+    maps = ",".join(map(str, sorted({number for numbers in parts.values() for number in numbers})))
     for moved in store.tables:
-        _install_on(engine, store, moved, entities)
+        _install_on(engine, store, moved, entities, maps)
         reach("aliasing")
 
 
@@ -139,7 +141,7 @@ def _open_to_readers(connection: Connection, entity: Entity) -> None:
             sql.execute(connection, grant)
 
 
-def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Sequence[Entity]) -> None:
+def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Sequence[Entity], maps: str) -> None:
     wanted = resolving.on_table(store, moved, entities)
     if wanted is None:
         return
@@ -147,23 +149,33 @@ def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Seque
 
     def in_table(connection: Connection) -> None:
         functions.put(connection, wanted)
-        if _fires_on(connection, moved, wanted) != sorted(columns):
-            sql.execute(connection, _trigger(moved, wanted, columns))
+        if _fires_on(connection, moved, wanted) != sorted(columns) or not _knows(connection, moved, maps):
+            sql.execute(connection, _trigger(moved, wanted, columns, maps))
 
     where = sql.shown(sql.table(moved.table.schema, moved.table.name))
     patiently(engine, [where], in_table, "SHARE ROW EXCLUSIVE")
 
 
-def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[str]) -> sql.Composable:
+def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[str], maps: str) -> sql.Composable:
     # A batch writes the ids that it means; in replica role the trigger does not fire, elsewhere the setting says so.
+    # The argument only says which id maps the functions knew when every statement had begun to use them.
     return sql.compose(
         """CREATE OR REPLACE TRIGGER {name} BEFORE INSERT OR UPDATE OF {columns} ON {table} FOR EACH ROW
-           WHEN (current_setting('uuid_pipeline.batch', true) IS DISTINCT FROM 'on') EXECUTE FUNCTION {function}""",
+           WHEN (current_setting('uuid_pipeline.batch', true) IS DISTINCT FROM 'on')
+           EXECUTE FUNCTION {function}({maps})""",
         name=sql.name(TRIGGER),
+        maps=sql.literal(maps),
         columns=sql.join(", ", [sql.name(column) for column in columns]),
         table=sql.table(moved.table.schema, moved.table.name),
-        function=wanted.signature,
+        function=sql.table(SCHEMA, wanted.name),
     )
+
+
+def _knows(connection: Connection, moved: MovedTable, maps: str) -> bool:
+    """Whether the table's trigger was made, or replaced, for these id maps."""
+    found = """SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = %(oid)s AND g.tgname = %(trigger)s
+                              AND g.tgargs = convert_to(%(maps)s, 'UTF8') || decode('00', 'hex'))"""
+    return bool(sql.scalar(connection, found, {"oid": moved.table.oid, "trigger": TRIGGER, "maps": maps}))
 
 
 # The columns that a trigger of ours stands for. 23: BEFORE, FOR EACH ROW, on INSERT and UPDATE.
