@@ -37,6 +37,10 @@ class UnmergeableError(RefusedError):
         self.ordinals = ordinals
 
 
+class OvertakenError(PipelineError):
+    """Between a batch's look at what it is to write and the write somebody changed that: the batch is tried again."""
+
+
 class InterruptedRunError(PipelineError):
     """Somebody asked the process to end (Ctrl-C, SIGTERM, SIGHUP): exit code 130, as a shell gives it."""
 

@@ -11,9 +11,10 @@ from sqlalchemy import Engine
 
 from uuid_pipeline.engine import sync_points
 from uuid_pipeline.spec import parse_spec
+from uuid_pipeline_tests.conftest import NewRole, as_role, opened
 from uuid_pipeline_tests.integration import cycle
 from uuid_pipeline_tests.integration.test_merging_hanging import DOCUMENTS, ENTITIES, SETS
-from uuid_pipeline_tests.integration.test_merging_odd import CHUNKS, built, target
+from uuid_pipeline_tests.integration.test_merging_odd import CHUNKS, built, owner_in, target
 
 WAITING = """
 SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
@@ -61,15 +62,16 @@ def no_hooks() -> Iterator[None]:
     sync_points.clear()
 
 
-def while_somebody_writes(store: Engine, statement: str, work: Callable[[], object]) -> None:
-    """Do the work; the statement is given when its batches begin, and committed when one of them waits for its rows."""
+def while_somebody_writes(store: Engine, statement: str, work: Callable[[], object], at: str = "guarded") -> None:
+    """Do the work; the statement is given when its batches begin (or at another point), and committed when one of them
+    waits for its rows."""
     with cycle.session(store) as writer, ThreadPoolExecutor(1) as helper:
 
         def write() -> None:
             sync_points.clear()
             assert writer.execute(statement).rowcount > 0
 
-        sync_points.on("guarded", write)
+        sync_points.on(at, write)
         done = helper.submit(work)
         while cycle.run_sql(store, WAITING) == [(False,)]:
             assert not done.done(), done.result()
@@ -224,3 +226,69 @@ def test_a_batch_in_which_uploads_take_target_ids_again_and_again_goes_on_withou
     assert not due
     taken = cycle.run_sql(empty_store, "SELECT count(*) FROM uuid_pipeline.unmoved WHERE reason = 'taken'")
     assert taken == [(2,)]
+
+
+FOLDERS = (
+    DOCUMENTS
+    + """
+CREATE TABLE app.folders (folder int PRIMARY KEY);
+INSERT INTO app.folders VALUES (1), (2);
+ALTER TABLE app.documents ADD folder int REFERENCES app.folders;
+UPDATE app.documents SET folder = 2 WHERE right(id::text, 1) = '2'
+"""
+)
+OUTSIDE = """
+SELECT count(*) FROM app.documents d WHERE folder IS NOT NULL
+AND NOT EXISTS (SELECT FROM app.folders f WHERE f.folder = d.folder)
+"""
+
+
+@pytest.mark.parametrize("tier", ["R", "O"])
+def test_an_archived_row_does_not_come_back_below_one_that_somebody_is_deleting(
+    empty_store: Engine, empty_url: str, new_role: NewRole, tier: str
+) -> None:
+    """In tier R no server asks whether what it refers to is there."""
+    spec = parse_spec(ENTITIES, "test")
+    built(empty_store, FOLDERS)
+    with opened(as_role(empty_url, owner_in(tier, empty_store, new_role))) as owner:
+        cycle.run_all(owner, spec)
+        delete = "DELETE FROM app.folders WHERE folder = 2"
+        while_somebody_writes(empty_store, delete, lambda: cycle.roll_back(owner, spec))
+
+    assert cycle.run_sql(empty_store, OUTSIDE) == [(0,)]
+    assert len(cycle.rows_of(empty_store, "app")["documents"]) == 2
+
+
+TAGS = (
+    SETS  # noqa: S608
+    + """
+ALTER TABLE app.chunks ADD tag text UNIQUE;
+UPDATE app.chunks SET tag = right(id::text, 1);
+CREATE TABLE app.notes (n int PRIMARY KEY, chunk_id uuid {foreign_key}, said jsonb);
+INSERT INTO app.notes SELECT row_number() OVER (), id, jsonb_build_object('of', id) FROM app.chunks WHERE ord = 0
+"""
+)
+NAMED = """
+SELECT count(*) FROM app.notes n
+WHERE NOT EXISTS (SELECT FROM app.chunks c WHERE c.id = n.chunk_id)
+   OR NOT EXISTS (SELECT FROM app.chunks c WHERE c.id = (n.said ->> 'of')::uuid)
+"""
+
+
+@pytest.mark.parametrize("foreign_key", ["", "REFERENCES app.chunks"], ids=["without a foreign key", "with one"])
+def test_what_is_turned_back_to_an_archived_row_finds_it_though_somebody_takes_a_place(
+    empty_store: Engine, foreign_key: str
+) -> None:
+    """The place is taken between the judgement of what may come back and its return."""
+    soft = """soft_references: [{table: notes, column: said, entity: chunk, path: of},
+                                {table: notes, column: chunk_id, entity: chunk}]"""
+    built(empty_store, TAGS.replace("{foreign_key}", foreign_key))
+    spec = parse_spec(ENTITIES + CHUNKS + (soft if not foreign_key else soft.replace(",\n", "]#")), "test")
+    cycle.run_all(empty_store, spec)
+    take = """WITH new AS (INSERT INTO app.documents (id, owner, sha) VALUES (gen_random_uuid(), 'u', 'new')
+                           RETURNING id)
+              INSERT INTO app.chunks SELECT gen_random_uuid(), id, 'v9', 0, '1' FROM new"""
+
+    while_somebody_writes(empty_store, take, lambda: cycle.roll_back(empty_store, spec), at="proved")
+
+    assert cycle.run_sql(empty_store, NAMED) == [(0,)]

@@ -14,9 +14,10 @@ from uuid_pipeline.engine.batches import aside, batch, diagnosis, new_references
 from uuid_pipeline.engine.batches.batch import BatchPlan, BatchResult, Direction
 from uuid_pipeline.engine.batches.writing import Writer
 from uuid_pipeline.engine.store import Store
-from uuid_pipeline.errors import BatchError, RefusedError, UnmergeableError
+from uuid_pipeline.errors import BatchError, OvertakenError, RefusedError, UnmergeableError
 
-RETRIED = frozenset({sql.LOCK_NOT_AVAILABLE, "40P01", "40001"})  # deadlock, serialization failure
+OVERTAKEN = "overtaken"  # no code of the server's: OvertakenError
+RETRIED = frozenset({sql.LOCK_NOT_AVAILABLE, "40P01", "40001", OVERTAKEN})  # deadlock, serialization failure
 TAKEN = "23505"  # unique violation
 DANGLING = "23503"  # foreign key violation
 
@@ -71,9 +72,9 @@ def run_batch(
             if attempt > MAX_TRIES and direction is batch.FORWARD:
                 return last, _set_locked_aside(writing, store, wave, (first, last))
             result = _try_batch(writing, store, wave, plan, direction, attempt)
-        except DBAPIError as error:
+        except (DBAPIError, OvertakenError) as error:
             writing.connection.rollback()
-            state = sql.sqlstate(error)
+            state = OVERTAKEN if isinstance(error, OvertakenError) else sql.sqlstate(error)
             taken += state == TAKEN
             if state == TAKEN and not wary:
                 wary = True

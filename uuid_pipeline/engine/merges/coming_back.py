@@ -6,6 +6,7 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.batches.locks import BatchPlan, wait_briefly
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.merges import partial_places
 from uuid_pipeline.engine.merges.archive import Shelf, shelves
@@ -68,6 +69,58 @@ def _note_staying(connection: Connection, store: Store, kept: Sequence[Shelf], v
                     undone=sql.Text(_UNDONE),
                 )
                 sql.execute(connection, note, {**values, "entity": entity.name})
+
+
+def hold_targets(connection: Connection, store: Store, kept: Sequence[Shelf], plan: BatchPlan) -> None:
+    """Lock what the batch's archived rows refer to by foreign key, as the server's own check would: nobody deletes it
+    between the judgement and the rows' return.
+
+    Where this role may not lock it, the server checks the key. Raises the driver's 55P03 when a lock is not had in
+    time.
+    """
+    for one in kept:
+        if not sql.scalar(connection, _archived_of_batch(one), plan.values):
+            continue
+        for key in _keys_of(store, one):
+            target = sql.table(key.target_schema, key.target)
+            may_lock = "SELECT has_table_privilege(to_regclass(%(table)s), 'UPDATE')"
+            if not key.period and sql.scalar(connection, may_lock, {"table": sql.shown(target)}):
+                wait_briefly(connection, plan)
+                sql.execute(connection, _hold_targets_statement(one, key, target), plan.values)
+
+
+def _archived_of_batch(one: Shelf) -> sql.Composable:
+    return sql.compose(
+        """SELECT EXISTS (SELECT FROM {archive} a
+                          WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s)""",
+        archive=one.relation,
+    )
+
+
+def _hold_targets_statement(one: Shelf, key: ForeignKey, target: sql.Composable) -> sql.Composable:
+    columns, targets = (
+        sql.join(", ", [sql.compose("{row}.{c}", row=sql.Text(row), c=sql.name(column)) for column in names])
+        for row, names in (("a", key.columns), ("t", key.target_columns))
+    )
+    return sql.compose(
+        """SELECT FROM {target} t WHERE ({targets}) IN (
+               SELECT {columns} FROM {archive} a WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s)
+           ORDER BY t.ctid FOR KEY SHARE OF t""",
+        target=target,
+        targets=targets,
+        columns=columns,
+        archive=one.relation,
+    )
+
+
+def _keys_of(store: Store, one: Shelf) -> list[ForeignKey]:
+    """The foreign keys of an archive's table whose columns it still has."""
+    place, known = (one.table.schema, one.table.name), {column.name for column in one.columns}
+    return [
+        key
+        for key in store.catalog.foreign_keys
+        if (key.table_schema, key.table) == place and set(key.columns) <= known
+    ]
 
 
 def _is_of(reference: Reference, table: Table) -> bool:
@@ -197,11 +250,9 @@ def _checked_keys(connection: Connection, store: Store, kept: Shelf) -> list[For
     readable = "SELECT has_table_privilege(to_regclass(%(table)s), 'SELECT')"
     return [
         key
-        for key in store.catalog.foreign_keys
-        if (key.table_schema, key.table) == (kept.table.schema, kept.table.name)
-        and key.validated
+        for key in _keys_of(store, kept)
+        if key.validated
         and (len(key.columns) > 1 or not ids & set(key.columns))
-        and set(key.columns) <= {column.name for column in kept.columns}
         and sql.scalar(connection, readable, {"table": sql.shown(sql.table(key.target_schema, key.target))})
     ]
 

@@ -14,7 +14,7 @@ from uuid_pipeline.engine.merges.archive import Shelf, shelf, shelves
 from uuid_pipeline.engine.merges.partial_places import Places
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.errors import BatchError, RefusedError
+from uuid_pipeline.errors import BatchError, OvertakenError, RefusedError
 
 OF_WAVES: LiteralString = "uuid_pipeline_wave = ANY(%(waves)s)"
 _OF_BATCH: LiteralString = "uuid_pipeline_ordinal = ANY(%(ordinals)s)"
@@ -191,9 +191,10 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     A column that the table has got since has its default.
 
     Raises BatchError when a restored row is not the row that was archived, or is missed by one that refers to it,
-    RefusedError when a new column has no default.
+    OvertakenError when somebody took the place of one meanwhile, RefusedError when a new column has no default.
     """
     archives = shelves(connection, store, plan.assessment_no)
+    coming_back.hold_targets(connection, store, archives, plan)
     partial = partial_places.read(connection, archives, plan.execution_id)
     ordinals = _restorable(connection, store, plan, archives, partial)
     repointed = turning_back.repointed_tables(connection, store, plan)
@@ -218,6 +219,9 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
             f"A batch was rolled back: rows of {', '.join(wrong)} did not come back from the archive as they went in. "
             "Look at triggers and defaults of these tables."
         )
+    if not plan.patient and any(row.coming > row.rows for row in rows):
+        # References were turned back, in the same statement, to a row whose place somebody took after it was judged.
+        raise OvertakenError("A place was taken while rows came back to it.")
     left = {row.table: int(row.due - row.rows) for row in rows if row.due > row.rows}
     if left:
         _require_unmissed(connection, store, kept, values)
@@ -232,7 +236,8 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
 def _restoring(
     connection: Connection, store: Store, repointed: Sequence[Table], kept: Sequence[Shelf]
 ) -> sql.Composable | None:
-    """The statement; by table of ``kept``: rows due, taken from the archive and put back, and both digests.
+    """The statement; by table of ``kept``: rows due, rows judged to come back, taken from the archive and put back, and
+    both digests.
 
     None where all these tables are gone.
     """
@@ -246,11 +251,13 @@ def _restoring(
         sql.compose(
             """UNION ALL SELECT {name},
                       (SELECT count(*) FROM {archive} WHERE uuid_pipeline_ordinal = ANY(%(ordinals)s)),
+                      (SELECT count(*) FROM pg_temp.coming n WHERE n.archive = {place}::regclass),
                       (SELECT count(*) FROM {taken}), count(*),
                       (SELECT coalesce(sum({d}), 0) FROM {taken}), coalesce(sum({d}), 0)
                FROM {put}""",
             name=sql.literal(f"{one.table.schema}.{one.table.name}"),
             archive=one.relation,
+            place=sql.literal(sql.shown(one.relation)),
             taken=sql.name(f"taken_{index}"),
             put=sql.name(f"put_{index}"),
             d=sql.name(_DIGEST),
@@ -260,7 +267,8 @@ def _restoring(
     # Where nothing was archived, only the references are turned back.
     return sql.compose(
         """WITH {parts}
-           SELECT NULL AS "table", 0 AS due, 0 AS taken, 0 AS rows, 0 AS archived, 0 AS digest WHERE false {results}""",
+           SELECT NULL AS "table", 0 AS due, 0 AS coming, 0 AS taken, 0 AS rows, 0 AS archived, 0 AS digest
+           WHERE false {results}""",
         parts=sql.join(", ", [*updates, *inserts]),
         results=sql.join(" ", results),
     )
