@@ -200,9 +200,10 @@ def take_before(connection: Connection, store: Store, execution: ledger.Executio
         sql.execute(
             connection,
             """INSERT INTO uuid_pipeline.fingerprints
-                   (execution_id, table_name, rows, row_digest, timestamp_digest, deleted_before)
+                   (execution_id, table_name, rows, row_digest, timestamp_digest, deleted_before, file)
                VALUES (%(execution)s, %(table)s, %(rows)s, %(digest)s, %(timestamps)s,
-                       coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0)) ON CONFLICT DO NOTHING""",
+                       coalesce(pg_stat_get_tuples_deleted(%(oid)s::oid), 0), pg_relation_filenode(%(oid)s::oid))
+               ON CONFLICT DO NOTHING""",
             {
                 "execution": execution.execution_id,
                 "table": qualified(moved),

@@ -17,7 +17,7 @@ from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import RefusedError
 
 SCHEMA = "uuid_pipeline"
-VERSION = 8
+VERSION = 9
 
 # The legal moves of an execution. A status not named as a key is final.
 #   approved            a plan was approved; nothing has moved

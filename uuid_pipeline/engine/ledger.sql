@@ -133,6 +133,8 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.fingerprints (
     row_digest numeric NOT NULL,
     timestamp_digest numeric NOT NULL,
     deleted_before bigint NOT NULL,
+    -- TRUNCATE gives a table another file, and counts no deletes.
+    file oid,
     taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (execution_id, table_name)
 );
@@ -399,4 +401,4 @@ CREATE TABLE IF NOT EXISTS uuid_pipeline.health_baselines (
 );
 
 INSERT INTO uuid_pipeline.lease DEFAULT VALUES ON CONFLICT DO NOTHING;
-INSERT INTO uuid_pipeline.ledger (version) VALUES (8) ON CONFLICT DO NOTHING;
+INSERT INTO uuid_pipeline.ledger (version) VALUES (9) ON CONFLICT DO NOTHING;

@@ -292,3 +292,30 @@ def test_what_is_turned_back_to_an_archived_row_finds_it_though_somebody_takes_a
     while_somebody_writes(empty_store, take, lambda: cycle.roll_back(empty_store, spec), at="proved")
 
     assert cycle.run_sql(empty_store, NAMED) == [(0,)]
+
+
+BUFFER = (
+    DOCUMENTS  # noqa: S608
+    + """
+CREATE TABLE app.buffer (n int PRIMARY KEY, document_id uuid);
+INSERT INTO app.buffer SELECT row_number() OVER (), id FROM app.documents
+"""
+)
+
+
+@pytest.mark.parametrize("point", ["guarded", "waves done"], ids=["before its batch", "after it"])
+def test_a_table_that_somebody_truncates_meanwhile_makes_no_proof_red(empty_store: Engine, point: str) -> None:
+    soft = "soft_references: [{table: buffer, column: document_id, entity: document}]"
+    spec = parse_spec(ENTITIES + soft, "test")
+    built(empty_store, BUFFER)
+    execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
+
+    def truncate() -> None:
+        sync_points.clear()
+        cycle.run_sql(empty_store, "TRUNCATE app.buffer")
+
+    sync_points.on(point, truncate)
+
+    cycle.migrate_all(empty_store, spec, execution)
+
+    cycle.assert_green(cycle.validate(empty_store))

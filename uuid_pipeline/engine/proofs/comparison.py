@@ -119,7 +119,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
         writes = _application_writes(connection, moved, execution, deleted + int(merged.archived))
         if then != now and not writes:
             writes = _moved_twice(connection, store, moved, execution)
-        if then is not None and now.rows < then.rows and not writes and deletions.may_be_unreported(connection):
+        if then is not None and now.rows < then.rows and not writes and _may_be_gone(connection, moved, execution):
             writes = then.rows - now.rows
         archived, kept = int(merged.archived), archives.get(name, (0, 0))
         differs, other = then != now, name in altered
@@ -140,6 +140,19 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
             }
         )
     return compared
+
+
+def _may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Execution) -> bool:
+    """Whether the application may have taken rows away that the statistics of deletes know nothing of: by a TRUNCATE,
+    which gives the table another file, or by deletes not reported yet."""
+    other_file = """SELECT EXISTS (SELECT FROM uuid_pipeline.fingerprints f WHERE f.execution_id = %(execution)s
+                       AND f.table_name = %(table)s AND f.file <> pg_relation_filenode(%(oid)s::oid))"""
+    values = {
+        "execution": execution.execution_id,
+        "table": fingerprint.qualified(moved),
+        "oid": moved.table.oid,
+    }
+    return bool(sql.scalar(connection, other_file, values)) or deletions.may_be_unreported(connection)
 
 
 def _with_other_columns(connection: Connection, store: Store, execution: ledger.Execution) -> set[str]:
