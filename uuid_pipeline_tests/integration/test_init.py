@@ -308,8 +308,8 @@ def test_a_unique_id_without_nulls_stands_for_a_primary_key_that_a_table_lacks(e
 
     made, text = drafted(empty_store)
 
-    [piece] = [entity.spec for entity in made.entities if entity.table.name == "pieces"]
-    assert (piece.key, piece.identity) == ("id", "{doc}:{ord}")
+    [piece] = [entity for entity in made.entities if entity.table.name == "pieces"]
+    assert (piece.spec.key, piece.spec.identity, piece.others) == ("id", "{doc}:{ord}", ())
     assert "#   slips: it has no primary key; `key` may be a column without NULLs that has a unique index" in text
 
 
@@ -352,7 +352,7 @@ def test_a_schema_is_chosen_when_there_is_one_or_public_and_asked_for_when_there
     cycle.run_sql(empty_store, "CREATE SCHEMA two; CREATE TABLE two.docs (id int PRIMARY KEY)")
     with pytest.raises(UsageError, match="Several schemas hold tables: one, two"):
         drafted(empty_store)
-    with pytest.raises(UsageError, match="No table of schema two has a primary key of one uuid or text column"):
+    with pytest.raises(UsageError, match="No table of schema two has a primary key of one column of type uuid, text"):
         drafted(empty_store, schema="two")
     with pytest.raises(UsageError, match=r"No draft can be made of table docs: its primary key .* by hand"):
         drafted(empty_store, "docs", schema="two")

@@ -129,10 +129,13 @@ def draft(connection: Connection, schema: str, tables: Sequence[str], namespace:
     catalog = read_catalog(connection, schema)
     seeds = table_choices.asked_for(catalog, tables) if tables else table_choices.most_referred(catalog)
     if not seeds:
+        near = [f"{table.name} (its key is {kind})" for table, kind in table_choices.of_unfit_type(catalog)]
+        near += [f"{table.name} (no primary key)" for table in table_choices.without_key(catalog)]
         raise UsageError(
-            f"No table of schema {schema} has a primary key of one uuid or text column, which is what a draft starts "
-            "from. Choose another schema with --schema; or, where a table's ids are in a unique column of another kind "
-            "of key, write the specification by hand (docs/specification.md): `key` may be any such column."
+            f"No table of schema {schema} has a primary key of one column of type uuid, text or varchar of at least "
+            f"36, which is what a draft starts from{': ' + ', '.join(near) if near else ''}. Choose another schema "
+            "with --schema; or, where a table's ids are in a unique column of another kind of key, write the "
+            "specification by hand (docs/specification.md): `key` may be any such column."
         )
     ground = _Ground(connection, catalog, namespace, natural_key_choices.surrogates(connection, catalog))
     proposed: dict[str, ProposedEntity] = {}

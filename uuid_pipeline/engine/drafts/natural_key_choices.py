@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.catalog import Catalog, Table
+from uuid_pipeline.engine.drafts.table_choices import key_of
 from uuid_pipeline.engine.soft_references.sampling import bounded
 from uuid_pipeline.identity import parse_template
 
@@ -72,10 +73,11 @@ def of(
     connection: Connection, catalog: Catalog, table: Table, numbered: Mapping[int, frozenset[str]]
 ) -> list[KeyChoice]:
     """The choices for a table, the likeliest first, each tried on some of its rows."""
-    unique = [columns for columns in table.unique_keys if not set(columns) & set(table.primary_key)]
+    key = {*table.primary_key, key_of(table)}
+    unique = [columns for columns in table.unique_keys if not set(columns) & key]
     own = numbered.get(table.oid, frozenset())
     choices = [KeyChoice(columns, True, None) for columns in dict.fromkeys(unique)]
-    choices += [c for c in _of_odd_indexes(connection, table) if not set(c.columns) & set(table.primary_key)]
+    choices += [c for c in _of_odd_indexes(connection, table) if not set(c.columns) & key]
     choices = [replace(choice, obstacle=_obstacle(catalog, table, choice.columns, own)) for choice in choices]
     if not any(choice.obstacle is None for choice in choices):
         choices += [KeyChoice(columns, False, None) for columns in _hash_with_owner(table)]
