@@ -1,6 +1,7 @@
 """Ids inside a text, an array or a json value: SQL that finds them, tells rows that hold some, and replaces them."""
 
 import re
+from collections.abc import Sequence
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Reference
@@ -12,7 +13,17 @@ def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
         return sql.Text("(SELECT w.was::text)")
     if reference.form == "array":
         return sql.Text("(SELECT DISTINCT unnest(w.was)::text)")
+    if reference.table.columns[reference.column].type == "jsonb" and _is_one_place(reference.path):
+        # The server's own operator is dozens of times as fast as a walk from step to step.
+        return sql.compose(
+            "(SELECT w.was #>> {path} WHERE jsonb_typeof(w.was #> {path}) = 'string')", path=sql.bound(path)
+        )
     return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was, {path}))", path=sql.bound(path))
+
+
+def _is_one_place(path: Sequence[str]) -> bool:
+    """Whether the server's operators mean by this path what we do: no element of an array, by * or by its number."""
+    return all(step != "*" and not step.strip().lstrip("+-").isdigit() for step in path)
 
 
 # For :func:`rewritten`, where the ids ``b`` (source, goal) are joined to those of one value.

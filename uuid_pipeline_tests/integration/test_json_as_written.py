@@ -89,3 +89,31 @@ def test_it_moves_below_other_names_too(empty_store: Engine, path: str, text: st
 
     target = str(uuid.uuid5(uuid.UUID(NAMESPACE), "first"))
     assert cycle.run_sql(empty_store, "SELECT said::text FROM shop.notes") == [(text.replace("FIRST", target),)]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a", '{"a": "FIRST", "b": 1}'),
+        ("a.b", '{"a": {"b": "FIRST", "c": [1]}}'),
+        ("a.0", '{"a": {"0": "FIRST"}}'),
+        ("0", '{"0": "FIRST"}'),
+        ("a.*", '{"a": ["FIRST", 1, "no id"]}'),
+    ],
+)
+def test_a_number_in_a_path_is_a_name_in_jsonb_too(empty_store: Engine, path: str, text: str) -> None:
+    """The server's own operators would take it for a place in an array."""
+    spec = parse_spec(SPEC.format(path=path), "test")
+    cycle.run_sql(empty_store, STORE.replace("said json", "said jsonb"))
+    insert = "INSERT INTO shop.notes (said) VALUES (%(text)s::jsonb)"
+    for said in (text, text.replace("FIRST", "no id"), '{"a": 1}', '["no id"]', '"no id"', "null"):
+        cycle.run_sql(empty_store, insert, text=written(said))
+    before = cycle.rows_of(empty_store, "shop")["notes"]
+
+    cycle.run_all(empty_store, spec)
+    target = str(uuid.uuid5(uuid.UUID(NAMESPACE), "first"))
+    moved = [{**row, "said": str(row["said"]).replace(FIRST, target)} for row in before]
+    assert cycle.rows_of(empty_store, "shop")["notes"] == moved
+
+    cycle.roll_back(empty_store, spec)
+    assert cycle.rows_of(empty_store, "shop")["notes"] == before
