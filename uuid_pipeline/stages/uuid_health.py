@@ -29,7 +29,7 @@ def uuid_health(  # Dagster reads this annotation, and knows no parameter in it 
     context: dg.AssetExecutionContext, config: HealthConfig, store: StoreResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with store.open() as (engine, bound):
-        taken = tick.take(engine, bound, context.run.run_id, config.full, config.new_baseline)
+        taken = tick.take(engine, bound, context.run.run_id, full=config.full, new_baseline=config.new_baseline)
         with engine.begin() as connection:
             shown = taken or history.newest(connection)
     if shown is None:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from uuid_pipeline.engine import ledger, validation
+from uuid_pipeline.engine.evaluators import EvaluateWhole
 from uuid_pipeline.engine.evidence import figures, lookups
 from uuid_pipeline.engine.proofs import comparison, dangling, exactness
 from uuid_pipeline.engine.retrievals import retrieval
@@ -43,8 +44,8 @@ def validation_report(context: dg.AssetExecutionContext, store: StoreResource) -
     )
 
 
-def _check(gate: str, description: str, evaluate: object) -> dg.AssetChecksDefinition:
-    return whole_check(gate, description, evaluate, validation.subject, validation.settle)  # type: ignore[arg-type]
+def _check(gate: str, description: str, evaluate: EvaluateWhole) -> dg.AssetChecksDefinition:
+    return whole_check(gate, description, evaluate, validation.subject, validation.settle)
 
 
 CHECKS = [

@@ -34,7 +34,7 @@ Measure = Callable[[Look], list[Figure]]
 Found = TypeVar("Found")
 
 
-def take(engine: Engine, store: Store, run_id: str, full: bool = False, new_baseline: bool = False) -> Tick | None:
+def take(engine: Engine, store: Store, run_id: str, *, full: bool = False, new_baseline: bool = False) -> Tick | None:
     """Look at the store once; None when another tick is at it.
 
     ``full`` reads whole tables whenever the last time was. ``new_baseline``: the latency of the last ticks becomes

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, LiteralString, cast, get_args
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -210,7 +210,7 @@ WHERE d.classid = 'pg_proc'::regclass AND d.objid = %(function)s::regprocedure A
 """
 
 
-def _depend(connection: Connection, wanted: functions.Definition, verb: Any, extension: str) -> None:
+def _depend(connection: Connection, wanted: functions.Definition, verb: LiteralString, extension: str) -> None:
     statement = sql.compose(
         "ALTER FUNCTION {function} {verb} ON EXTENSION {extension}",
         function=wanted.signature,
