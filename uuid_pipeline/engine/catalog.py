@@ -72,6 +72,7 @@ class Table:
     null_equal_keys: frozenset[tuple[str, ...]]  # of the unique keys those that take NULL for a value like any other
     indexed_first: frozenset[str]
     found_by: frozenset[str]  # columns by whose value an index finds rows, whatever else these hold
+    found_by_element: frozenset[str]  # the same by one of the values in them: an array's
 
 
 def why_not_plain(table: Table) -> str | None:
@@ -160,7 +161,9 @@ SELECT i.indrelid AS oid, i.indisprimary, i.indisunique AND i.indpred IS NULL AN
            JOIN pg_opclass o ON o.oid = i.indclass[0] AND o.opcdefault
            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
                               AND a.attcollation = i.indcollation[0]
-           WHERE x.oid = i.indexrelid) AS finds
+           WHERE x.oid = i.indexrelid) AS finds,
+       i.indpred IS NULL AND EXISTS (SELECT FROM pg_class x JOIN pg_am m ON m.oid = x.relam AND m.amname = 'gin'
+                                     WHERE x.oid = i.indexrelid) AS finds_elements
 FROM pg_index i WHERE i.indrelid = ANY(%(oids)s) AND i.indisvalid ORDER BY i.indexrelid
 """
 
@@ -244,6 +247,7 @@ def _table(row: Any, columns: dict[str, Column], keys: list[Any]) -> Table:
         null_equal_keys=frozenset(tuple(key.columns) for key in own if key.is_key and key.nulls_equal),
         indexed_first=frozenset(key.columns[0] for key in own),
         found_by=frozenset(key.columns[0] for key in own if key.finds),
+        found_by_element=frozenset(column for key in own if key.finds_elements for column in key.columns),
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
     if reference.form == "text":
         source = sql.Text("m.source::uuid" if type_name == "uuid" else "m.source")
         return sql.compose("t.{column} IN (SELECT {source} FROM {moves} m)", column=column, source=source, moves=moves)
-    if reference.form == "array" and reference.column not in reference.table.indexed_first:
+    if reference.form == "array" and reference.column not in reference.table.found_by_element:
         # Read as a whole, each value would be compared with every id.
         return sql.compose(
             """EXISTS (SELECT FROM unnest(t.{column}) i(id)

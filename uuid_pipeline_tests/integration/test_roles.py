@@ -17,12 +17,13 @@ from uuid_pipeline.engine import control, export, finalizing, ledger, profile
 from uuid_pipeline.engine.altered import triggers
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.health import tick
-from uuid_pipeline.engine.installed import guard
+from uuid_pipeline.engine.installed import aliases, guard
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports import state
 from uuid_pipeline.spec import Aliases, load_spec
 from uuid_pipeline_tests.conftest import NewDatabase, Templates
 from uuid_pipeline_tests.integration import cycle, shop
+from uuid_pipeline_tests.integration.test_sweep import DOCUMENT
 
 ROOT = Path(__file__).parents[2]
 SPEC = load_spec(None)
@@ -224,6 +225,53 @@ def test_the_migrator_becomes_a_user_of_the_applications_only_where_that_was_gra
         connection.exec_driver_sql(become)
         assert connection.exec_driver_sql("SELECT current_user::text").scalar() == "authenticated"
     refused(roles["rollback"], become)
+
+
+@pytest.fixture
+def members_elsewhere(store: Engine) -> None:
+    """The documents' owners are rows of a schema that no role of ours is let into."""
+    for statement in (
+        "CREATE SCHEMA members",
+        "CREATE TABLE members.users AS SELECT DISTINCT user_id AS id FROM upload_pipeline.documents",
+        "ALTER TABLE members.users ADD PRIMARY KEY (id)",
+        "ALTER TABLE upload_pipeline.documents ADD FOREIGN KEY (user_id) REFERENCES members.users",
+    ):
+        cycle.run_sql(store, statement)
+
+
+def test_archived_rows_come_back_though_what_they_refer_to_is_in_a_schema_that_the_role_may_not_use(
+    store: Engine, members_elsewhere: None, roles: dict[str, Engine]
+) -> None:
+    before = cycle.rows_of(store)
+    cycle.run_all(roles["migrator"], SPEC)
+
+    cycle.roll_back(roles["rollback"], SPEC)
+
+    assert cycle.rows_of(store) == before
+
+
+def test_the_rollback_role_takes_back_what_a_sweep_that_got_no_lock_has_left(
+    store: Engine, roles: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes no trigger, and needs none: what it does moves nothing by the sweep's new map."""
+    before = cycle.rows_of(store)
+    execution = cycle.approve(roles["migrator"], SPEC, cycle.assess_and_plan(roles["migrator"], SPEC).plan_id)
+    for wave in cycle.waves_of(store, execution):
+        cycle.migrate(roles["migrator"], SPEC, wave)
+        cycle.assert_green(cycle.check_wave(roles["migrator"], SPEC, wave))
+    late = {"document": str(uuid.uuid4()), "sha": "cd" * 32}
+    cycle.run_sql(store, DOCUMENT, **late)
+    [sweep, *_] = [wave for wave in cycle.all_waves_of(store, execution) if wave.kind == "sweep"]
+    monkeypatch.setattr(aliases, "PATIENCE_SECONDS", 1.0)
+    with cycle.session(store) as application:
+        application.execute("UPDATE upload_pipeline.events SET document_id = document_id")
+        with pytest.raises(RefusedError, match=r"need a short lock on upload_pipeline\.events"):
+            cycle.migrate(roles["migrator"], SPEC, sweep)
+
+    cycle.roll_back(roles["rollback"], SPEC)
+
+    cycle.run_sql(store, "DELETE FROM upload_pipeline.documents WHERE document_id = %(document)s", **late)
+    assert cycle.rows_of(store) == before
 
 
 def granted(engine: Engine) -> list[tuple[Any, ...]]:

@@ -1,10 +1,12 @@
 """Rollback of what the application has deleted rows of since: what mentions these, and what was never touched."""
 
 import uuid
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
+from uuid_pipeline.engine.batches import locks
 from uuid_pipeline.spec import parse_spec
 from uuid_pipeline_tests.integration import cycle
 
@@ -69,3 +71,30 @@ def test_what_mentions_a_deleted_row_mentions_it_by_its_old_id_again_and_all_els
     assert after["notes"] == before["notes"]
     assert after["leaves"] == [row for row in before["leaves"] if str(row["id"])[-2:] not in leaves]
     assert after["works"] == [row for row in before["works"] if str(row["id"])[-1:] not in works]
+
+
+def test_a_row_written_again_while_the_rollback_is_at_it_is_what_is_mentioned_since(
+    empty_store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploaded once more, under the target id, with a row that refers to it by foreign key and one that does not."""
+    for statement in (STORE.strip() + ";\n" + NOTES).split(";\n"):
+        cycle.run_sql(empty_store, statement)
+    cycle.run_sql(empty_store, "CREATE TABLE app.marks (n int PRIMARY KEY, work uuid REFERENCES app.works)")
+    spec = parse_spec(SPEC, "test")
+    cycle.run_all(empty_store, spec)
+    cycle.run_sql(empty_store, "DELETE FROM app.works WHERE id = %(id)s", id=Z)
+    hold_references = locks.hold_references
+
+    def hold_after_upload(*given: Any) -> None:
+        monkeypatch.setattr(locks, "hold_references", hold_references)
+        cycle.run_sql(empty_store, "INSERT INTO app.works VALUES (%(id)s, 2, 'e', '2025-01-01')", id=Z)
+        cycle.run_sql(empty_store, "INSERT INTO app.marks VALUES (1, %(id)s)", id=Z)
+        cycle.run_sql(empty_store, "INSERT INTO app.notes (n, work) VALUES (99, %(id)s)", id=Z)
+        hold_references(*given)
+
+    monkeypatch.setattr(locks, "hold_references", hold_after_upload)
+    cycle.roll_back(empty_store, spec)
+
+    [(work,)] = cycle.run_sql(empty_store, "SELECT id FROM app.works WHERE digest = 'e'")
+    assert cycle.run_sql(empty_store, "SELECT work FROM app.marks") == [(work,)]
+    assert cycle.run_sql(empty_store, "SELECT work FROM app.notes WHERE n = 99") == [(work,)]

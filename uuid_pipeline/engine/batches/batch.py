@@ -76,7 +76,7 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     """Carry out one batch in the connection's transaction, journal included; the caller has locked the lease.
 
     Raises BatchError when the rows after are not the rows before with ids as mapped, RefusedError when a foreign key
-    was made meanwhile that would be left dangling.
+    was made meanwhile that would be left dangling, OvertakenError when what was looked at is not so any more.
     """
     deleted_before = deletions.of_this_session(connection, store)
     merged = hold(connection, store, plan, direction)
@@ -124,6 +124,8 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
     if merges:
         merging.lead_aliases(connection, store, plan)
     locks.hold_references(connection, store, plan, direction)
+    if direction is BACK:
+        locks.require_gone(connection, store)
     reach("held")
     return merged
 

@@ -17,6 +17,7 @@ from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.embedded_ids import holds_one_of, ids_in, rewritten
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
+from uuid_pipeline.errors import OvertakenError
 
 
 @dataclass(frozen=True)
@@ -188,18 +189,20 @@ def _room_for_gone_statement(store: Store, name: str) -> sql.Composable:
     )
 
 
-def _turns(store: Store, name: str, direction: Direction) -> sql.Composable:
-    """The ids that references are to turn from (``key``) and to (``goal``), with their ``ordinal``.
-
-    Going back, those too of rows that the application has deleted since: what mentions one without a foreign key is to
-    mention it by the id that it had.
-    """
+def _turns(store: Store, name: str) -> sql.Composable:
+    """The ids that references are to turn from (``key``) and to (``goal``), with their ``ordinal``."""
     held = held_of(store, name)
-    turns = sql.compose(
+    return sql.compose(
         "SELECT key, {goal} AS goal, ordinal FROM {held} WHERE {goal} <> key",
         goal=held.value(store.entity(name).key),
         held=held.relation,
     )
+
+
+def _loose_turns(store: Store, name: str, direction: Direction) -> sql.Composable:
+    """The same for what refers without a foreign key: going back, also ids of rows that the application has deleted
+    since, which are to be mentioned by the ids that they had."""
+    turns = _turns(store, name)
     if direction is FORWARD:
         return turns
     return sql.compose(
@@ -227,6 +230,23 @@ def _note_gone_statement(store: Store, name: str, assessment_no: int) -> sql.Com
         held=held.relation,
         table=held.table,
         key=sql.name(entity.key),
+    )
+
+
+def require_gone(connection: Connection, store: Store) -> None:
+    """Raise OvertakenError where a row that was noted as gone is there again: what mentions it now means that one."""
+    for entity in store.entities:
+        if sql.scalar(connection, _there_again_statement(store, entity.name)):
+            raise OvertakenError(f"A row of {entity.name} that had been deleted was written again meanwhile.")
+
+
+@sql.composed_once
+def _there_again_statement(store: Store, name: str) -> sql.Composable:
+    return sql.compose(
+        "SELECT EXISTS (SELECT FROM {gone} g JOIN {table} t ON t.{key} = g.key)",
+        gone=_gone_of(store, name),
+        table=held_of(store, name).table,
+        key=sql.name(store.entity(name).key),
     )
 
 
@@ -438,12 +458,17 @@ def hold_references(connection: Connection, store: Store, plan: BatchPlan, direc
                 sql.execute(connection, _references_statement(store, index, column, entity, direction))
         for reference in held.moved.embedded:
             wait_briefly(connection, plan)
-            _hold_embedded(connection, held, reference, _turns(store, reference.entity, direction))
+            _hold_embedded(connection, held, reference, _loose_turns(store, reference.entity, direction))
 
 
 @sql.composed_once
 def _references_statement(store: Store, index: int, column: str, name: str, direction: Direction) -> sql.Composable:
-    held, turns = held_tables(store)[index], _turns(store, name, direction)
+    held = held_tables(store)[index]
+    table = held.moved.table
+    by_key = any(
+        r.foreign_key is not None and r.table.oid == table.oid and r.column == column for r in store.references
+    )
+    turns = _turns(store, name) if by_key else _loose_turns(store, name, direction)
     return sql.compose(
         """INSERT INTO {held} AS g (at, ordinal, {value})
            SELECT t.ctid, b.ordinal, b.goal FROM ({turns}) b JOIN {table} t ON t.{column} = b.key {found}

@@ -95,9 +95,9 @@ def run_batch(
         tables = [moved.table.oid for moved in store.tables]
         who = patience.who_holds(writing.connection, tables, patience.READING)
     raise RefusedError(
-        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows or tables for "
-        f"{time.monotonic() - began:.0f} s; at work on these tables now: {who}. What was committed stands. "
-        f"{patience.END_THEM}, and run again."
+        f"Wave {wave.wave} stopped at ordinals {first}-{last}: other transactions held their rows or tables, or took "
+        f"their places, for {time.monotonic() - began:.0f} s; at work on these tables now: {who}. What was committed "
+        f"stands. {patience.END_THEM}, and run again."
     )
 
 

@@ -82,11 +82,19 @@ def hold_targets(connection: Connection, store: Store, kept: Sequence[Shelf], pl
         if not sql.scalar(connection, _archived_of_batch(one), plan.values):
             continue
         for key in _keys_of(store, one):
-            target = sql.table(key.target_schema, key.target)
-            may_lock = "SELECT has_table_privilege(to_regclass(%(table)s), 'UPDATE')"
-            if not key.period and sql.scalar(connection, may_lock, {"table": sql.shown(target)}):
+            # A lock on a row wants both rights.
+            if not key.period and _may(connection, key, "SELECT") and _may(connection, key, "UPDATE"):
                 wait_briefly(connection, plan)
-                sql.execute(connection, _hold_targets_statement(one, key, target), plan.values)
+                sql.execute(connection, _hold_targets_statement(one, key), plan.values)
+
+
+def _may(connection: Connection, key: ForeignKey, right: str) -> bool:
+    """Whether this role has the right on the table that the key leads to, in whatever schema."""
+    asked = """SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, %(right)s)
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = %(schema)s AND c.relname = %(table)s"""
+    values = {"right": right, "schema": key.target_schema, "table": key.target}
+    return bool(sql.scalar(connection, asked, values))
 
 
 def _archived_of_batch(one: Shelf) -> sql.Composable:
@@ -97,7 +105,7 @@ def _archived_of_batch(one: Shelf) -> sql.Composable:
     )
 
 
-def _hold_targets_statement(one: Shelf, key: ForeignKey, target: sql.Composable) -> sql.Composable:
+def _hold_targets_statement(one: Shelf, key: ForeignKey) -> sql.Composable:
     columns, targets = (
         sql.join(", ", [sql.compose("{row}.{c}", row=sql.Text(row), c=sql.name(column)) for column in names])
         for row, names in (("a", key.columns), ("t", key.target_columns))
@@ -106,7 +114,7 @@ def _hold_targets_statement(one: Shelf, key: ForeignKey, target: sql.Composable)
         """SELECT FROM {target} t WHERE ({targets}) IN (
                SELECT {columns} FROM {archive} a WHERE a.uuid_pipeline_ordinal BETWEEN %(first)s AND %(last)s)
            ORDER BY t.ctid FOR KEY SHARE OF t""",
-        target=target,
+        target=sql.table(key.target_schema, key.target),
         targets=targets,
         columns=columns,
         archive=one.relation,
@@ -247,13 +255,10 @@ def _checked_keys(connection: Connection, store: Store, kept: Shelf) -> list[For
     Those that are not validated may have dangled before anybody came; where this role may not look, the server does.
     """
     ids = _ids_of(store, kept.table)
-    readable = "SELECT has_table_privilege(to_regclass(%(table)s), 'SELECT')"
     return [
         key
         for key in _keys_of(store, kept)
-        if key.validated
-        and (len(key.columns) > 1 or not ids & set(key.columns))
-        and sql.scalar(connection, readable, {"table": sql.shown(sql.table(key.target_schema, key.target))})
+        if key.validated and (len(key.columns) > 1 or not ids & set(key.columns)) and _may(connection, key, "SELECT")
     ]
 
 
