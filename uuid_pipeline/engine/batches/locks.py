@@ -147,8 +147,6 @@ def make_room(connection: Connection, store: Store) -> None:
     """Make the temporary tables, if this session has none yet (behind a pooler each batch may have another session)."""
     for index in range(len(held_tables(store))):
         sql.execute(connection, _room_statement(store, index))
-    for entity in store.entities:
-        sql.execute(connection, _room_for_gone_statement(store, entity.name))
 
 
 @sql.composed_once
@@ -212,6 +210,8 @@ def _loose_turns(store: Store, name: str, direction: Direction) -> sql.Composabl
 
 def note_gone(connection: Connection, store: Store, entity: Entity, plan: BatchPlan) -> None:
     """Going back, note the ids of this batch's rows that are there no longer; wants those that are to be held."""
+    # Made here: going forward every commit would empty it for nothing.
+    sql.execute(connection, _room_for_gone_statement(store, entity.name))
     sql.execute(connection, _note_gone_statement(store, entity.name, plan.assessment_no), plan.values)
 
 
