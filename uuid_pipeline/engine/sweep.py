@@ -4,7 +4,7 @@ import json
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import inventory, ledger, mapping, sql
+from uuid_pipeline.engine import early, inventory, ledger, mapping, sql
 from uuid_pipeline.engine.store import Entity, Store
 
 
@@ -33,7 +33,10 @@ def prepare(connection: Connection, store: Store, wave: ledger.Wave) -> ledger.W
                documents = %(documents)s WHERE wave = %(wave)s""",
         {"no": number, "first": first, "last": last, "documents": documents, "wave": wave.wave},
     )
-    if documents == 0:
+    if documents:
+        # What mentions a row that was deleted after its move, and is there anew: a rollback gives it back what it held.
+        early.mark(connection, store, number)
+    else:
         sql.execute(
             connection,
             """UPDATE uuid_pipeline.waves SET status = 'unneeded'

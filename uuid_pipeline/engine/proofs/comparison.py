@@ -186,15 +186,16 @@ def _with_merged(now: Fingerprint, merged: Any) -> Fingerprint:
 
 
 def _moved_twice(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> int:
-    """Ids in this table's columns that this execution made and then moved on: the application had given the row, or one
-    above it, to another parent meanwhile. Read back one step, they are none of before."""
+    """Ids in this table's columns that this execution made and then moved on, since the application had given the row,
+    or one above it, to another parent meanwhile; or that it gave to two rows in turn, of which the application had
+    deleted the first. Read back, they are none of before."""
     values = {"maps": [wave.assessment_no for wave in ledger.waves(connection, execution.execution_id)]}
     found = 0
     for name in dict.fromkeys(entity for _, entity in moved.columns):
         statement = sql.compose(
             """SELECT count(*) FROM {map} m WHERE m.assessment_no = ANY(%(maps)s) AND m.role = 'move' AND EXISTS (
                    SELECT FROM {map} e WHERE e.assessment_no = ANY(%(maps)s) AND e.role = 'move'
-                     AND e.new_id = m.old_id)""",
+                     AND (e.new_id = m.old_id OR (e.new_id = m.new_id AND e.assessment_no < m.assessment_no)))""",
             map=ledger.map_table(store.entity(name)),
         )
         found += int(sql.scalar(connection, statement, values))
