@@ -27,17 +27,25 @@ def _count_left_behind(
 ) -> int:
     """Rows of a reference that hold an old id of these waves of the execution: one look at the table for all."""
     spans = _spans(waves)
-    numbers, firsts, lasts = ([span[place] for span in spans] for place in range(3))
-    values = {
-        "numbers": numbers,
-        "firsts": firsts,
-        "lasts": lasts,
-        "first": min(firsts, default=0),
-        "last": max(lasts, default=0),
-        "path": list(reference.path),
-        **_writers(connection, reference, execution_id),
-    }
-    return int(sql.scalar(connection, _left_behind(reference, store), values))
+    values = {"path": list(reference.path), **_writers(connection, reference, execution_id)}
+    for index, (number, first, last) in enumerate(spans):
+        values |= {f"no_{index}": number, f"first_{index}": first, f"last_{index}": last}
+    return int(sql.scalar(connection, _left_behind(reference, store, _in_spans(len(spans))), values))
+
+
+def _in_spans(count: int) -> sql.Composable:
+    """Whether the row ``m`` of a map is in one of so many spans, written out: a planner that joined them would take
+    each for one of many."""
+    spans = [
+        sql.compose(
+            "(m.assessment_no = {number} AND m.ordinal BETWEEN {first} AND {last})",
+            number=sql.bound(f"no_{index}"),
+            first=sql.bound(f"first_{index}"),
+            last=sql.bound(f"last_{index}"),
+        )
+        for index in range(count)
+    ]
+    return sql.join(" OR ", spans or [sql.Text("false")])
 
 
 def _spans(waves: Sequence[ledger.Wave]) -> list[tuple[int, int, int]]:
@@ -86,7 +94,7 @@ def _before_it_came_back(reference: Reference, store: Store) -> sql.Composable:
     return sql.compose(_BEFORE_IT_CAME_BACK, new_written=application.written_since("n"), **_parts(reference, store))
 
 
-def _left_behind(reference: Reference, store: Store) -> sql.Composable:
+def _left_behind(reference: Reference, store: Store, in_spans: sql.Composable) -> sql.Composable:
     """Counts rows of a reference that hold an old id of the spans whose row is no longer there."""
     parts = _parts(reference, store)
     # What may hold ids of what is gone keeps that of a row that was merged and has no counterpart.
@@ -96,10 +104,9 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
         came_back = _before_it_came_back(reference, store)
         ours = sql.compose("{ours} AND NOT ({came_back})", ours=sql.compose(_OURS, **parts), came_back=came_back)
     written = application.written_since("t")
-    holds = sql.compose(
-        "(SELECT t.{column} AS id, {written} AS written FROM {table} t) r ON r.id = m.old_id", written=written, **parts
-    )
+    holds, of_holder = sql.compose("{table} t ON t.{column} = m.old_id", **parts), written
     if reference.form != "key":
+        of_holder = sql.Text("r.written")
         # OFFSET keeps the map out of it: it is joined to all the ids at once, not read through for each row.
         holds = sql.compose(
             """(SELECT i.id, {written} AS written
@@ -112,18 +119,15 @@ def _left_behind(reference: Reference, store: Store) -> sql.Composable:
     # OFFSET keeps the joins in this order. Hardly a reference holds an old id, but every old id has lost its row.
     return sql.compose(
         """SELECT count(*) FROM (
-               SELECT m.old_id, m.new_id, m.role, m.ordinal, m.assessment_no, r.written
+               SELECT m.old_id, m.new_id, m.role, m.ordinal, m.assessment_no, {written} AS written
                FROM {map} m JOIN {holds}
-               WHERE m.assessment_no = ANY(%(numbers)s) AND m.role <> 'keep'
-                 AND m.ordinal BETWEEN %(first)s AND %(last)s
-                 AND EXISTS (SELECT FROM unnest(%(numbers)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[])
-                                         AS s(number, first, last)
-                             WHERE m.assessment_no = s.number AND m.ordinal BETWEEN s.first AND s.last)
-               OFFSET 0) h
+               WHERE m.role <> 'keep' AND ({in_spans}) OFFSET 0) h
            WHERE {roles} AND ({ours}) AND NOT EXISTS (SELECT FROM {target} e WHERE e.{key} = h.old_id)""",
         holds=holds,
+        in_spans=in_spans,
         roles=sql.Text(roles),
         ours=ours,
+        written=of_holder,
         **parts,
     )
 
