@@ -13,12 +13,16 @@ def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
         return sql.Text("(SELECT w.was::text)")
     if reference.form == "array":
         return sql.Text("(SELECT DISTINCT unnest(w.was)::text)")
-    if reference.table.columns[reference.column].type == "jsonb" and _is_one_place(reference.path):
+    if _type_of(reference) == "jsonb" and _is_one_place(reference.path):
         # The server's own operator is dozens of times as fast as a walk from step to step.
         return sql.compose(
             "(SELECT w.was #>> {path} WHERE jsonb_typeof(w.was #> {path}) = 'string')", path=sql.bound(path)
         )
     return sql.compose("(SELECT DISTINCT uuid_pipeline.ids_in_json(w.was, {path}))", path=sql.bound(path))
+
+
+def _type_of(reference: Reference) -> str:
+    return reference.table.columns[reference.column].type
 
 
 def _is_one_place(path: Sequence[str]) -> bool:
@@ -30,28 +34,28 @@ def _is_one_place(path: Sequence[str]) -> bool:
 GOALS_OF_B = sql.Text("jsonb_object_agg(b.source, b.goal)")
 
 
-def rewritten(reference: Reference, type_name: str, goals: sql.Composable, path: str = "path") -> sql.Composable:
+def rewritten(reference: Reference, goals: sql.Composable, path: str = "path") -> sql.Composable:
     """The value ``w.was``, which holds an id of ``goals``, with each of these replaced.
 
     ``goals``: a jsonb object from ids to what stands in their places.
     """
     if reference.form == "text":
-        return sql.compose("({goals} ->> w.was::text)::{type}", goals=goals, type=sql.as_written(type_name))
+        return sql.compose("({goals} ->> w.was::text)::{type}", goals=goals, type=sql.as_written(_type_of(reference)))
     if reference.form == "array":
         return sql.compose(
             "uuid_pipeline.rewritten_array(w.was::text[], {goals})::{type}",
             goals=goals,
-            type=sql.as_written(type_name),
+            type=sql.as_written(_type_of(reference)),
         )
     # Of json and of jsonb alike; a json text stays byte for byte but for the id.
     return sql.compose("uuid_pipeline.rewritten_json(w.was, {path}, {goals})", path=sql.bound(path), goals=goals)
 
 
-def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) -> sql.Composable:
+def holds_one_of(reference: Reference, moves: sql.Composable) -> sql.Composable:
     """A condition on ``t`` that an index may serve; rows that it lets through are looked at one by one."""
     column = sql.name(reference.column)
     if reference.form == "text":
-        source = sql.Text("m.source::uuid" if type_name == "uuid" else "m.source")
+        source = sql.Text("m.source::uuid" if _type_of(reference) == "uuid" else "m.source")
         return sql.compose("t.{column} IN (SELECT {source} FROM {moves} m)", column=column, source=source, moves=moves)
     if reference.form == "array" and reference.column not in reference.table.found_by_element:
         # Read as a whole, each value would be compared with every id.
@@ -66,7 +70,7 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
             "t.{column} && (SELECT array_agg(m.source) FROM {moves} m)::{type}",
             column=column,
             moves=moves,
-            type=sql.as_written(type_name),
+            type=sql.as_written(_type_of(reference)),
         )
     # IS TRUE keeps it a look-up in one hash of the ids; as a join it would read them all again for each row.
     walked = sql.compose(
@@ -78,7 +82,7 @@ def holds_one_of(reference: Reference, type_name: str, moves: sql.Composable) ->
     if "*" in reference.path:
         return walked
     found = sql.compose("(t.{column} #>> %(path)s) IN (SELECT m.source FROM {moves} m)", column=column, moves=moves)
-    if type_name != "json":
+    if _type_of(reference) != "json":
         return found
     return sql.compose(
         "CASE WHEN {plain} THEN ({found}) IS TRUE ELSE {walked} END",

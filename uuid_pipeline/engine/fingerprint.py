@@ -130,7 +130,7 @@ def read_back(
         )
     for index, reference in enumerate(moved.embedded):
         was, alias = mapped[reference.column], sql.name(f"{label}_x{index}")
-        joins.append(_read_back_embedded(store, moved, reference, was, f"{label}_path_{index}", alias, now))
+        joins.append(_read_back_embedded(store, reference, was, f"{label}_path_{index}", alias, now))
         mapped[reference.column] = sql.compose("coalesce({x}.rewritten, {was})", x=alias, was=was)
     paths = {f"{label}_path_{index}": list(reference.path) for index, reference in enumerate(moved.embedded)}
     return ReadBack(mapped, sql.join(" ", joins), paths)
@@ -159,7 +159,6 @@ def unmapped(connection: Connection, store: Store, moved: MovedTable, execution:
 
 def _read_back_embedded(
     store: Store,
-    moved: MovedTable,
     reference: Reference,
     was: sql.Composable,
     path: str,
@@ -182,9 +181,7 @@ def _read_back_embedded(
                    HAVING count(*) > 0) r
                WHERE w.was IS NOT NULL) {x} ON true""",
         was=was,
-        rewritten=embedded_ids.rewritten(
-            reference, moved.table.columns[reference.column].type, embedded_ids.GOALS_OF_B, path
-        ),
+        rewritten=embedded_ids.rewritten(reference, embedded_ids.GOALS_OF_B, path),
         ids=embedded_ids.ids_in(reference, path),
         map=ledger.map_table(entity),
         as_key=as_key,

@@ -513,9 +513,7 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tur
         column=sql.name(reference.column),
         moves=moves,
         ids=ids_in(reference),
-        rewritten=rewritten(
-            reference, held.moved.table.columns[reference.column].type, sql.Text("(SELECT goals FROM by_id)")
-        ),
-        holds=holds_one_of(reference, held.moved.table.columns[reference.column].type, moves),
+        rewritten=rewritten(reference, sql.Text("(SELECT goals FROM by_id)")),
+        holds=holds_one_of(reference, moves),
     )
     sql.execute(connection, statement, {"path": list(reference.path)})

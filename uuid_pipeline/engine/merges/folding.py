@@ -119,7 +119,7 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
 
     Rows are locked below the look at what is in them: of a row that was waited for, only that part is computed anew.
     """
-    column, type_name = reference.column, fold.held.moved.table.columns[reference.column].type
+    column = reference.column
     moves = sql.compose(
         "(SELECT loser::text AS source, survivor::text AS goal, ordinal FROM {merged} WHERE survivor IS NOT NULL)",
         merged=merged,
@@ -139,10 +139,10 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
         turned=fold.turned(column),
         table=fold.held.table,
         column=sql.name(column),
-        rewritten=rewritten(reference, type_name, GOALS_OF_B),
+        rewritten=rewritten(reference, GOALS_OF_B),
         ids=ids_in(reference),
         moves=moves,
-        holds=holds_one_of(reference, type_name, moves),
+        holds=holds_one_of(reference, moves),
         not_displaced=sql.Text(_NOT_DISPLACED),
     )
     sql.execute(connection, statement, {**fold.oid, "path": list(reference.path)})
@@ -159,7 +159,7 @@ def left_behind(connection: Connection, fold: Fold, reference: Reference, merged
         column=sql.name(reference.column),
         ids=ids_in(reference),
         gone=gone,
-        holds=holds_one_of(reference, fold.held.moved.table.columns[reference.column].type, gone),
+        holds=holds_one_of(reference, gone),
         not_displaced=sql.Text(_NOT_DISPLACED),
     )
     values = {**fold.oid, "path": list(reference.path)}

@@ -336,7 +336,7 @@ def _turned_back(store: Store, table: Table, column: Column, kept: Sequence[Shel
             comes = coming_back.comes_back(name, store.entity(entity), kept, coming)
             value = sql.compose("CASE WHEN {comes} THEN {was} ELSE t.{c} END", comes=comes, was=value, c=sql.name(name))
     for reference in _embedded(store, table, column):
-        value = _rewritten(store, reference, column, value, coming_back.staying(store.entity(reference.entity)))
+        value = _rewritten(store, reference, value, coming_back.staying(store.entity(reference.entity)))
     return value
 
 
@@ -352,7 +352,7 @@ def _means_the_same(store: Store, table: Table, column: Column) -> sql.Composabl
     references = [one for one in _embedded(store, table, column) if one.form != "text"]
     for reference in references:
         stands = _stands_for(store.entity(reference.entity))
-        now, then = (_rewritten(store, reference, column, value, stands) for value in (now, then))
+        now, then = (_rewritten(store, reference, value, stands) for value in (now, then))
     return sql.compose(" OR ({now})::text = ({then})::text", now=now, then=then) if references else sql.Text("")
 
 
@@ -378,16 +378,14 @@ def _embedded(store: Store, table: Table, column: Column) -> list[Reference]:
     return [reference for m in moved for reference in m.embedded if reference.column == column.name]
 
 
-def _rewritten(
-    store: Store, reference: Reference, column: Column, value: sql.Composable, goals: sql.Composable
-) -> sql.Composable:
+def _rewritten(store: Store, reference: Reference, value: sql.Composable, goals: sql.Composable) -> sql.Composable:
     """A value with each of its ids that is a source of ``goals`` (source, goal) replaced."""
     path = _path(store, reference)
     return sql.compose(
         """(SELECT coalesce((SELECT {rewritten} FROM {ids} i(id) CROSS JOIN LATERAL {goals} b
                              WHERE b.source = i.id AND b.goal IS NOT NULL HAVING count(*) > 0), w.was)
             FROM (SELECT {value} AS was) w)""",
-        rewritten=rewritten(reference, column.type, GOALS_OF_B, path),
+        rewritten=rewritten(reference, GOALS_OF_B, path),
         ids=ids_in(reference, path),
         goals=goals,
         value=value,
