@@ -15,7 +15,7 @@ from uuid_pipeline.cli.output import Answer, JsonOption, answer_with, show_table
 from uuid_pipeline.cli.run import run_all
 from uuid_pipeline.cli.session import Session, open_session
 from uuid_pipeline.demo import incident, server, sized, twins
-from uuid_pipeline.engine import inventory, ledger
+from uuid_pipeline.engine import ledger, orphans
 from uuid_pipeline.engine.backups import backup, backup_gate
 from uuid_pipeline.engine.connection import open_store, store_identity
 from uuid_pipeline.engine.retrievals import unretrievable
@@ -193,7 +193,7 @@ def show_run(session: Session, answer: Answer) -> None:
     answer.section(f"The store, before and after ({len(compared)} of {count_after} files)")
     answer.say(*show_table("", compared))
     with session.engine.begin() as connection:
-        left = inventory.orphans(connection, session.store)
+        left = orphans.count(connection, session.store)
         done = [e for e in ledger.executions(connection) if e.status == "completed"]
         kept = backup.newest(connection, "dump")
     answer.say(f"Documents before: {count_before}, now: {count_after}.")

@@ -1,19 +1,17 @@
 """The inventory: every row of every entity with its target id, its id class, and what people ask about it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import derivation, early, ledger, quarantine, sql
-from uuid_pipeline.engine.catalog import ForeignKey
+from uuid_pipeline.engine import derivation, ledger, orphans, quarantine, sql
 from uuid_pipeline.engine.connection import copy_in
-from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key, part
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
-from uuid_pipeline.engine.store import Entity, Reference, Store
+from uuid_pipeline.engine.store import Entity, Store
 
 # As text where Python is to look at them. In binary they are passed on: PostgreSQL's dates reach further than Python's,
 # and may be infinite.
@@ -25,10 +23,6 @@ _SENT: dict[str, LiteralString] = {
     "size": "int8send(CASE WHEN abs(t.{column}::numeric) < 9e18 THEN round(t.{column}::numeric)::bigint END)",
     "title": "textsend(t.{column}::text)",
 }
-
-
-# Ids shown of what dangles, by reference.
-LISTED_IDS = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def take(
     if only is None:
         quarantine.changing_places(connection, store, assessment)
     snapshot = sql.scalar(connection, "SELECT pg_current_snapshot()::text")
-    found = {"counts": counts, "snapshot": snapshot} | ({} if only else {"orphans": orphans(connection, store)})
+    found = {"counts": counts, "snapshot": snapshot} | ({} if only else {"orphans": orphans.count(connection, store)})
     sql.execute(
         connection,
         "UPDATE uuid_pipeline.assessments SET profile = profile || %(found)s::jsonb WHERE assessment_no = %(no)s",
@@ -200,104 +194,6 @@ def _join_child_counts(store: Store, entity: Entity) -> sql.Composable:
         for child in store.children(entity)
     ]
     return sql.join(" ", joins)
-
-
-def _orphans(store: Store, reference: Reference, wanted: LiteralString) -> sql.Composable:
-    entity = store.entity(reference.entity)
-    return sql.compose(
-        """SELECT {wanted} FROM {table} r WHERE r.{column} IS NOT NULL
-           AND NOT EXISTS (SELECT FROM {target} t WHERE t.{key} = r.{column})""",
-        wanted=sql.Text(wanted).format(column=sql.name(reference.column)),
-        table=sql.table(reference.table.schema, reference.table.name),
-        column=sql.name(reference.column),
-        target=sql.table(entity.table.schema, entity.table.name),
-        key=sql.name(entity.key),
-    )
-
-
-def named(connection: Connection, store: Store, found: Mapping[str, int]) -> str:
-    """References with their counts, for people: foreign keys with some of the ids that no row has, to look for them."""
-    by_name = {reference.name: reference for reference in store.references if reference.foreign_key is not None}
-    said = []
-    for name, count in sorted(found.items()):
-        ids: list[str] = []
-        if name in by_name:
-            statement = _orphans(store, by_name[name], "DISTINCT r.{column}::text AS id")
-            limited = sql.compose("{orphans} ORDER BY 1 LIMIT %(listed)s", orphans=statement)
-            ids = [row.id for row in sql.rows(connection, limited, {"listed": LISTED_IDS + 1})]
-            if len(ids) > LISTED_IDS:
-                ids[LISTED_IDS:] = ["…"]
-        said.append(f"{name} {count}" + (f" ({', '.join(ids)})" if ids else ""))
-    return ", ".join(said)
-
-
-def orphans(connection: Connection, store: Store) -> dict[str, int]:
-    """Rows by reference whose entity row does not exist, now; text, arrays and json may hold ids of other things."""
-    return _counted(connection, store, [r for r in store.references if r.form == "key" and not r.keeps_orphans])
-
-
-def dangling(connection: Connection, store: Store) -> dict[str, int]:
-    """Of the foreign keys that the server vouches for those with rows whose entity row does not exist, and how many.
-
-    One that is not validated, or not enforced, says nothing of what a row may hold.
-    """
-    keys = {(key.table_schema, key.table, key.name) for key in store.catalog.foreign_keys if key.validated}
-    vouched = [r for r in store.references if (r.table.schema, r.table.name, r.foreign_key) in keys]
-    found = _counted(connection, store, vouched)
-    return {name: count for name, count in found.items() if count}
-
-
-def dangling_by(connection: Connection, keys: Sequence[ForeignKey]) -> dict[str, int]:
-    """Of these foreign keys those with rows that refer to none, and how many."""
-    found = {f"{k.table}.({', '.join(k.columns)})": int(sql.scalar(connection, _dangling_statement(k))) for k in keys}
-    return {name: count for name, count in found.items() if count}
-
-
-def _counted(connection: Connection, store: Store, references: Sequence[Reference]) -> dict[str, int]:
-    """Orphans of each of these, and of the foreign keys of several columns."""
-    found = {r.name: int(sql.scalar(connection, _orphans(store, r, "count(*)"))) for r in references}
-    return found | _dangling_whole(connection, store)
-
-
-def _dangling_whole(connection: Connection, store: Store) -> dict[str, int]:
-    """By foreign key of several columns that holds ids: rows to which no row is as all of them say."""
-    ids = {(m.table.schema, m.table.name, column) for m in store.tables for column, _ in m.columns}
-    found = {}
-    for key in store.catalog.foreign_keys:
-        held = any((key.table_schema, key.table, column) in ids for column in key.columns)
-        # One that is not validated may have dangled before anybody came.
-        if held and len(key.columns) > 1 and key.validated:
-            counted = sql.scalar(connection, _dangling_statement(key))
-            found[f"{key.table}.({', '.join(key.columns)})"] = int(counted)
-    return found
-
-
-def _dangling_statement(key: ForeignKey) -> sql.Composable:
-    """Counts rows with a whole key to which no row is as all its columns say, or no rows cover its period."""
-    pairs = list(zip(key.columns, key.target_columns, strict=True))
-    present = [sql.compose("r.{c} IS NOT NULL", c=sql.name(column)) for column in key.columns]
-    same = [
-        sql.compose("t.{b} = r.{a}", a=sql.name(a), b=sql.name(b)) for a, b in (pairs[:-1] if key.period else pairs)
-    ]
-    found = sql.compose(
-        "EXISTS (SELECT FROM {target} t WHERE {same})",
-        target=sql.table(key.target_schema, key.target),
-        same=sql.join(" AND ", same),
-    )
-    if key.period:
-        found = sql.compose(
-            """coalesce((SELECT range_agg(t.{b}) @> r.{a} FROM {target} t WHERE {same} AND t.{b} && r.{a}), false)""",
-            a=sql.name(key.columns[-1]),
-            b=sql.name(key.target_columns[-1]),
-            target=sql.table(key.target_schema, key.target),
-            same=sql.join(" AND ", same),
-        )
-    return sql.compose(
-        "SELECT count(*) FROM {table} r WHERE {present} AND NOT {found}",
-        table=sql.table(key.table_schema, key.table),
-        present=sql.join(" AND ", present),
-        found=found,
-    )
 
 
 _SUMMARY = """
@@ -414,79 +310,3 @@ def documents(connection: Connection, store: Store, assessment: int, limit: int)
     complete = complete_statuses(store)
     found = sql.rows(connection, statement, {"no": assessment, "limit": limit, "complete": complete})
     return [dict(row._mapping) for row in found]
-
-
-def natural_keys_valid_or_quarantined(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: every row has a target id, or a reason why it is left alone, never both or neither."""
-    bad = quarantined_count = 0
-    for entity in store.entities:
-        row = sql.rows(
-            connection,
-            sql.compose(
-                """SELECT count(*) FILTER (WHERE (target_id IS NULL) <> (quarantined IS NOT NULL)) AS bad,
-                          count(quarantined) AS quarantined FROM {table} WHERE assessment_no = %(no)s""",
-                table=ledger.inventory_table(entity),
-            ),
-            {"no": assessment},
-        )[0]
-        bad, quarantined_count = bad + row.bad, quarantined_count + row.quarantined
-    return GateResult.of(
-        "natural_keys_valid_or_quarantined",
-        bad == 0,
-        f"{quarantined_count} rows are quarantined, by name" if bad == 0 else f"{bad} rows have neither or both",
-        "report this as a fault of uuid-pipeline, with the spec",
-        figures={"quarantined": quarantined_count},
-    )
-
-
-def no_orphans(connection: Connection, store: Store, assessment: int) -> GateResult:
-    """Gate: every reference, declared or by foreign key, points at a row that exists, or that will have this id."""
-    found = {name: count for name, count in orphans(connection, store).items() if count}
-    soon = {
-        reference.name: count
-        for reference in store.references
-        if reference.name in found and early.why_not(connection, reference) is None
-        if (count := _early(connection, store, reference, assessment))
-    }
-    left = {name: count - soon.get(name, 0) for name, count in found.items() if count > soon.get(name, 0)}
-    said = "orphans: " + ", ".join(f"{name} {n}" for name, n in left.items()) if left else "0 orphans"
-    said += "".join(f"; {n} of {name} hold the target id of a row that has it not yet" for name, n in soon.items())
-    return GateResult.of(
-        "no_orphans",
-        not left,
-        said,
-        "look at these rows with their owner; delete them or give them their document back, or, where a soft reference "
-        "may hold what is no row's key, say there in the spec `orphans: keep`; then plan again",
-        figures={"orphans": sum(left.values())},
-    )
-
-
-def _early(connection: Connection, store: Store, reference: Reference, assessment: int) -> int:
-    """Rows without an entity row that hold the target id of one."""
-    entity = store.entity(reference.entity)
-    statement = sql.compose(
-        """SELECT count(*) FROM {table} r WHERE NOT EXISTS (SELECT FROM {target} t WHERE t.{key} = r.{column})
-           AND EXISTS (SELECT FROM {inventory} i WHERE i.assessment_no = %(no)s AND i.target_id = r.{column})""",
-        table=sql.table(reference.table.schema, reference.table.name),
-        column=sql.name(reference.column),
-        target=sql.table(entity.table.schema, entity.table.name),
-        key=sql.name(entity.key),
-        inventory=ledger.inventory_table(entity),
-    )
-    return int(sql.scalar(connection, statement, {"no": assessment}))
-
-
-def counts_agree(assessment: ledger.Assessment) -> GateResult:
-    """Gate: as many rows derived as the table counts, in one snapshot."""
-    counts = assessment.profile.get("counts", {})
-    wrong = [
-        f"{name}: {c['derived']} derived of {c['counted']}"
-        for name, c in counts.items()
-        if c["derived"] != c["counted"]
-    ]
-    return GateResult.of(
-        "counts_agree",
-        bool(counts) and not wrong,
-        "; ".join(wrong) or ", ".join(f"{c['counted']} {name} rows" for name, c in counts.items()) or "nothing counted",
-        "run the inventory again; if it recurs, the key is not unique or rows are hidden",
-    )

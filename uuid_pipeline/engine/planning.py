@@ -14,7 +14,7 @@ from uuid_pipeline.engine.altered import vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
 from uuid_pipeline.engine.backups import backup_gate
 from uuid_pipeline.engine.batches import sizes
-from uuid_pipeline.engine.batches.locks import FORWARD
+from uuid_pipeline.engine.batches.held import FORWARD
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.inventory import Summary
 from uuid_pipeline.engine.plans import approach, risk_findings, risks, speed, written_ids

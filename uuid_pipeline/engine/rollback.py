@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import earlier_store, inventory, ledger, sql
+from uuid_pipeline.engine import earlier_store, ledger, orphans, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
@@ -277,9 +277,9 @@ def _require_none_dangling(connection: Connection, stores: dict[str, Store]) -> 
     with connection.begin():
         for execution_id, store in stores.items():
             number = ledger.execution(connection, execution_id).assessment_no
-            found = inventory.dangling(connection, store)
-            found |= inventory.dangling_by(connection, coming_back.checked_keys(connection, store, number))
-            said |= {inventory.named(connection, store, {name: count}) for name, count in found.items()}
+            found = orphans.dangling(connection, store)
+            found |= orphans.dangling_by(connection, coming_back.checked_keys(connection, store, number))
+            said |= {orphans.named(connection, store, {name: count}) for name, count in found.items()}
     if said:
         raise RefusedError(
             "The rollback has ended, but rows refer by foreign key to others that are not there: "

@@ -5,6 +5,7 @@ import dagster as dg
 from uuid_pipeline.engine import gates, inventory
 from uuid_pipeline.engine.evidence import figures, inventory_figures, lookups
 from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.engine.proofs import inventoried
 from uuid_pipeline.reports import inventory_tables as tables
 from uuid_pipeline.reports.html.charts import markdown_image
 from uuid_pipeline.reports.html.inventory_plots import plots
@@ -69,16 +70,16 @@ def document_inventory(context: dg.AssetExecutionContext, store: StoreResource) 
 CHECKS = [
     planning_check(
         "document_inventory", "natural_keys_valid_or_quarantined", "Every row has a target id, or a reason why not.",
-        lambda connection, store, found: inventory.natural_keys_valid_or_quarantined(
+        lambda connection, store, found: inventoried.natural_keys_valid_or_quarantined(
             connection, store, found.assessment_no
         ),
     ),
     planning_check(
         "document_inventory", "no_orphans", "Every reference points at a row that exists.",
-        lambda connection, store, found: inventory.no_orphans(connection, store, found.assessment_no),
+        lambda connection, store, found: inventoried.no_orphans(connection, store, found.assessment_no),
     ),
     planning_check(
         "document_inventory", "counts_agree", "As many rows were derived as each table counts, in one snapshot.",
-        lambda _connection, _store, found: inventory.counts_agree(found),
+        lambda _connection, _store, found: inventoried.counts_agree(found),
     ),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ import dagster as dg
 from uuid_pipeline.engine import gates, lease, mapping
 from uuid_pipeline.engine.plans import approach
 from uuid_pipeline.engine.privacy import redaction
+from uuid_pipeline.engine.proofs import id_map
 from uuid_pipeline.stages.checks import planning_check, require_stages
 from uuid_pipeline.stages.duplicate_clusters import duplicate_clusters
 from uuid_pipeline.stages.session import StoreResource
@@ -41,18 +42,18 @@ def id_mapping(context: dg.AssetExecutionContext, store: StoreResource) -> dg.Ma
 CHECKS = [
     planning_check(
         "id_mapping", "witnesses_agree", "The rule gives the ids that the application itself printed.",
-        lambda connection, store, _assessment: mapping.witnesses_agree(connection, store),
+        lambda connection, store, _assessment: id_map.witnesses_agree(connection, store),
     ),
     planning_check(
         "id_mapping", "one_target_per_natural_key", "No two natural keys have one target id.",
-        lambda connection, store, found: mapping.one_target_per_natural_key(connection, store, found.assessment_no),
+        lambda connection, store, found: id_map.one_target_per_natural_key(connection, store, found.assessment_no),
     ),
     planning_check(
         "id_mapping", "no_collision", "No target id is held by a row of another natural key.",
-        lambda connection, store, found: mapping.no_collision(connection, store, found.assessment_no),
+        lambda connection, store, found: id_map.no_collision(connection, store, found.assessment_no),
     ),
     planning_check(
         "id_mapping", "recomputed_independently", "Every id again, from raw values, by a second implementation.",
-        lambda connection, store, found: mapping.recomputed_independently(connection, store, found.assessment_no),
+        lambda connection, store, found: id_map.recomputed_independently(connection, store, found.assessment_no),
     ),
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import catalog, ledger, mapping, profile
+from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine.proofs import id_map
 from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.engine.trials import analysis
 from uuid_pipeline.reports.constraints import approach_records, entry_records
@@ -68,7 +69,7 @@ CHECKS = [
     # Here as well as with the map: what a wrong rule makes of clusters and references would mislead.
     planning_check(
         "store_profile", "witnesses_agree", "The rule gives the ids that the application itself printed.",
-        lambda connection, store, _assessment: mapping.witnesses_agree(connection, store),
+        lambda connection, store, _assessment: id_map.witnesses_agree(connection, store),
     ),
     planning_check(
         "store_profile", "every_row_visible", "No row-level security policy hides a row from the pipeline's role.",

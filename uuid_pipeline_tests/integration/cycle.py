@@ -30,7 +30,7 @@ from uuid_pipeline.engine.batches import writing
 from uuid_pipeline.engine.gates import GateResult, Scope
 from uuid_pipeline.engine.planning import Plan
 from uuid_pipeline.engine.plans import approach
-from uuid_pipeline.engine.proofs import comparison, dangling, exactness
+from uuid_pipeline.engine.proofs import comparison, dangling, exactness, id_map, inventoried
 from uuid_pipeline.engine.rehearsals import rehearsal
 from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.engine.soft_references import references
@@ -92,26 +92,26 @@ def assess(engine: Engine, spec: Spec, skip: Collection[str] = ()) -> Assessed:
         digest = catalog.digest(catalog.snapshot(c, store.catalog))
         number = ledger.begin_assessment(c, RUN, store.spec.digest, digest, profile.describe(c, store))
         visible, known = profile.rows_visible(store), references.references_known(store, references.search(c, store))
-        witnessed = mapping.witnesses_agree(c, store)
+        witnessed = id_map.witnesses_agree(c, store)
         record(c, number, "store_profile", witnessed, visible, known, profile.nothing_unsupported(c, store))
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as c, c.begin():
         inventory.take(c, store, number)
     with engine.begin() as c:
         assessment = ledger.newest_assessment(c)
         summary = inventory.summarize(c, store, assessment)
-        valid = inventory.natural_keys_valid_or_quarantined(c, store, number)
-        counts = inventory.counts_agree(assessment)
-        record(c, number, "document_inventory", valid, inventory.no_orphans(c, store, number), counts)
+        valid = inventoried.natural_keys_valid_or_quarantined(c, store, number)
+        counts = inventoried.counts_agree(assessment)
+        record(c, number, "document_inventory", valid, inventoried.no_orphans(c, store, number), counts)
         decided = duplicates.each_cluster_decided(c, store, number)
         users, resolvable = (
             f(c, store, number) for f in (duplicates.never_across_users, duplicates.conflicts_resolvable)
         )
         record(c, number, "duplicate_clusters", decided, users, resolvable)
         mapping.build(c, store, number, kinds=approach.wave_kinds(spec.strategy))
-        one = mapping.one_target_per_natural_key(c, store, number)
-        free = mapping.no_collision(c, store, number)
-        again = mapping.recomputed_independently(c, store, number)
-        record(c, number, "id_mapping", mapping.witnesses_agree(c, store), one, free, again)
+        one = id_map.one_target_per_natural_key(c, store, number)
+        free = id_map.no_collision(c, store, number)
+        again = id_map.recomputed_independently(c, store, number)
+        record(c, number, "id_mapping", id_map.witnesses_agree(c, store), one, free, again)
         record(c, number, "store_backup", backup_gate.as_asked(c, store, assessment))
     return Assessed(store, number, summary, found)
 

@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import duplicates, mapping
+from uuid_pipeline.engine import duplicates
 from uuid_pipeline.engine.evidence import look_alikes
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.proofs import id_map
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.integration import cycle, shop
@@ -268,7 +269,7 @@ def test_a_target_id_that_came_since_the_inventory_refuses_no_plan(incident: Eng
     cycle.run_sql(incident, UPLOAD, id=target, user=str(uuid.uuid4()), sha="b" * 64)
 
     with incident.begin() as connection:
-        gate = mapping.no_collision(connection, assessed.store, assessed.number)
+        gate = id_map.no_collision(connection, assessed.store, assessed.number)
 
     cycle.assert_green([gate])
     execution = cycle.approve(incident, SPEC, cycle.plan(incident, assessed).plan_id)
@@ -288,7 +289,7 @@ def test_a_witness_is_read_as_the_columns_would_read_it(incident: Engine) -> Non
         described = document.model_copy(update={"witnesses": list(witnesses)})
         spec = cycle.spec_with(entities={**SPEC.entities, "document": described})
         with incident.begin() as connection:
-            return mapping.witnesses_agree(connection, cycle.bound(connection, spec))
+            return id_map.witnesses_agree(connection, cycle.bound(connection, spec))
 
     assert capitals["user_id"] != document.witnesses[0]["user_id"]
     assert judged(capitals).passed

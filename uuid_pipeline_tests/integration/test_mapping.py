@@ -6,9 +6,9 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import inventory, ledger, mapping
+from uuid_pipeline.engine import inventory, ledger
 from uuid_pipeline.engine.gates import GateResult
-from uuid_pipeline.engine.proofs import second_opinion
+from uuid_pipeline.engine.proofs import id_map, second_opinion
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
 from uuid_pipeline_tests.conftest import NewDatabase, opened
 from uuid_pipeline_tests.integration import cycle
@@ -19,7 +19,7 @@ ODD = ["plain", "", "back\\slash", "\\N", "tab\tnew\nline\r", "ünïcödé \U000
 
 def recomputed(engine: Engine, assessed: cycle.Assessed) -> GateResult:
     with engine.begin() as connection:
-        return mapping.recomputed_independently(connection, assessed.store, assessed.number)
+        return id_map.recomputed_independently(connection, assessed.store, assessed.number)
 
 
 @pytest.mark.parametrize("entity", ["document", "chunk"])
@@ -81,7 +81,7 @@ def test_a_twin_that_the_application_changed_since_the_inventory_is_no_second_na
     cycle.run_sql(twins, one_of_two)
 
     with twins.begin() as connection:
-        gate = mapping.one_target_per_natural_key(connection, assessed.store, assessed.number)
+        gate = id_map.one_target_per_natural_key(connection, assessed.store, assessed.number)
 
     assert gate.passed, gate.finding
 

@@ -6,7 +6,7 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import inventory
+from uuid_pipeline.engine import orphans
 from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.errors import UsageError
 from uuid_pipeline.spec import Spec, parse_spec
@@ -94,7 +94,7 @@ def test_a_column_of_several_entities_makes_no_orphans_and_no_children(empty_sto
     mark = "  mark: {table: marks, key: mark_id, parent: book, identity: '{target}'}\n"
     with empty_store.begin() as connection:
         store = cycle.bound(connection, spec_of(MARKS))
-        assert set(inventory.orphans(connection, store)) == {"pages.book"}
+        assert set(orphans.count(connection, store)) == {"pages.book"}
         assert references.references_known(store, references.search(connection, store)).passed
 
         connection.exec_driver_sql("ALTER TABLE lib.marks ADD mark_id uuid NOT NULL UNIQUE DEFAULT gen_random_uuid()")

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from uuid_pipeline.engine import early
 from uuid_pipeline.engine.batches import batch
-from uuid_pipeline.engine.batches.locks import BatchPlan
+from uuid_pipeline.engine.batches.held import BatchPlan
 from uuid_pipeline.engine.installed import functions
 from uuid_pipeline.engine.proofs import dangling
 from uuid_pipeline.spec import parse_spec

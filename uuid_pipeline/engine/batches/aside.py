@@ -7,7 +7,7 @@ from typing import LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import BACK, FORWARD, NOT_ASIDE, BatchPlan, Direction, held_of, map_part
+from uuid_pipeline.engine.batches.held import BACK, FORWARD, NOT_ASIDE, BatchPlan, Direction, held_of, map_part
 from uuid_pipeline.engine.store import Entity, Store
 
 # These wait for a moment in which nobody works on them, and are then taken up again.

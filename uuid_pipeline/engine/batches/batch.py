@@ -13,7 +13,19 @@ from sqlalchemy import Connection
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.batches import aside, deletions, locks, new_references
 from uuid_pipeline.engine.batches.application import written_since
-from uuid_pipeline.engine.batches.locks import BACK, FORWARD, BatchPlan, Direction, Held, held_of, held_tables, map_part
+from uuid_pipeline.engine.batches.departed import hold_departed
+from uuid_pipeline.engine.batches.gone import note_gone, require_gone
+from uuid_pipeline.engine.batches.held import (
+    BACK,
+    FORWARD,
+    BatchPlan,
+    Direction,
+    Held,
+    held_of,
+    held_tables,
+    make_room,
+    map_part,
+)
 from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.merges import emptying, merging, restoring
 from uuid_pipeline.engine.merges.collapse import Collapsed
@@ -98,12 +110,12 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
 
 def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> Collapsed:
     """Lock every row of the batch, level by level, with the id that it is to get; merge what the plan merges."""
-    locks.make_room(connection, store)
+    make_room(connection, store)
     locks.hold_roots(connection, store, plan, direction)
     aside.set_aside(connection, store, plan, direction)
     if direction is BACK:
         for root in store.roots:
-            locks.note_gone(connection, store, root, plan)
+            note_gone(connection, store, root, plan)
     merged = Collapsed()
     merges = direction is FORWARD and merging.wanted(connection, store, plan)
     if merges:
@@ -116,8 +128,8 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
             locks.wait_briefly(connection, plan)
             locks.hold_children(connection, store, entity, plan, direction)
             if direction is BACK:
-                locks.hold_departed(connection, store, entity, plan)
-                locks.note_gone(connection, store, entity, plan)
+                hold_departed(connection, store, entity, plan)
+                note_gone(connection, store, entity, plan)
             aside.forget_departed(connection, store, entity, plan, direction)
             if direction is FORWARD:
                 derive_arrivals(connection, store, entity, plan)
@@ -125,7 +137,7 @@ def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direc
         merging.lead_aliases(connection, store, plan)
     locks.hold_references(connection, store, plan, direction)
     if direction is BACK:
-        locks.require_gone(connection, store)
+        require_gone(connection, store)
     reach("held")
     return merged
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.batches import batch
-from uuid_pipeline.engine.batches.locks import BatchPlan, Direction, Held, held_tables
+from uuid_pipeline.engine.batches.held import BatchPlan, Direction, Held, held_tables
 from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import BatchError

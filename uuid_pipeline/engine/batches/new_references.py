@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.batches.locks import FORWARD, Direction
+from uuid_pipeline.engine.batches.held import FORWARD, Direction
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
 

@@ -12,8 +12,9 @@ from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
 from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.batches.held import BACK, FORWARD, Direction, map_part
 from uuid_pipeline.engine.batches.lanes import Ordinals
-from uuid_pipeline.engine.batches.locks import BACK, FORWARD, SHORT_WAITS, Direction, map_part
+from uuid_pipeline.engine.batches.locks import SHORT_WAITS
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.store import Store
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import derivation, inventory, sql
+from uuid_pipeline.engine import derivation, orphans, sql
 from uuid_pipeline.engine.natural_keys import first_invalid, natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.identity import hasher
@@ -98,7 +98,7 @@ def count(connection: Connection, store: Store, since: datetime | None = None) -
         affected_users=affected if known.owner else None,
         high_impact_users=high if known.owner else None,
         with_children=_with_children(connection, store),
-        orphans=inventory.orphans(connection, store),
+        orphans=orphans.count(connection, store),
         new=counted["new"] if dated else None,
         new_deterministic=counted["new_deterministic"] if dated else None,
         other_roots={root.name: _root(connection, store, root) for root in store.roots if root != store.main},

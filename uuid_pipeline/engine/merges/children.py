@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.batches.locks import held_of
+from uuid_pipeline.engine.batches.held import held_of
 from uuid_pipeline.engine.merges.working_tables import merged
 from uuid_pipeline.engine.natural_keys import first_invalid, part
 from uuid_pipeline.engine.store import Entity, Store

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import fingerprint, ledger, sql
 from uuid_pipeline.engine.batches.application import written_since
-from uuid_pipeline.engine.batches.locks import BatchPlan
+from uuid_pipeline.engine.batches.held import BatchPlan
 from uuid_pipeline.engine.merges import archive, emptying
 from uuid_pipeline.engine.merges.archive import Shelf
 from uuid_pipeline.engine.merges.folding import Fold, folds

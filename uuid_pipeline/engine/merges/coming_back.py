@@ -6,7 +6,8 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.batches.locks import BatchPlan, wait_briefly
+from uuid_pipeline.engine.batches.held import BatchPlan
+from uuid_pipeline.engine.batches.locks import wait_briefly
 from uuid_pipeline.engine.catalog import ForeignKey, Table
 from uuid_pipeline.engine.merges import partial_places
 from uuid_pipeline.engine.merges.archive import Shelf, shelves

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.batches.locks import Held, held_tables, temporary
+from uuid_pipeline.engine.batches.held import Held, held_tables, temporary
 from uuid_pipeline.engine.embedded_ids import GOALS_OF_B, holds_one_of, ids_in, rewritten
 from uuid_pipeline.engine.store import Reference, Store
 

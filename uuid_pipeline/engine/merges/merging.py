@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.batches import locks
-from uuid_pipeline.engine.batches.locks import FORWARD, BatchPlan, held_of, held_tables, map_part
+from uuid_pipeline.engine.batches.held import FORWARD, NOT_ASIDE, BatchPlan, held_of, held_tables, map_part
 from uuid_pipeline.engine.merges import children, guards, settling, working_tables
 from uuid_pipeline.engine.merges.collapse import Collapsed, collapse
 from uuid_pipeline.engine.merges.folding import folds
@@ -30,7 +30,7 @@ def _wanted_statement(store: Store, assessment_no: int) -> sql.Composable:
             """EXISTS (SELECT FROM {map} m WHERE m.ordinal BETWEEN %(first)s AND %(last)s
                        AND (m.role = 'merge' OR m.early) AND {not_aside})""",
             map=map_part(entity.name, assessment_no),
-            not_aside=sql.Text(locks.NOT_ASIDE),
+            not_aside=sql.Text(NOT_ASIDE),
         )
         for entity in store.entities
     ]
@@ -68,7 +68,7 @@ def _note_ordinals(connection: Connection, store: Store, plan: BatchPlan) -> Non
             """INSERT INTO pg_temp.merging SELECT DISTINCT m.ordinal FROM {map} m
                WHERE m.ordinal BETWEEN %(first)s AND %(last)s AND m.role = 'merge' AND {not_aside}""",
             map=map_part(entity.name, plan.assessment_no),
-            not_aside=sql.Text(locks.NOT_ASIDE),
+            not_aside=sql.Text(NOT_ASIDE),
         )
         sql.execute(connection, statement, plan.values)
 
@@ -125,7 +125,7 @@ def _correct_roles(connection: Connection, store: Store, entity: Entity, plan: B
              AND (g.loser IS NOT NULL) <> (o.role = 'merge')""",
         map=map_part(entity.name, plan.assessment_no),
         merged=merged(store, entity.name),
-        not_aside=sql.Text(locks.NOT_ASIDE),
+        not_aside=sql.Text(NOT_ASIDE),
     )
     sql.execute(connection, statement, plan.values)
 

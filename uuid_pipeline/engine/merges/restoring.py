@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import BatchPlan, held_of, map_part
+from uuid_pipeline.engine.batches.held import BatchPlan, held_of, map_part
 from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.merges import coming_back, partial_places, turning_back
 from uuid_pipeline.engine.merges.archive import Shelf, shelf, shelves

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
-from uuid_pipeline.engine.batches.locks import BatchPlan, wait_briefly
+from uuid_pipeline.engine.batches.held import BatchPlan
+from uuid_pipeline.engine.batches.locks import wait_briefly
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
 from uuid_pipeline.engine.embedded_ids import GOALS_OF_B, ids_in, rewritten
 from uuid_pipeline.engine.installed.resolving import CANONICAL_UUID

@@ -7,7 +7,7 @@ by place. ``merging``: the ordinals at which the plan merges. What is turned has
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
-from uuid_pipeline.engine.batches import locks
+from uuid_pipeline.engine.batches.held import temporary
 from uuid_pipeline.engine.merges import emptying
 from uuid_pipeline.engine.merges.folding import folds
 from uuid_pipeline.engine.store import Store
@@ -38,4 +38,4 @@ def make_room(connection: Connection, store: Store) -> None:
 
 def merged(store: Store, entity: str) -> sql.Composable:
     """The temporary table (loser, survivor, ordinal); no survivor means that nothing stands in the row's place."""
-    return locks.temporary(store, f"merged_{entity}")
+    return temporary(store, f"merged_{entity}")

@@ -5,7 +5,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import embedded_ids, inventory, ledger, sql
+from uuid_pipeline.engine import embedded_ids, ledger, orphans, sql
 from uuid_pipeline.engine.batches import application
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.store import Reference, Store
@@ -18,7 +18,7 @@ def no_dangling_reference(connection: Connection, store: Store, wave: ledger.Wav
     """
     counted = {r.name: _count_left_behind(connection, store, r, wave.execution_id, [wave]) for r in store.references}
     left = {name: count for name, count in counted.items() if count}
-    said = inventory.named(connection, store, left)
+    said = orphans.named(connection, store, left)
     return _judged("no_dangling_reference", left, said, len(counted), {})
 
 
@@ -152,7 +152,7 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
     """
     waves = ledger.waves(connection, execution.execution_id)
     maps = sorted({wave.assessment_no for wave in waves})
-    found = inventory.orphans(connection, store)
+    found = orphans.count(connection, store)
     deleted: dict[str, int] = {}
     moved = [wave for wave in waves if wave.status == "moved"]
     for reference in store.references:
@@ -163,7 +163,7 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
             deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
     left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
     counted = {name: n for name, n in deleted.items() if n}
-    return _judged("whole_no_dangling_reference", left, inventory.named(connection, store, left), len(found), counted)
+    return _judged("whole_no_dangling_reference", left, orphans.named(connection, store, left), len(found), counted)
 
 
 def _of_deleted(reference: Reference, store: Store) -> sql.Composable:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
 from uuid_pipeline.engine.batches import application, deletions
-from uuid_pipeline.engine.batches.locks import map_part
+from uuid_pipeline.engine.batches.held import map_part
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.proofs import returned
