@@ -3,6 +3,7 @@
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with
 from uuid_pipeline.cli.session import open_session
+from uuid_pipeline.cli.shown import show_inventory
 
 
 def inventory(as_json: JsonOption = False, spec: SpecOption = None) -> None:
@@ -12,7 +13,7 @@ def inventory(as_json: JsonOption = False, spec: SpecOption = None) -> None:
         with open_session() as session:
             outcome = session.run("inventory")
             if any(check.asset == "document_inventory" for check in outcome.checks):
-                steps.show_inventory(session, answer, outcome)
+                show_inventory(session, answer, outcome)
             answer.section("Gates")
             steps.gates_of(answer, outcome)
             empty = steps.said_empty(session, answer)

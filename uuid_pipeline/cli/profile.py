@@ -7,6 +7,7 @@ import typer
 from uuid_pipeline.cli import steps
 from uuid_pipeline.cli.output import Answer, JsonOption, SpecOption, answer_with, show_table
 from uuid_pipeline.cli.session import Session, open_session
+from uuid_pipeline.cli.shown import show_constraints
 from uuid_pipeline.engine import ledger
 from uuid_pipeline.engine.privacy import redaction
 from uuid_pipeline.operations.runs import Outcome
@@ -55,7 +56,7 @@ def _show(answer: Answer, found: dict[str, Any]) -> None:
         answer.say("", *show_table(title, found[title]))
     for title in ("silenced_triggers", "fired_triggers"):
         answer.say("", *show_table(title.replace("_", " "), _triggers(found[title])))
-    steps.show_constraints(answer, found["constraint_analysis"])
+    show_constraints(answer, found["constraint_analysis"])
     answer.say("", *show_table("what each approach meets", entry_records(found["constraint_analysis"])))
     show_search(found["search"], answer)
     answer.say(*[f"Skipped, optional: {line}" for line in found["skipped"]])

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import control, gates, ledger, sql
+from uuid_pipeline.engine import control, gates, ledger, ledger_rights, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, silencing
 from uuid_pipeline.engine.gates import Scope
@@ -115,7 +115,7 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
     """
     with engine.begin() as asking:
         # Before anything is closed: a role that cannot remove the aliases must not take the way back.
-        ledger.require_owner(asking)
+        ledger_rights.require_owner(asking)
     with leases.held(engine, run_id) as (connection, lease):
         # What a run that died had altered, and no run has put back since.
         silencing.put_back(connection, lease)

@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import derivation, ledger, orphans, quarantine, sql
+from uuid_pipeline.engine import derivation, ledger, ledger_parts, orphans, quarantine, sql
 from uuid_pipeline.engine.connection import copy_in
 from uuid_pipeline.engine.natural_keys import natural_key, part
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
@@ -90,7 +90,7 @@ def take(
 
 
 def _derive(connection: Connection, store: Store, entity: Entity, assessment: int, only: Restriction | None) -> int:
-    part_table = ledger.fresh_part(connection, "inventory", entity, assessment)
+    part_table = ledger_parts.fresh_part(connection, "inventory", entity, assessment)
     kept = _kept(store, entity)
     copy = sql.compose(
         "COPY {part} ({columns}) FROM STDIN WITH (FORMAT binary)",
@@ -102,14 +102,14 @@ def _derive(connection: Connection, store: Store, entity: Entity, assessment: in
     for rows in sql.stream(connection, _source(store, entity, only), {"assessment": assessment}, binary=True):
         copy_in(connection, copy, rows_of(position, rows))
         position += len(rows)
-    ledger.prove_unique(connection, "inventory", entity, assessment, "target_id")
-    ledger.attach_part(connection, "inventory", entity, assessment, ["UNIQUE key"])
+    ledger_parts.prove_unique(connection, "inventory", entity, assessment, "target_id")
+    ledger_parts.attach_part(connection, "inventory", entity, assessment, ["UNIQUE key"])
     return position
 
 
 def may_share_targets(connection: Connection, entity: Entity, assessment: int) -> bool:
     """Whether rows of this entity may have one target id, as those of a cluster do; hardly any store has such."""
-    return not ledger.is_unique(connection, "inventory", entity, assessment, "target_id")
+    return not ledger_parts.is_unique(connection, "inventory", entity, assessment, "target_id")
 
 
 def _source(store: Store, entity: Entity, only: Restriction | None) -> sql.Composable:

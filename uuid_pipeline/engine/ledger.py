@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.ledger_rights import is_owner, keep_ours, require_room, require_unpublished, revoke_unasked
 from uuid_pipeline.engine.store import Entity, Store
 from uuid_pipeline.errors import RefusedError
 
@@ -98,7 +99,7 @@ def create(connection: Connection, store: Store) -> None:
     sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.ledger', 0))")
     ddl = resources.files("uuid_pipeline.engine").joinpath("ledger.sql").read_text()
     if not exists(connection):
-        _require_room(connection)
+        require_room(connection)
         require_unpublished(connection, store)
         connection.exec_driver_sql(ddl)
         revoke_unasked(connection, None)
@@ -116,59 +117,6 @@ def require_version(connection: Connection) -> None:
         raise RefusedError(
             f"The ledger in this store has version {version}; this program writes {VERSION}. "
             + ("Upgrade it." if newer else "Finish with the version that made it, drop the ledger, and plan anew.")
-        )
-
-
-def _require_room(connection: Connection) -> None:
-    """What else stands in a schema of our name would be dropped with the ledger in the end."""
-    others = "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('uuid_pipeline') ORDER BY 1 LIMIT 4"
-    found = [row.relname for row in sql.rows(connection, others)]
-    if found:
-        raise RefusedError(
-            f"The store has a schema uuid_pipeline that is no ledger; it holds {', '.join(found[:3])}"
-            f"{' and more' if len(found) > 3 else ''}. The ledger needs that name for itself: "
-            "ALTER SCHEMA uuid_pipeline RENAME TO another name."
-        )
-
-
-# Only what decodes by publications stops at a table that it does not know; other plugins pass on what they are asked.
-_PUBLISHES_EVERYTHING = """
-SELECT quote_ident(p.pubname) AS name, p.pubname,
-       string_agg(quote_ident(s.slot_name), ', ' ORDER BY s.slot_name) AS slots
-FROM pg_publication p, pg_replication_slots s
-WHERE p.puballtables AND p.pubname <> ALL(%(allowed)s) AND s.database = current_database() AND s.plugin = 'pgoutput'
-GROUP BY p.pubname ORDER BY 1
-"""
-
-
-def require_unpublished(connection: Connection, store: Store) -> None:
-    """Raise RefusedError where a subscriber may get our tables, which each plan makes some of.
-
-    One that lacks a published table stops there, and gets nothing any more that comes after it.
-    """
-    allowed = store.spec.ledger_in_publications
-    for row in sql.rows(connection, _PUBLISHES_EVERYTHING, {"allowed": allowed}):
-        raise RefusedError(
-            f"Publication {row.name} is FOR ALL TABLES, those of the ledger too (schema {SCHEMA}), and this database "
-            f"has slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no such tables "
-            "would stop there for good. Publish the application's schemas instead: "
-            f"BEGIN; DROP PUBLICATION {row.name}; CREATE PUBLICATION {row.name} FOR TABLES IN SCHEMA … (14: FOR TABLE "
-            "…); COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where what reads it takes no "
-            f"harm, say so in the spec: ledger_in_publications: [{row.pubname}]"
-        )
-
-
-def is_owner(connection: Connection) -> bool:
-    """Whether this role owns the ledger: only such a one assesses, plans, approves and migrates."""
-    owns = "SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'uuid_pipeline'"
-    return bool(sql.scalar(connection, owns))
-
-
-def require_owner(connection: Connection) -> None:
-    """Raise RefusedError for a role that may roll back only."""
-    if not is_owner(connection):
-        raise RefusedError(
-            "Refused: this role does not own the ledger, and may roll back only. Connect as the migrator."
         )
 
 
@@ -232,10 +180,6 @@ def inventory_table(entity: Entity) -> sql.Composable:
     return sql.table(SCHEMA, f"inventory_{entity.name}")
 
 
-def _part(kind: str, entity: Entity, assessment: int) -> sql.Composable:
-    return sql.table(SCHEMA, f"{kind}_{entity.name}_{assessment}")
-
-
 def require_unapproved(connection: Connection, assessment: int) -> None:
     """Raise RefusedError when an execution hangs on this assessment: its map is what a rollback needs."""
     # Keeps an approval from coming between this look and the write: it writes this row, and in REPEATABLE READ one
@@ -267,127 +211,6 @@ def keep_unchanged(connection: Connection, plan_id: str) -> None:
            WHERE assessment_no IN (SELECT assessment_no FROM uuid_pipeline.plans WHERE plan_id = %(id)s)""",
         {"id": plan_id},
     )
-
-
-def fresh_part(connection: Connection, kind: str, entity: Entity, assessment: int) -> sql.Composable:
-    """An empty table for one assessment's rows, to be filled and then attached with :func:`attach_part`."""
-    require_unapproved(connection, assessment)
-    part = _part(kind, entity, assessment)
-    parent = sql.table(SCHEMA, f"{kind}_{entity.name}")
-    sql.execute(connection, sql.compose("DROP TABLE IF EXISTS {part}", part=part))
-    like = sql.compose("CREATE TABLE {part} (LIKE {parent} INCLUDING DEFAULTS)", part=part, parent=parent)
-    sql.execute(connection, like)
-    number = sql.compose(
-        "ALTER TABLE {part} ALTER assessment_no SET DEFAULT {number}", part=part, number=sql.literal(assessment)
-    )
-    sql.execute(connection, number)
-    keep_ours(connection, part)
-    return part
-
-
-# Who got rights on new tables by nobody's word but a default privilege for every schema; one for ours alone was meant
-# (deploy/roles.sql).
-_GIVEN_UNASKED = """
-SELECT DISTINCT c.relname AS name, a.grantee = 0 AS everybody, pg_get_userbyid(a.grantee) AS role
-FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
-WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND a.grantee <> c.relowner
-  AND (c.oid = to_regclass(%(table)s::text) OR %(table)s::text IS NULL)
-  AND NOT EXISTS (SELECT FROM pg_default_acl d CROSS JOIN aclexplode(d.defaclacl) g
-                  WHERE d.defaclnamespace = c.relnamespace AND d.defaclobjtype = 'r' AND g.grantee = a.grantee)
-"""
-
-
-def keep_ours(connection: Connection, table: sql.Composable) -> None:
-    """Let a new table be nobody's else, and be published where every table is.
-
-    A publication FOR ALL TABLES refuses to let rows of one be changed that has neither primary key nor this identity.
-    """
-    sql.execute(connection, sql.compose("ALTER TABLE {table} REPLICA IDENTITY FULL", table=table))
-    revoke_unasked(connection, sql.shown(table))
-
-
-def revoke_unasked(connection: Connection, table: str | None) -> None:
-    """Of one table, or of all that there are, while all are new."""
-    for given in sql.rows(connection, _GIVEN_UNASKED, {"table": table}):
-        role = sql.Text("PUBLIC") if given.everybody else sql.name(given.role)
-        revoke = sql.compose("REVOKE ALL ON {table} FROM {role}", table=sql.table(SCHEMA, given.name), role=role)
-        sql.execute(connection, revoke)
-
-
-def attach_part(connection: Connection, kind: str, entity: Entity, assessment: int, indexes: list[str]) -> None:
-    """Index a filled part (after loading: one sort instead of a look-up a row) and make it visible."""
-    part = _part(kind, entity, assessment)
-    for columns in indexes:
-        unique, _, names = columns.rpartition(" ")
-        statement = sql.compose(
-            "CREATE {unique} INDEX ON {part} ({columns})",
-            unique=sql.Text("UNIQUE" if unique else ""),
-            part=part,
-            columns=sql.join(", ", [sql.name(name) for name in names.split(",")]),
-        )
-        sql.execute(connection, statement)
-    parent = sql.table(SCHEMA, f"{kind}_{entity.name}")
-    # Of ids hardly two of which are the same, a third of the usual sample tells the planner as much.
-    sql.execute(connection, "SELECT set_config('default_statistics_target', '30', true)")
-    sql.execute(connection, sql.compose("ANALYZE {part}", part=part))
-    sql.execute(
-        connection,
-        sql.compose(
-            "ALTER TABLE {parent} ATTACH PARTITION {part} FOR VALUES IN ({number})",
-            parent=parent,
-            part=part,
-            number=sql.literal(assessment),
-        ),
-    )
-    _analyze_joined(connection, kind, entity, assessment)
-
-
-# Whether no two rows of a part share a value, by an index of that one column that the server has found unique.
-_UNIQUE = """
-SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-               WHERE i.indrelid = to_regclass(%(part)s) AND i.indisunique AND i.indnkeyatts = 1
-                 AND a.attname = %(column)s)
-"""
-
-
-def prove_unique(connection: Connection, kind: str, entity: Entity, assessment: int, column: str) -> None:
-    """Index a filled part by this column if no two rows share a value, else leave it as it is.
-
-    One sort, where each question for shared values would group all rows again.
-    """
-    body = sql.compose(
-        # Refused inside a block, so that it is no error in the server's log.
-        "BEGIN CREATE UNIQUE INDEX ON {part} ({column}); EXCEPTION WHEN unique_violation THEN NULL; END",
-        part=_part(kind, entity, assessment),
-        column=sql.name(column),
-    )
-    sql.execute(connection, sql.compose("DO {body}", body=sql.literal(sql.shown(body))))
-
-
-def is_unique(connection: Connection, kind: str, entity: Entity, assessment: int, column: str) -> bool:
-    """Whether :func:`prove_unique` has found no two rows of this part with one value; False where nobody asked."""
-    part = _part(kind, entity, assessment).as_string(None)
-    return bool(sql.scalar(connection, _UNIQUE, {"part": part, "column": column}))
-
-
-# What statements over a whole kind join by.
-_JOINED = {"inventory": ("key", "parent_key", "target_id"), "id_map": ("ordinal", "old_id", "new_id")}
-# Never analyzed, a parent counts -1 rows. A small part, as a sweep's, changes nothing that planning asks for.
-_WEIGHTY = """
-SELECT part.reltuples * 10 >= parent.reltuples FROM pg_class part, pg_class parent
-WHERE part.oid = %(part)s::regclass AND parent.oid = %(parent)s::regclass
-"""
-
-
-def _analyze_joined(connection: Connection, kind: str, entity: Entity, assessment: int) -> None:
-    """A statement that names the parent is planned by the parent's statistics, not by those of the one part it reads.
-
-    Without any, each join is taken for 150 times what it is, and done by nested loops.
-    """
-    part, parent = _part(kind, entity, assessment), sql.table(SCHEMA, f"{kind}_{entity.name}")
-    if sql.scalar(connection, _WEIGHTY, {"part": part.as_string(None), "parent": parent.as_string(None)}):
-        columns = sql.join(", ", [sql.name(column) for column in _JOINED[kind]])
-        sql.execute(connection, sql.compose("ANALYZE {parent} ({columns})", parent=parent, columns=columns))
 
 
 def begin_assessment(

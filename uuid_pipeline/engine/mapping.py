@@ -5,7 +5,7 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import early, inventory, ledger, sql
+from uuid_pipeline.engine import early, inventory, ledger, ledger_parts, sql
 from uuid_pipeline.engine.installed import functions
 from uuid_pipeline.engine.plans.approach import WAVE_KINDS
 from uuid_pipeline.engine.priorities import PRIORITY, complete_statuses
@@ -97,7 +97,7 @@ def survivor_order(entity: Entity) -> sql.Composable:
 def _build_root(
     connection: Connection, store: Store, root: Entity, assessment: int, first: int, kinds: Sequence[str]
 ) -> int:
-    part = ledger.fresh_part(connection, "id_map", root, assessment)
+    part = ledger_parts.fresh_part(connection, "id_map", root, assessment)
     waves = store.spec.waves
     # Where no two rows share a target id, each is a cluster of its own, and nothing need be sorted to see it.
     clusters = inventory.may_share_targets(connection, root, assessment)
@@ -167,7 +167,7 @@ def _due_below(store: Store, entity: Entity) -> dict[str, sql.Composable]:
 
 def _build_child(connection: Connection, store: Store, entity: Entity, assessment: int) -> None:
     """Rows below the mapped parents. Which of several with one target id stays is the batch's to decide."""
-    part = ledger.fresh_part(connection, "id_map", entity, assessment)
+    part = ledger_parts.fresh_part(connection, "id_map", entity, assessment)
     sql.execute(
         connection,
         sql.compose(
@@ -198,7 +198,7 @@ def _build_child(connection: Connection, store: Store, entity: Entity, assessmen
 
 
 def _attach(connection: Connection, entity: Entity, assessment: int) -> None:
-    ledger.attach_part(connection, "id_map", entity, assessment, ["UNIQUE old_id", "new_id", "ordinal"])
+    ledger_parts.attach_part(connection, "id_map", entity, assessment, ["UNIQUE old_id", "new_id", "ordinal"])
 
 
 def moves(connection: Connection, store: Store, assessment: int) -> dict[str, int]:

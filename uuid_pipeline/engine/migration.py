@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import catalog as catalogs
-from uuid_pipeline.engine import control, early, fingerprint, gates, ledger, places, planning, sql, sweep
+from uuid_pipeline.engine import control, early, fingerprint, gates, ledger, ledger_rights, places, planning, sql, sweep
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.triggers import Tier
@@ -99,7 +99,7 @@ def _admit(connection: Connection, store: Store, wave_name: str, tier: Tier) -> 
     """Ask the ledger whether this wave may write now; the first one records the store as it was before."""
     wave = ledger.wave(connection, wave_name)
     execution = ledger.execution(connection, wave.execution_id)
-    ledger.require_owner(connection)
+    ledger_rights.require_owner(connection)
     if execution.status == "completed" and wave.status in ("moved", "unneeded"):
         return wave
     if execution.status not in ("approved", "running"):

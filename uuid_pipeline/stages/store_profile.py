@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from uuid_pipeline.engine import catalog, ledger, profile
+from uuid_pipeline.engine import catalog, ledger, ledger_rights, profile
 from uuid_pipeline.engine.proofs import id_map
 from uuid_pipeline.engine.soft_references import references
 from uuid_pipeline.engine.trials import analysis
@@ -29,7 +29,7 @@ def store_profile(
 ) -> dg.MaterializeResult[None]:
     with store.open() as (engine, bound):
         with engine.begin() as connection:
-            ledger.require_unpublished(connection, bound)
+            ledger_rights.require_unpublished(connection, bound)
             earlier = ledger.earlier_of(connection, "constraint_analysis")
         run = context.run.run_id if config.try_on_store else None
         with open_workshop() as workshop:

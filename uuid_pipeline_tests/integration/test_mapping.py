@@ -6,7 +6,7 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.engine import inventory, ledger
+from uuid_pipeline.engine import inventory, ledger_parts
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.proofs import id_map, second_opinion
 from uuid_pipeline.spec import Spec, load_spec, parse_spec
@@ -123,7 +123,7 @@ def test_clusters_are_asked_for_where_rows_share_a_target_id(twins: Engine) -> N
 def test_an_assessment_of_which_nobody_asked_may_share_target_ids(incident: Engine) -> None:
     assessed = cycle.assess(incident, SPEC)
     with incident.begin() as connection:
-        assert not ledger.is_unique(connection, "inventory", assessed.store.main, assessed.number, "natural_key")
+        assert not ledger_parts.is_unique(connection, "inventory", assessed.store.main, assessed.number, "natural_key")
         assert inventory.may_share_targets(connection, assessed.store.main, assessed.number + 1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, ledger_rights, sql
 from uuid_pipeline.engine.ledger import SCHEMA
 
 # Names mean the server's own objects, whoever calls and whatever search_path the caller has set.
@@ -67,7 +67,7 @@ def put(connection: Connection, wanted: Definition) -> None:
     new_view = wanted.arguments is None and not ledger.is_table(connection, wanted.signature)
     sql.execute(connection, wanted.statement)
     if new_view:
-        ledger.revoke_unasked(connection, sql.shown(wanted.signature))
+        ledger_rights.revoke_unasked(connection, sql.shown(wanted.signature))
     kind = sql.Text("FUNCTION" if wanted.arguments is not None else "TABLE")
     revoke = sql.compose("REVOKE ALL ON {kind} {object} FROM PUBLIC", kind=kind, object=wanted.signature)
     sql.execute(connection, revoke)

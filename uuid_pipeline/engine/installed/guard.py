@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine import ledger, ledger_rights, sql
 from uuid_pipeline.engine.altered.silencing import CONDITION
 from uuid_pipeline.engine.installed import aliases, functions
 from uuid_pipeline.engine.installed import guard_functions as texts
@@ -188,7 +188,7 @@ def _create_map(connection: Connection, entity: Entity) -> None:
     like = "CREATE TABLE IF NOT EXISTS {table} (LIKE {map} INCLUDING DEFAULTS, UNIQUE (old_id))"
     sql.execute(connection, sql.compose(like, table=table, map=ledger.map_table(entity)))
     if new:
-        ledger.keep_ours(connection, table)
+        ledger_rights.keep_ours(connection, table)
     index = "CREATE INDEX IF NOT EXISTS {name} ON {table} (new_id)"
     sql.execute(connection, sql.compose(index, name=sql.name(f"{GUARDED}new_{entity.name}"), table=table))
 

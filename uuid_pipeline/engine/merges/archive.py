@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
-from uuid_pipeline.engine import fingerprint, ledger, places, sql
+from uuid_pipeline.engine import fingerprint, ledger, ledger_rights, places, sql
 from uuid_pipeline.engine.catalog import Column, Table
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError
@@ -89,7 +89,7 @@ def make_shelf(connection: Connection, kept: Shelf) -> None:
     )
     sql.execute(connection, statement)
     sql.execute(connection, sql.compose("CREATE INDEX ON {archive} (uuid_pipeline_ordinal)", archive=kept.relation))
-    ledger.keep_ours(connection, kept.relation)
+    ledger_rights.keep_ours(connection, kept.relation)
     _note(connection, kept, places.read(connection, [kept.table.oid]))
 
 
