@@ -38,8 +38,8 @@ def require_unpublished(connection: Connection, store: Store) -> None:
     for row in sql.rows(connection, _PUBLISHES_EVERYTHING, {"allowed": allowed}):
         raise RefusedError(
             f"Publication {row.name} is FOR ALL TABLES, those of the ledger too (schema uuid_pipeline), and this "
-            f"database has slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no such "
-            "tables would stop there for good. Publish the application's schemas instead: "
+            f"database has slots that may stream them (pg_replication_slots: {row.slots}). A subscriber that has no "
+            "such tables would stop there for good. Publish the application's schemas instead: "
             f"BEGIN; DROP PUBLICATION {row.name}; CREATE PUBLICATION {row.name} FOR TABLES IN SCHEMA … (14: FOR TABLE "
             "…); COMMIT; and on each subscriber ALTER SUBSCRIPTION … REFRESH PUBLICATION. Where what reads it takes no "
             f"harm, say so in the spec: ledger_in_publications: [{row.pubname}]"
