@@ -9,9 +9,8 @@ from uuid_pipeline.engine import control, gates, ledger, ledger_rights, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, silencing
 from uuid_pipeline.engine.gates import Scope
-from uuid_pipeline.engine.installed import aliases, guard
+from uuid_pipeline.engine.installed import aliases, dependents, guard
 from uuid_pipeline.engine.installed.aliases import AliasUse
-from uuid_pipeline.engine.installed.resolving import GUARD
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
@@ -20,8 +19,7 @@ from uuid_pipeline.errors import RefusedError
 def consequences(connection: Connection) -> list[str]:
     """What finalizing makes impossible, a sentence each; empty when there is nothing to finalize."""
     ending = _ending(connection)
-    of_guard = GUARD in ledger.assessments_in_force(connection)
-    if not ending and (of_guard or not aliases.installed(connection)):
+    if not ending and not aliases.serve_others(connection, ledger.assessments_in_force(connection)):
         return []
     said = [
         f"execution {e.execution_id} ({e.status}) can then no longer be rolled back"
@@ -36,9 +34,9 @@ def _ending(connection: Connection) -> list[ledger.Execution]:
 
 
 def is_half_done(connection: Connection, executions: Sequence[ledger.Execution]) -> bool:
-    """Whether every execution is finalized, and the aliases stand that no guard needs."""
+    """Whether every execution is finalized, and aliases stand that nothing needs any more."""
     final = bool(executions) and all(e.status == "finalized" for e in executions)
-    return final and GUARD not in ledger.assessments_in_force(connection)
+    return final and aliases.serve_others(connection, ledger.assessments_in_force(connection))
 
 
 def require_closed(connection: Connection) -> None:
@@ -93,8 +91,13 @@ def require_green(connection: Connection) -> None:
 
 
 def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
-    """The use of every alias; raises RefusedError while an execution is open or an old id was used lately."""
+    """The use of every alias.
+
+    Raises RefusedError while an execution is open, while the application has something that is made with what would be
+    dropped, and while an old id was used lately.
+    """
     require_closed(connection)
+    dependents.require_none(connection)
     used = aliases.uses(connection)
     since = datetime.now(UTC) - timedelta(hours=store.spec.aliases.quiet_hours)
     lately = [use for use in used if use.last_used is not None and use.last_used > since]
@@ -129,10 +132,11 @@ def finalize(engine: Engine, store: Store, run_id: str) -> list[str]:
                 ledger.change_status(connection, execution_id, "finalized")
             in_force = ledger.assessments_in_force(connection)
         reach("finalized")
-        aliases.remove(engine)
         if in_force:
             # A guard that rewrites ids needs them to resolve for as long as it stands.
-            aliases.install(engine, store, in_force)
+            aliases.replace(engine, lease, store, in_force)
+        else:
+            aliases.remove(engine, lease)
     return ending
 
 
@@ -149,6 +153,7 @@ def drop_ledger(engine: Engine, run_id: str) -> bool:
             with connection.begin():
                 leases.hold(connection, lease)
                 _require_done(connection)
+                dependents.require_none(connection)
                 sql.execute(connection, "SET LOCAL client_min_messages = error")
                 sql.execute(connection, "DROP SCHEMA uuid_pipeline CASCADE")
         except RefusedError:

@@ -47,7 +47,7 @@ def run_wave(engine: Engine, store: Store, wave_name: str, run_id: str, report: 
             return Tally(wave, report).run(writing.lease.dead_run)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
-        aliases.install(engine, store, assessments)
+        aliases.install(engine, writing.lease, store, assessments)
         reach("aliased")
         tally = Tally(wave, report)
         rebuilding.drop(writing.connection, writing.lease, _indexes_to_drop(writing, store, wave), tally.say)

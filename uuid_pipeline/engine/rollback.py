@@ -129,7 +129,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
             assessments = ledger.assessments_in_force(writing.connection)
         _prepare_ways_back(writing, stores, waves)
         if waves:
-            aliases.install(engine, store, assessments)
+            aliases.install(engine, writing.lease, store, assessments)
         _open(writing.connection, waves, writing.lease)
         reach("turned")
         _drop_indexes(writing, stores, waves, report)

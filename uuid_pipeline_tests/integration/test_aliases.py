@@ -117,7 +117,13 @@ def migrate(engine: Engine) -> None:
 
 
 def install(engine: Engine, *assessments: int) -> None:
-    aliases.install(engine, cycle.bound_store(engine, WIDE), assessments)
+    with leases.held(engine, "install") as (_, lease):
+        aliases.install(engine, lease, cycle.bound_store(engine, WIDE), assessments)
+
+
+def remove(engine: Engine) -> None:
+    with leases.held(engine, "remove") as (_, lease):
+        aliases.remove(engine, lease)
 
 
 @pytest.fixture
@@ -490,7 +496,7 @@ def test_a_role_without_ownership_installs_and_removes_and_the_applications_sche
         assert aliases.installed(connection) == tables
     old = str(rows["documents"][0]["document_id"])
     assert cycle.run_sql(fresh, JOB, document=old) == [(cycle.targets(rows)[old],)]
-    aliases.remove(engine)
+    remove(engine)
 
     assert cycle.catalog_of(fresh) == before
     left = "SELECT proname::text FROM pg_proc WHERE pronamespace = 'uuid_pipeline'::regnamespace ORDER BY 1"
@@ -502,7 +508,7 @@ def test_a_role_without_ownership_installs_and_removes_and_the_applications_sche
     assert cycle.run_sql(fresh, left) == []
     usage = "SELECT has_schema_privilege('authenticated', 'uuid_pipeline', 'USAGE')"
     assert cycle.run_sql(fresh, usage) == [(False,)]
-    aliases.remove(engine)
+    remove(engine)
     engine.dispose()
 
 
@@ -536,8 +542,8 @@ def test_installing_and_removing_wait_in_short_tries_for_a_long_transaction_or_n
     with cycle.session(store.engine) as reader:
         reader.execute("SELECT FROM upload_pipeline.upload_jobs")
         with pytest.raises(RefusedError, match=rf"lock on .*upload_jobs.* Held by: pid {reader.info.backend_pid} "):
-            aliases.remove(store.engine)
-    aliases.remove(store.engine)
+            remove(store.engine)
+    remove(store.engine)
 
     with cycle.session(store.engine) as writer, cycle.session(store.engine) as reader:
         reader.execute("SELECT FROM upload_pipeline.upload_jobs")
@@ -622,7 +628,8 @@ def test_text_keys_of_any_spelling_and_references_to_the_own_table_are_translate
     spec = parse_spec(LIBRARY_SPEC, "library")
     execution = cycle.approve(empty_store, spec, cycle.assess_and_plan(empty_store, spec).plan_id)
     wide = cycle.bound_store(empty_store, parse_spec(LIBRARY_SPEC + LIBRARY_REFERENCES, "library"))
-    aliases.install(empty_store, wide, [execution.assessment_no])
+    with leases.held(empty_store, "install") as (_, lease):
+        aliases.install(empty_store, lease, wide, [execution.assessment_no])
     cycle.migrate_all(empty_store, spec, execution)
 
     old, new = 'p/1 "é"', str(uuid.uuid5(cycle.NAMESPACE, "a"))
@@ -638,7 +645,7 @@ def test_text_keys_of_any_spelling_and_references_to_the_own_table_are_translate
     names = ['"Lib 100%"."Papers"', '"Lib 100%".pages', '"Lib 100%".shelves']
     with empty_store.begin() as reader:
         assert aliases.installed(reader) == names
-    aliases.remove(empty_store)
+    remove(empty_store)
 
 
 def test_an_id_of_before_follows_its_row_though_another_has_the_id_that_it_had_in_between(incident: Engine) -> None:

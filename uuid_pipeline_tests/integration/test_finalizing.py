@@ -1,5 +1,6 @@
 """The end: refused while old ids are in use; then the aliases go, and the ledger, without a trace."""
 
+import re
 from typing import Any
 
 import pytest
@@ -127,6 +128,54 @@ def test_an_open_execution_or_another_writer_is_refused_by_name(store: Engine, o
 
     assert len(cycle.alias_triggers(store)) == 5
     assert finalize(store, AT_ONCE) == [execution.execution_id]
+
+
+# By table or view of the application, what it may make with what docs/aliases.md offers to readers.
+BUILT_UPON_IT = {
+    "view upload_pipeline.by_old_id": """
+        CREATE VIEW upload_pipeline.by_old_id AS SELECT job_id, uuid_pipeline.resolve_document(document_id) AS now
+        FROM upload_pipeline.upload_jobs""",
+    "view upload_pipeline.ids": "CREATE VIEW upload_pipeline.ids AS SELECT * FROM uuid_pipeline.alias_document",
+    "policy resolved on table upload_pipeline.upload_jobs": """
+        CREATE POLICY resolved ON upload_pipeline.upload_jobs AS RESTRICTIVE FOR SELECT
+        USING (uuid_pipeline.resolve_document(document_id) = document_id)""",
+    "constraint resolved on table upload_pipeline.events": """
+        ALTER TABLE upload_pipeline.events ADD CONSTRAINT resolved
+        CHECK (uuid_pipeline.resolve_document(event_id) IS NOT NULL) NOT VALID""",
+    "index by_resolved": """
+        CREATE FUNCTION upload_pipeline.resolved(uuid) RETURNS uuid LANGUAGE sql IMMUTABLE
+        BEGIN ATOMIC SELECT uuid_pipeline.resolve_document($1); END;
+        CREATE INDEX by_resolved ON upload_pipeline.upload_jobs (upload_pipeline.resolved(document_id))""",
+}
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize("named", BUILT_UPON_IT)
+def test_what_the_application_made_with_our_functions_or_views_keeps_the_way_back_and_is_named(
+    store: Engine, named: str, objects_before: list[tuple[Any, ...]]
+) -> None:
+    execution = cycle.newest_execution(store)
+    cycle.run_sql(store, BUILT_UPON_IT[named])
+    objects = everything(store)
+    # Of an index over such a function the function is what would be lost.
+    said = "function upload_pipeline.resolved(uuid)" if named.startswith("index") else named
+    with pytest.raises(RefusedError, match=f"made with what uuid-pipeline would drop: .*{re.escape(said)}"):
+        finalize(store, AT_ONCE)
+    assert status(store, execution) == "completed"
+    assert everything(store) == objects
+
+    kind, name, *rest = named.split(" ", 2)
+    drop = f"DROP {kind} {name}" if not rest else f"ALTER TABLE {rest[0].split()[-1]} DROP CONSTRAINT {name}"
+    drop = f"DROP POLICY {name} {rest[0].replace('table ', '')}" if kind == "policy" else drop
+    cycle.run_sql(store, "DROP FUNCTION upload_pipeline.resolved CASCADE" if kind == "index" else drop)
+    finalize(store, AT_ONCE)
+    # Of what the ledger keeps until the end: a view of the application over an id map.
+    cycle.run_sql(store, "CREATE VIEW upload_pipeline.maps AS SELECT * FROM uuid_pipeline.id_map_document")
+    with pytest.raises(RefusedError, match=r"would drop: .*view upload_pipeline\.maps"):
+        finalizing.drop_ledger(store, cycle.RUN)
+    cycle.run_sql(store, "DROP VIEW upload_pipeline.maps")
+    assert finalizing.drop_ledger(store, cycle.RUN)
+    assert cycle.catalog_of(store) == objects_before
 
 
 @pytest.mark.begins("migrated")

@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import threading
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from psycopg import errors
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo import installation
-from uuid_pipeline.engine import catalog, finalizing, ledger
+from uuid_pipeline.engine import catalog, finalizing, ledger, sync_points
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.installed import functions, guard, guard_functions
 from uuid_pipeline.engine.installed.guard import Guarded
@@ -581,3 +582,53 @@ def test_the_tables_owner_needs_no_other_right(store: Engine, incident_url: str,
     assert remove(owner) == ["chunk", "document"]
     assert cycle.alias_triggers(store) == []
     owner.dispose()
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize("dies_at", [None, "finalized", "aliasing"])
+def test_while_the_aliases_of_a_migration_are_finalized_the_ids_that_it_rewrites_resolve(
+    store: Engine, other: Engine, before: cycle.Rows, dies_at: str | None
+) -> None:
+    """And what a finalize that died has left the next one takes away."""
+    # Of documents alone: with the migration also the aliases of chunks, which no guard needs, must go.
+    install(store, "rewrite", "document")
+    resolved = list[bool]()
+
+    def write() -> None:
+        made = upload(f"upload {len(resolved)}")
+        with cycle.session(other) as app:
+            put(app, made)
+            app.execute(JOB, {"id": made.id})
+        resolved.append(stored(other, made.sha) == [made.target])
+
+    def die() -> None:
+        write()
+        raise KeyboardInterrupt
+
+    for point in ("finalized", "aliasing"):
+        sync_points.on(point, die if point == dies_at else write)
+    try:
+        with pytest.raises(KeyboardInterrupt) if dies_at else nullcontext():
+            finalizing.finalize(store, cycle.bound_store(store, AT_ONCE), cycle.RUN)
+    finally:
+        sync_points.clear()
+    if dies_at:
+        with store.begin() as connection:
+            assert finalizing.consequences(connection) != []
+            assert finalizing.is_half_done(connection, ledger.executions(connection))
+        finalizing.finalize(store, cycle.bound_store(store, AT_ONCE), cycle.RUN)
+    write()
+
+    assert len(resolved) > 1
+    assert all(resolved)
+    with store.begin() as connection:
+        assert finalizing.consequences(connection) == []
+    [old] = [str(row["document_id"]) for row in before["documents"][:1]]
+    with cycle.session(other) as app, pytest.raises(errors.ForeignKeyViolation):
+        app.execute(JOB, {"id": old})
+    left = "SELECT proname::text FROM pg_proc WHERE pronamespace = 'uuid_pipeline'::regnamespace AND proname ~ 'chunk$'"
+    assert not [row for row in cycle.run_sql(store, left) if "alias_on" not in row[0] and "guard" not in row[0]]
+    remove(store)
+    with store.begin() as connection:
+        assert finalizing.consequences(connection) == []
+    assert finalizing.drop_ledger(store, cycle.RUN)

@@ -146,9 +146,9 @@ def put_back(engine: Engine, store: Store, run_id: str) -> list[str]:
         in_force = ledger.assessments_in_force(connection)
         dropped = aliases.missing(connection, moved, in_force) if moved is not None else []
     if left or dropped:
-        with writer(engine, store, run_id):  # it puts back by itself what was altered
+        with writer(engine, store, run_id) as writing:  # it puts back by itself what was altered
             if moved is not None and dropped:
-                aliases.install(engine, moved, in_force)
+                aliases.install(engine, writing.lease, moved, in_force)
     return left + [f"alias trigger of {table}" for table in dropped]
 
 

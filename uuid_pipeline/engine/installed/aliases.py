@@ -1,14 +1,16 @@
 """Aliases: stale ids that the application writes or asks for are taken for the ids that their rows have now."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from sqlalchemy import Connection, Engine
 
+from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import patience, sql
 from uuid_pipeline.engine.installed import functions, resolving
+from uuid_pipeline.engine.lease import Lease
 from uuid_pipeline.engine.ledger import SCHEMA
 from uuid_pipeline.engine.store import Entity, MovedTable, Store
 from uuid_pipeline.engine.sync_points import reach
@@ -34,19 +36,18 @@ def create_functions(connection: Connection) -> None:
     functions.put_embedded(connection)
 
 
-def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
+def install(engine: Engine, lease: Lease, store: Store, assessments: Sequence[int]) -> None:
     """Let stale ids of these assessments' id maps resolve, in every table of the store that holds ids.
 
     What stands as wanted is not touched. Where the id maps are others than before, each trigger is replaced too: that
     waits for the statements that began with the functions of before, and would go on with them (a COPY, say). Raises
-    RefusedError when a table is not to be had for PATIENCE_SECONDS, naming who holds it; what was installed before
-    stays, and a repetition goes on from there.
+    RefusedError when a table is not to be had for PATIENCE_SECONDS, naming who holds it, or when the lease is lost;
+    what was installed before stays, and a repetition goes on from there.
     """
     with engine.begin() as connection:
         parts = {entity.name: _parts(connection, entity, assessments) for entity in store.entities}
     entities = [entity for entity in store.entities if parts[entity.name]]
-    wanted = [resolving.in_force()]
-    wanted += [found for entity in entities for found in resolving.of_entity(entity, parts[entity.name])]
+    wanted = _wanted(entities, parts)
     views = [sql.shown(sql.table(SCHEMA, found.name)) for found in wanted if found.arguments is None]
 
     def in_ledger(connection: Connection) -> None:
@@ -58,11 +59,19 @@ def install(engine: Engine, store: Store, assessments: Sequence[int]) -> None:
         for entity in entities:
             _open_to_readers(connection, entity)
 
-    patiently(engine, views, in_ledger, "ACCESS EXCLUSIVE")
+    patiently(engine, lease, views, in_ledger, "ACCESS EXCLUSIVE")
     maps = ",".join(map(str, sorted({number for numbers in parts.values() for number in numbers})))
     for moved in store.tables:
-        _install_on(engine, store, moved, entities, maps)
+        _install_on(engine, lease, store, moved, entities, maps)
         reach("aliasing")
+
+
+def _wanted(entities: Sequence[Entity], parts: Mapping[str, Sequence[int]]) -> list[functions.Definition]:
+    """What has to stand beside the triggers and their functions."""
+    return [
+        resolving.in_force(),
+        *[found for entity in entities for found in resolving.of_entity(entity, parts[entity.name])],
+    ]
 
 
 def missing(connection: Connection, store: Store, assessments: Sequence[int]) -> list[str]:
@@ -141,7 +150,9 @@ def _open_to_readers(connection: Connection, entity: Entity) -> None:
             sql.execute(connection, grant)
 
 
-def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Sequence[Entity], maps: str) -> None:
+def _install_on(
+    engine: Engine, lease: Lease, store: Store, moved: MovedTable, entities: Sequence[Entity], maps: str
+) -> None:
     wanted = resolving.on_table(store, moved, entities)
     if wanted is None:
         return
@@ -153,7 +164,7 @@ def _install_on(engine: Engine, store: Store, moved: MovedTable, entities: Seque
             sql.execute(connection, _trigger(moved, wanted, columns, maps))
 
     where = sql.shown(sql.table(moved.table.schema, moved.table.name))
-    patiently(engine, [where], in_table, "SHARE ROW EXCLUSIVE")
+    patiently(engine, lease, [where], in_table, "SHARE ROW EXCLUSIVE")
 
 
 def _trigger(moved: MovedTable, wanted: functions.Definition, columns: Sequence[str], maps: str) -> sql.Composable:
@@ -212,6 +223,22 @@ def installed(connection: Connection) -> list[str]:
     return sorted(row.name for row in sql.rows(connection, _INSTALLED) if row.name is not None)
 
 
+# Which id maps a trigger was made for is its argument: text that ends in a zero byte.
+_SERVES_OTHERS = r"""
+SELECT EXISTS (
+    SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+    CROSS JOIN LATERAL (
+        SELECT convert_from(substring(g.tgargs FOR greatest(octet_length(g.tgargs) - 1, 0)), 'UTF8')) a (maps)
+    WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname LIKE 'alias\_on\_%%'
+      AND NOT string_to_array(a.maps, ',') <@ %(maps)s::text[])
+"""
+
+
+def serve_others(connection: Connection, assessments: Sequence[int]) -> bool:
+    """Whether some alias trigger stands for other id maps than those of these assessments."""
+    return bool(sql.scalar(connection, _SERVES_OTHERS, {"maps": [str(number) for number in assessments]}))
+
+
 _COUNTED = """
 SELECT substr(relname, length(%(prefix)s) + 1) AS entity FROM pg_class
 WHERE relnamespace = to_regnamespace('uuid_pipeline') AND relkind = 'S' AND starts_with(relname, %(prefix)s)
@@ -239,65 +266,100 @@ def uses(connection: Connection) -> list[AliasUse]:
     return found
 
 
-def remove(engine: Engine) -> None:
+def replace(engine: Engine, lease: Lease, store: Store, assessments: Sequence[int]) -> None:
+    """As :func:`install`, and take away what served other id maps: what stays wanted is there all the while."""
+    install(engine, lease, store, assessments)
+    with engine.begin() as connection:
+        kept = _names(connection, store, assessments)
+    _remove_but(engine, lease, kept)
+
+
+def _names(connection: Connection, store: Store, assessments: Sequence[int]) -> frozenset[str]:
+    """The names of all that :func:`install` wants to stand."""
+    parts = {entity.name: _parts(connection, entity, assessments) for entity in store.entities}
+    entities = [entity for entity in store.entities if parts[entity.name]]
+    on_tables = [resolving.on_table(store, moved, entities) for moved in store.tables]
+    return frozenset(
+        [found.name for found in [*_wanted(entities, parts), *on_tables] if found is not None]
+        + [prefix + entity.name for prefix in (resolving.USES, resolving.LAST_USE) for entity in entities]
+    )
+
+
+def remove(engine: Engine, lease: Lease) -> None:
     """Take every alias away: triggers, functions, views, counts, and what was granted to readers.
 
     Raises RefusedError as :func:`install` does. Ids inside JSON can still be rewritten by a batch.
     """
+    _remove_but(engine, lease, frozenset())
+
+
+def _remove_but(engine: Engine, lease: Lease, kept: Collection[str]) -> None:
     with engine.begin() as connection:
-        on_tables = sql.rows(connection, _INSTALLED)
+        on_tables = [row for row in sql.rows(connection, _INSTALLED) if row.proname not in kept]
     for row in on_tables:
         # Dropping our own function drops its trigger, which asks for no right on the table.
         drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
-        patiently(engine, [row.name] if row.name else [], partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
+        relations = [row.name] if row.name else []
+        patiently(engine, lease, relations, partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
         reach("removing")
     with engine.begin() as connection:
-        rest = [row.name for row in sql.rows(connection, _REST) if row.kind != "FUNCTION"]
-    patiently(engine, rest, _drop_rest, "ACCESS EXCLUSIVE")
+        found = sql.rows(connection, _REST, {"kept": list(kept)})
+        rest = [row.name for row in found if row.kind != "FUNCTION"]
+    patiently(engine, lease, rest, partial(_drop_rest, kept=kept), "ACCESS EXCLUSIVE")
 
 
 _REST = r"""
 SELECT 'VIEW' AS kind, c.oid::regclass::text AS name FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'v' AND c.relname LIKE 'alias\_%%'
+  AND c.relname <> ALL(%(kept)s)
 UNION ALL
 SELECT 'FUNCTION', f.oid::regprocedure::text FROM pg_proc f
 WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|place|resolve)_|in_force$)'
+  AND f.proname <> ALL(%(kept)s)
 UNION ALL
 SELECT 'SEQUENCE', c.oid::regclass::text FROM pg_class c
 WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'S' AND c.relname ~ '^alias_(uses|last)_'
+  AND c.relname <> ALL(%(kept)s)
 """
 
 # Who may use no table of the ledger's has USAGE from us (_open_to_readers); others keep theirs (deploy/roles.sql).
 _GRANTED = """
 SELECT DISTINCT pg_get_userbyid(acl.grantee) AS role FROM pg_proc f CROSS JOIN aclexplode(f.proacl) acl
 WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname LIKE 'resolve\\_%%'
-  AND acl.grantee NOT IN (0, f.proowner)
+  AND f.proname <> ALL(%(kept)s) AND acl.grantee NOT IN (0, f.proowner)
+  AND NOT EXISTS (SELECT FROM pg_proc k CROSS JOIN aclexplode(k.proacl) a
+                  WHERE k.pronamespace = f.pronamespace AND k.proname = ANY(%(kept)s) AND k.proname LIKE 'resolve\\_%%'
+                    AND a.grantee = acl.grantee)
   AND NOT EXISTS (SELECT FROM pg_class c CROSS JOIN aclexplode(c.relacl) a
                   WHERE c.relnamespace = f.pronamespace AND c.relkind IN ('r', 'p') AND a.grantee = acl.grantee)
 """
 
 
-def _drop_rest(connection: Connection) -> None:
-    for row in sql.rows(connection, _GRANTED):
+def _drop_rest(connection: Connection, kept: Collection[str]) -> None:
+    values = {"kept": list(kept)}
+    for row in sql.rows(connection, _GRANTED, values):
         revoke = sql.compose("REVOKE USAGE ON SCHEMA uuid_pipeline FROM {role}", role=sql.name(row.role))
         sql.execute(connection, revoke)
-    for row in sql.rows(connection, _REST):
+    for row in sql.rows(connection, _REST, values):
         # The server wrote these names, quoted where they must be.
         name = sql.as_written(row.name)
         sql.execute(connection, sql.compose("DROP {kind} {name}", kind=sql.Text(row.kind), name=name))
 
 
 def patiently(
-    engine: Engine, relations: Sequence[str], work: Callable[[Connection], object], mode: patience.Mode
+    engine: Engine, lease: Lease, relations: Sequence[str], work: Callable[[Connection], object], mode: patience.Mode
 ) -> None:
     """One short transaction that makes or drops triggers of ours, tried again while locks are not to be had.
 
-    ``mode``: what the work asks of the relations. Raises RefusedError when patience runs out, naming who holds them.
+    ``mode``: what the work asks of the relations. Raises RefusedError when patience runs out, naming who holds them,
+    and when the lease is lost.
     """
 
     def once(wait: float) -> None:
         with engine.begin() as connection:
             patience.set_up(connection, wait)
+            # Who was overtaken would take away, or put up again, what another run relies on.
+            leases.prove(connection, lease)
             # Two installations at once would replace the same functions, which the server takes for an error.
             sql.execute(connection, "SELECT pg_advisory_xact_lock(hashtextextended('uuid_pipeline.aliases', 0))")
             work(connection)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine import ledger, ledger_rights, sql
 from uuid_pipeline.engine.altered.silencing import CONDITION
-from uuid_pipeline.engine.installed import aliases, functions
+from uuid_pipeline.engine.installed import aliases, dependents, functions
 from uuid_pipeline.engine.installed import guard_functions as texts
 from uuid_pipeline.engine.installed.guard_functions import Hashing, Mode
 from uuid_pipeline.engine.installed.resolving import GUARD, GUARDED
@@ -71,12 +71,13 @@ def install(engine: Engine, store: Store, mode: Mode, names: Sequence[str], run_
             in_force = ledger.assessments_in_force(connection)
         if mode == "rewrite":
             # First what finds rewritten rows by the ids that their writers know, then what rewrites.
-            aliases.install(engine, store, sorted({GUARD, *in_force}))
+            aliases.install(engine, lease, store, sorted({GUARD, *in_force}))
         for entity in chosen:
             relation = sql.shown(sql.table(entity.table.schema, entity.table.name))
             work = partial(_guard, store=store, entity=entity, mode=mode, how=how)
-            aliases.patiently(engine, [relation], work, "SHARE ROW EXCLUSIVE")
+            aliases.patiently(engine, lease, [relation], work, "SHARE ROW EXCLUSIVE")
         with connection.begin():
+            leases.hold(connection, lease)
             ledger.audit(connection, "guard installed", {"mode": mode, "entities": [one.name for one in chosen]})
     return [entity.name for entity in chosen]
 
@@ -248,7 +249,8 @@ def remove(engine: Engine, store: Store, run_id: str) -> list[str]:
     """Take every guard away, with its functions and counts; returns the entities that were guarded.
 
     What they counted and sampled stays in the ledger. Ids that a guard rewrote no longer resolve.
-    Raises RefusedError when a table is not to be had, or when another run writes.
+    Raises RefusedError when a table is not to be had, when another run writes, or when the application has made
+    something with what would be dropped.
     """
     with leases.held(engine, run_id) as (connection, lease):
         with connection.begin():
@@ -256,20 +258,21 @@ def remove(engine: Engine, store: Store, run_id: str) -> list[str]:
             found = sql.rows(connection, _INSTALLED)
             rewrote = GUARD in ledger.assessments_in_force(connection)
             names = installed(connection)
+            dependents.require_none(connection)
         for row in found:
             # Dropping our own function drops its trigger, which asks for no right on the table.
             drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
             relations = [row.name] if row.name else []
-            aliases.patiently(engine, relations, partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
+            aliases.patiently(engine, lease, relations, partial(sql.execute, statement=drop), "ACCESS EXCLUSIVE")
         with connection.begin():
             leases.hold(connection, lease)
             _close(connection, names)
             in_force = ledger.assessments_in_force(connection)
         if rewrote and in_force:
-            # Replaced where they stand: ids of before a migration resolve all the while.
-            aliases.install(engine, store, in_force)
+            # Ids of before a migration resolve all the while.
+            aliases.replace(engine, lease, store, in_force)
         elif rewrote:
-            aliases.remove(engine)
+            aliases.remove(engine, lease)
     return names
 
 
