@@ -126,6 +126,8 @@ def open_store(text: str) -> Engine:
             version = connection.exec_driver_sql("SELECT current_setting('server_version_num')::int").scalar_one()
     except (DBAPIError, UnicodeError) as error:
         engine.dispose()
+        if getattr(getattr(error, "orig", None), "sqlstate", None) in _INTERRUPTED:
+            raise explained(error) from error
         raise UsageError(_unreachable(url, text, error)) from error
     if version < 140000:
         engine.dispose()
@@ -204,6 +206,8 @@ _CONNECTIONS_WANTED = (
 )
 # The server ended the session (an administrator, a shutdown, a crash, a restart); what begins with 08 is the network's.
 _ENDED = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
+# A statement was cancelled, or its session ended, by somebody's hand.
+_INTERRUPTED = frozenset({sql.QUERY_CANCELED, "57P01"})
 
 
 def explained(error: Exception) -> PipelineError:

@@ -39,9 +39,17 @@ def moved_waves(connection: Connection) -> list[ledger.Wave]:
 
 
 def newest_to_undo(connection: Connection) -> int | None:
-    """The assessment of the newest execution with rows under new ids; None when there is none, or no ledger."""
-    waves = moved_waves(connection) if ledger.exists(connection) else []
-    return ledger.execution(connection, waves[0].execution_id).assessment_no if waves else None
+    """The assessment of the newest execution with rows under new ids, or whose rollback has only to be closed.
+
+    None when there is none, or no ledger.
+    """
+    if not ledger.exists(connection):
+        return None
+    waves = moved_waves(connection)
+    if waves:
+        return ledger.execution(connection, waves[0].execution_id).assessment_no
+    closing = ledger.rolling_back(connection)
+    return closing[0].assessment_no if closing else None
 
 
 def interrupted(connection: Connection) -> list[ledger.Wave]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -48,6 +49,21 @@ def crash(server: EmbeddedServer) -> None:
     os.kill(postmaster, signal.SIGQUIT)
     while Path(f"/proc/{postmaster}").exists():
         time.sleep(0.02)
+
+
+def kill_a_process(server: EmbeddedServer) -> None:
+    """As the kernel does for want of memory: the postmaster ends all its processes, recovers, and goes on."""
+    with psycopg.connect(server.url("postgres")) as victim:
+        os.kill(victim.info.backend_pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                psycopg.connect(server.url("postgres")).close()
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+            else:
+                return
+    raise AssertionError("the server did not recover")
 
 
 def crash_at_commit(server: EmbeddedServer, number: int) -> list[int]:
@@ -102,3 +118,34 @@ def test_of_batches_one_by_one_a_crashed_server_forgets_none(forgetful: Embedded
     cycle.finish(store, spec, cycle.newest_execution(store))
     assert cycle.rows_of(store) == cycle.expected_rows(before)
     assert cycle.run_sql(store, JOURNAL) == ONCE_EACH
+
+
+# A whole document of the first wave, as an application deletes one.
+DELETE_ONE_THAT_MOVED = """
+WITH gone AS (SELECT new_id FROM uuid_pipeline.id_map_document ORDER BY ordinal LIMIT 1),
+jobs AS (DELETE FROM upload_pipeline.upload_jobs j USING gone WHERE j.document_id = new_id RETURNING job_id),
+hooks AS (DELETE FROM upload_pipeline.webhook_log w USING jobs WHERE w.job_id = jobs.job_id),
+events AS (DELETE FROM upload_pipeline.events e USING gone WHERE e.document_id = new_id),
+chunks AS (DELETE FROM upload_pipeline.document_chunks c USING gone WHERE c.document_id = new_id)
+DELETE FROM upload_pipeline.documents d USING gone WHERE d.document_id = new_id
+"""
+
+
+@pytest.mark.parametrize("deletes", ["before", "after"])
+def test_what_the_application_deleted_makes_no_proof_red_though_a_killed_process_cost_the_server_its_counts(
+    forgetful: EmbeddedServer, store: Engine, deletes: str
+) -> None:
+    execution = cycle.approve(store, SPEC, cycle.assess_and_plan(store, SPEC).plan_id)
+    first, *_ = cycle.waves_of(store, execution)
+    cycle.migrate(store, SPEC, first)
+    cycle.assert_green(cycle.check_wave(store, SPEC, first))
+    for moment in ("before", "after"):
+        if moment == deletes:
+            cycle.run_sql(store, DELETE_ONE_THAT_MOVED)
+        if moment == "before":
+            # A session tells what it deleted when it ends, if it has not earlier.
+            store.dispose()
+            kill_a_process(forgetful)
+    cycle.assert_green(cycle.check_wave(store, SPEC, first))
+    cycle.migrate_all(store, SPEC, execution)
+    cycle.assert_green(cycle.validate(store))

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from uuid_pipeline.demo.incident import add_vector_buffer
-from uuid_pipeline.engine import rollback
+from uuid_pipeline.engine import rollback, sync_points
 from uuid_pipeline.engine.batches import tries
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
@@ -383,3 +383,30 @@ def test_rows_of_another_schema_whose_foreign_key_is_gone_are_not_left_behind(in
     cycle.run_sql(incident, f"{key} NOT VALID")
     cycle.undo(incident)
     assert (cycle.rows_of(incident), cycle.run_sql(incident, claims)) == (before, rows)
+
+
+@pytest.mark.begins("migrated")
+def test_a_rollback_that_died_when_all_waves_were_back_is_closed_by_the_spec_of_its_execution(
+    incident: Engine, before: cycle.Rows
+) -> None:
+    """What is left to undo is nothing by then; and yet it is no matter of the spec of now."""
+    left = len([wave for wave in cycle.all_waves_of(incident, cycle.newest_execution(incident)) if wave.documents])
+
+    def die_at_the_last() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+
+    sync_points.on("rolled back", die_at_the_last)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cycle.undo(incident)
+    finally:
+        sync_points.clear()
+    assert cycle.newest_execution(incident).status == "rolling_back"
+
+    cycle.undo(incident)
+
+    assert cycle.newest_execution(incident).status == "rolled_back"
+    assert cycle.rows_of(incident) == before

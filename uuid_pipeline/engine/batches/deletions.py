@@ -48,9 +48,10 @@ def between(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
     return {table: count - before.get(table, 0) for table, count in after.items() if count > before.get(table, 0)}
 
 
-# Counters begin anew after a crash, a reset or on another server: then a difference says nothing.
+# Counters begin anew after a crash, a reset or on another server: then a difference says nothing. Of a crash a database
+# knows no reset, and the postmaster may have outlived it; what is counted for the whole server says when it began anew.
 _EPOCH = """
-SELECT concat_ws(' ', pg_postmaster_start_time(), left(pg_walfile_name(pg_current_wal_lsn()), 8),
+SELECT concat_ws(' ', pg_stat_get_bgwriter_stat_reset_time(), left(pg_walfile_name(pg_current_wal_lsn()), 8),
                  (SELECT stats_reset FROM pg_stat_database WHERE datname = current_database()),
                  current_setting('track_counts'))
 """
@@ -59,6 +60,12 @@ SELECT concat_ws(' ', pg_postmaster_start_time(), left(pg_walfile_name(pg_curren
 def epoch(connection: Connection) -> str:
     """What stays the same while the server goes on counting."""
     return str(sql.scalar(connection, _EPOCH))
+
+
+def began_anew(connection: Connection, epoch_before: str | None) -> bool:
+    """Whether the server cannot tell what was deleted since: it counts anew, or not at all."""
+    now = epoch(connection)
+    return now != epoch_before or now.endswith("off")
 
 
 # Before PostgreSQL 15 a session that idles keeps what it did in the half second before for itself, however long.
@@ -87,8 +94,7 @@ def seen(connection: Connection, table: Table, execution_id: str, epoch_before: 
         return Deletions(None, 0)
     row = found[0]
     ours = max(int(row.ours) - int(row.archived), 0)
-    now = epoch(connection)
-    if now != epoch_before or now.endswith("off") or row.deleted < 0:
+    if began_anew(connection, epoch_before) or row.deleted < 0:
         return Deletions(None, ours)
     return Deletions(max(int(row.deleted) - int(row.archived) - ours, 0), ours, may_be_unreported(connection))
 

@@ -14,6 +14,7 @@ from uuid_pipeline.engine.catalog import Table
 from uuid_pipeline.engine.fingerprint import Fingerprint
 from uuid_pipeline.engine.gates import GateResult
 from uuid_pipeline.engine.merges import archive
+from uuid_pipeline.engine.retrievals import retrieval
 from uuid_pipeline.engine.store import MovedTable, Store
 
 # What merging archived or re-pointed, by table, of one wave or of a whole execution.
@@ -144,7 +145,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
 
 def _may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Execution) -> bool:
     """Whether the application may have taken rows away that the statistics of deletes know nothing of: by a TRUNCATE,
-    which gives the table another file, or by deletes not reported yet."""
+    which gives the table another file, or by deletes not reported yet, or forgotten by the server since."""
     other_file = """SELECT EXISTS (SELECT FROM uuid_pipeline.fingerprints f WHERE f.execution_id = %(execution)s
                        AND f.table_name = %(table)s AND f.file <> pg_relation_filenode(%(oid)s::oid))"""
     values = {
@@ -152,7 +153,11 @@ def _may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Ex
         "table": fingerprint.qualified(moved),
         "oid": moved.table.oid,
     }
-    return bool(sql.scalar(connection, other_file, values)) or deletions.may_be_unreported(connection)
+    return (
+        bool(sql.scalar(connection, other_file, values))
+        or deletions.may_be_unreported(connection)
+        or deletions.began_anew(connection, retrieval.epoch_before(connection, execution.execution_id))
+    )
 
 
 def _with_other_columns(connection: Connection, store: Store, execution: ledger.Execution) -> set[str]:
