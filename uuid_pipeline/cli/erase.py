@@ -3,6 +3,7 @@
 It runs no Dagster job: what a run is configured with is kept, and here that would be the user's id.
 """
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,28 +28,31 @@ def erase(
     def verb(answer: Answer) -> None:
         with open_session() as session:
             seen = erasing.look(session.engine, session.store, user)
-            files = keeping.files_that_mention(session.settings.home, seen.ids)
+            files = keeping.reports_that_mention(session.settings.home, seen.ids)
+            # Of somebody whom the store does not know a dump tells nothing; a misspelt id would cost every one of them.
+            dumps = keeping.dumps(session.settings.home) if seen.found else []
+            files += dumps
             runs = keeping.runs_that_mention(session.instance, seen.ids)
             _show(answer, seen, [path.name for path in files], runs)
             if approve is None:
                 answer.data["approve_with"] = f"uuid-pipeline erase --user ID --approve {seen.digest}"
                 answer.say("", f"Nothing was erased. To erase it, the same with: --approve {seen.digest}")
                 return
-            _erase(session, user, approve)
-            # After the ledger's own transaction: a crash in between leaves these to the next call.
-            for path in files:
-                path.unlink(missing_ok=True)
-            keeping.forget_runs(session.instance, runs)
+            erasing.erase(
+                session.engine, session.store, user, approve, "erase", lambda _: _forget(session, files, runs)
+            )
             answer.data["message"] = "Erased. The application's own rows are the application's to erase."
             answer.say("", answer.data["message"])
-            if files:
+            if dumps:
                 answer.say("Dumps cannot be edited: they were deleted. To have one again: uuid-pipeline backup")
 
     answer_with(verb, as_json, spec)
 
 
-def _erase(session: Session, user: str, digest: str) -> None:
-    erasing.erase(session.engine, session.store, user, digest, "erase")
+def _forget(session: Session, files: list[Path], runs: list[str]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+    keeping.forget_runs(session.instance, runs)
 
 
 def _show(answer: Answer, seen: Erasure, files: list[str], runs: list[str]) -> None:

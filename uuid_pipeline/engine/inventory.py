@@ -24,6 +24,9 @@ _SENT: dict[str, LiteralString] = {
     "title": "textsend(t.{column}::text)",
 }
 
+# The lock that inventories share while they read.
+UNDER_WAY: LiteralString = "hashtextextended('uuid_pipeline.inventory', 0)"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -67,6 +70,8 @@ def take(
     Wants a REPEATABLE READ transaction: counts, parents and children must be of one snapshot. Memory is bounded
     by sql.ROWS_AT_ONCE rows.
     """
+    # Nobody is erased from the ledger while rows are read as they were before.
+    sql.execute(connection, f"SELECT pg_advisory_xact_lock_shared({UNDER_WAY})")
     # A scan that starts where another one is would make heap order a matter of chance.
     sql.execute(connection, "SELECT set_config('synchronize_seqscans', 'off', true)")
     counts = {}

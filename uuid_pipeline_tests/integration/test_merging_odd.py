@@ -219,7 +219,9 @@ def test_an_id_of_a_row_without_counterpart_may_stay_in_json_and_arrays_where_th
     assert [g.gate for g in cycle.check_wave(empty_store, spec, wave) if not g.passed] == []
 
 
-def test_a_user_whose_ids_stand_in_an_array_of_anothers_archived_row_can_be_erased(empty_store: Engine) -> None:
+def test_an_array_of_anothers_archived_row_stays_when_a_user_whose_ids_stand_in_it_is_erased(
+    empty_store: Engine,
+) -> None:
     built(
         empty_store,
         DOCUMENTS
@@ -235,10 +237,12 @@ INSERT INTO app.documents (id, owner, sha, related) VALUES
     cycle.run_all(empty_store, spec)
     store = cycle.bound_store(empty_store, spec)
 
-    erasing.erase(empty_store, store, "u1", erasing.look(empty_store, store, "u1").digest, "erasing run")
+    erasing.erase(
+        empty_store, store, "u1", erasing.look(empty_store, store, "u1").digest, "erasing run", lambda _: None
+    )
 
     [archived] = [rows for name, rows in cycle.rows_of(empty_store, "uuid_pipeline").items() if "archive_app" in name]
-    assert [row["related"] for row in archived] == ["{00000000-0000-0000-0000-000000000000}"]
+    assert [row["related"] for row in archived] == ["{aaaaaaaa-0000-4000-8000-000000000001}"]
 
 
 FOLDERS = """

@@ -6,31 +6,20 @@ covered from its first day.
 
 import hashlib
 import json
-import re
-import uuid
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
+from uuid_pipeline.engine import inventory, ledger, planning, sql
 from uuid_pipeline.engine import lease as leases
-from uuid_pipeline.engine import ledger, planning, sql
-from uuid_pipeline.engine.privacy.erased_ids import find_ids
+from uuid_pipeline.engine.privacy import belonging, scrubbing
+from uuid_pipeline.engine.privacy.belonging import LedgerTable
+from uuid_pipeline.engine.privacy.erased_ids import NATURAL_KEY, find_ids, theirs
+from uuid_pipeline.engine.privacy.scrubbing import ERASED, pruned, scrubbed
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.errors import RefusedError, UsageError
-
-ERASED = "[erased]"
-# Text and JSON are searched for ids that cannot be there by chance; a shorter one is found only where it is a value.
-SEARCHED_LENGTH = 8
-UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-TOKEN = r"[\w@.+-]*\w"
-# Rows of these are what was done, not whom it was done to; they stay, without the id.
-_STAYS = (
-    "ledger", "assessments", "plans", "executions", "waves", "batches", "gates", "audit", "lease", "altered",
-    "rewritten",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +34,11 @@ class Erasure:
     deleted: dict[str, int]
     replaced: dict[str, int]
     consequences: tuple[str, ...]
+
+    @property
+    def found(self) -> bool:
+        """Whether the store knows this user at all."""
+        return bool(self.documents or self.deleted or self.replaced)
 
     @property
     def digest(self) -> str:
@@ -63,71 +57,37 @@ def look(engine: Engine, store: Store, user: str) -> Erasure:
     return found
 
 
-def erase(engine: Engine, store: Store, user: str, digest: str, run_id: str) -> Erasure:
+def erase(
+    engine: Engine, store: Store, user: str, digest: str, run_id: str, elsewhere: Callable[[Erasure], object]
+) -> Erasure:
     """Remove what :func:`look` found, in one transaction, and say so in the audit without the user's id.
 
-    Raises RefusedError when it is not what was approved any more, or another run writes.
+    ``elsewhere`` removes what is kept outside of the store, before the ledger forgets by which ids that is found: what
+    dies in between is done by the next call. Raises RefusedError when it is not what was approved any more, when
+    another run writes, or while an inventory is taken.
     """
     with leases.held(engine, run_id) as (connection, lease), connection.begin():
         leases.hold(connection, lease)
+        _require_no_inventory_under_way(connection)
         found = _erase(connection, store, user)
         if found.digest != digest:
             raise RefusedError(
                 f"Refused: what would be erased is not what was approved ({digest}); it is {found.digest} now. "
                 "Look again: uuid-pipeline erase --user ID"
             )
+        elsewhere(found)
         detail = {"documents": found.documents, "deleted": found.deleted, "replaced": found.replaced}
         ledger.audit(connection, ledger.ERASED_A_USER, detail)
     return found
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What texts are searched for, made once for all of them: ids that are a word, and other ones by a part of each.
-
-    An id shorter than SEARCHED_LENGTH is in neither.
-    """
-
-    words: frozenset[str]
-    phrases: dict[str, list[str]]
-
-
-def wanted(ids: frozenset[str]) -> Wanted:
-    """Sort the ids by how they are found. Of a phrase, a natural key, its end or its beginning tells it from others."""
-    searched = [one for one in ids if len(one) >= SEARCHED_LENGTH]
-    ends: dict[str, list[str]] = defaultdict(list)
-    beginnings: dict[str, list[str]] = defaultdict(list)
-    for one in searched:
-        if not re.fullmatch(TOKEN, one):
-            ends[one[-SEARCHED_LENGTH:]].append(one)
-            beginnings[one[:SEARCHED_LENGTH]].append(one)
-    return Wanted(frozenset(searched), ends if len(ends) > len(beginnings) else beginnings)
-
-
-def mentions(text: str, sought: Wanted) -> bool:
-    """Whether a text holds one of the ids as a word."""
-    return scrubbed(text, sought) != text
-
-
-def scrubbed(text: str, sought: Wanted) -> str:
-    """The text with each of the ids in it replaced; ids shorter than SEARCHED_LENGTH are left."""
-
-    def replace(found: re.Match[str]) -> str:
-        return ERASED if found[0] in sought.words or found[0].lower() in sought.words else found[0]
-
-    # A natural key first, since others of them may be a part of it.
-    for phrase in _phrases_in(text, sought):
-        text = text.replace(phrase, ERASED)
-    return re.sub(TOKEN, replace, re.sub(UUID, replace, text))
-
-
-def _phrases_in(text: str, sought: Wanted) -> list[str]:
-    """The phrases that stand in the text, the longest first: in one pass, however many are sought."""
-    if not sought.phrases:
-        return []
-    parts = {text[at : at + SEARCHED_LENGTH] for at in range(len(text) - SEARCHED_LENGTH + 1)}
-    found = [phrase for part in parts & sought.phrases.keys() for phrase in sought.phrases[part] if phrase in text]
-    return sorted(found, key=lambda phrase: (-len(phrase), phrase))
+def _require_no_inventory_under_way(connection: Connection) -> None:
+    """Refuse while rows are read as they were before the application erased its own; who comes later waits for us."""
+    if not sql.scalar(connection, f"SELECT pg_try_advisory_xact_lock({inventory.UNDER_WAY})"):
+        raise RefusedError(
+            "Refused: an inventory is being taken (a plan, or a run's sweep), and would bring back what is erased now. "
+            "Give the same command again once it has ended."
+        )
 
 
 def _erase(connection: Connection, store: Store, user: str) -> Erasure:
@@ -138,19 +98,38 @@ def _erase(connection: Connection, store: Store, user: str) -> Erasure:
             f"Refused: execution {execution.execution_id} is {execution.status}, and needs every row of its map. "
             "Finish it (uuid-pipeline run) or undo it (uuid-pipeline rollback --all) first."
         )
-    documents = find_ids(connection, store, user)
+    documents = find_ids(connection, store, _as_stored(connection, store, user))
     consequences = tuple(_consequences(connection, store))
     ids = frozenset(row.id for row in sql.rows(connection, "SELECT id FROM pg_temp.erased_ids"))
+    tables = belonging.tables(connection)
+    belonging.mark(connection, store, tables)
     deleted: dict[str, int] = {}
     replaced: dict[str, int] = {}
-    for table in list(_tables(connection)):
-        if not table.stays and (gone := _delete_rows(connection, table, ids)):
+    for table in tables:
+        if gone := _delete_rows(connection, table):
             deleted[table.name] = gone
-        if changed := _replace_values(connection, table, ids):
+        if belonging.is_map_of(store.main, table):
+            changed = _blank_natural_keys(connection, table)
+        else:
+            changed = 0 if table.is_of_rows else _replace_values(connection, table, ids)
+        if changed:
             replaced[table.name] = changed
     if any(name.startswith("archive_") for name in deleted):
         consequences += ("rows of this user that merging archived can then no longer be brought back",)
     return Erasure(documents, ids, deleted, replaced, consequences)
+
+
+def _as_stored(connection: Connection, store: Store, user: str) -> str:
+    """The user's id as the owner's column has it as text: a uuid in capitals, say, is the same one."""
+    owner = store.main.table.columns[store.main.spec.describe.owner or ""]
+    statement = sql.compose("SELECT %(user)s::text::{type}::text", type=sql.as_written(owner.type))
+    try:
+        with connection.begin_nested():
+            return str(sql.scalar(connection, statement, {"user": user}))
+    except DBAPIError as error:
+        raise UsageError(
+            f"{store.main.table.name}.{owner.name} is {owner.type}, and the given id is none: it can mean nobody."
+        ) from error
 
 
 def _consequences(connection: Connection, store: Store) -> Iterator[str]:
@@ -173,102 +152,33 @@ def _consequences(connection: Connection, store: Store) -> Iterator[str]:
 
 def _mapped(connection: Connection, store: Store, assessment: int) -> int:
     """Documents of the user in an assessment's id map."""
-    count = """SELECT count(*) FROM {map} m JOIN pg_temp.erased_ids e ON e.id = m.old_id::text
-               WHERE m.assessment_no = %(no)s"""
-    counts = [sql.compose(count, map=ledger.map_table(root)) for root in store.roots]
+    count = "SELECT count(*) FROM {map} m WHERE m.assessment_no = %(no)s AND {theirs}"
+    counts = [sql.compose(count, map=ledger.map_table(root), theirs=theirs(root, "m.old_id")) for root in store.roots]
     return sum(int(sql.scalar(connection, statement, {"no": assessment})) for statement in counts)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A table of the ledger; ``exact`` are columns that may be an id, ``loose`` those that may hold one somewhere."""
-
-    name: str
-    exact: tuple[str, ...]
-    loose: dict[str, tuple[str, bool]]  # its type, and whether NULL is allowed
-    stays: bool
-
-    @property
-    def relation(self) -> sql.Composable:
-        return sql.table(ledger.SCHEMA, self.name)
+def _delete_rows(connection: Connection, table: LedgerTable) -> int:
+    statement = sql.compose(
+        "DELETE FROM {table} t USING pg_temp.erased_rows e WHERE e.name = %(name)s AND e.at = t.ctid",
+        table=table.relation,
+    )
+    return int(sql.execute(connection, statement, {"name": table.name}).rowcount)
 
 
-_TABLES = """
-SELECT c.relname AS name,
-       EXISTS (SELECT FROM pg_constraint k WHERE k.confrelid = c.oid AND k.contype = 'f') AS referenced,
-       json_agg(json_build_array(a.attname, format_type(a.atttypid, NULL), NOT a.attnotnull) ORDER BY a.attnum)
-           AS columns
-FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE c.relnamespace = 'uuid_pipeline'::regnamespace AND c.relkind = 'r' AND a.attgenerated = ''
-GROUP BY c.oid ORDER BY 1
-"""
-_EXACT = ("uuid", "text", "character varying", "character")
-_LOOSE = ("text", "character varying", "json", "jsonb", "text[]", "uuid[]")
+def _blank_natural_keys(connection: Connection, table: LedgerTable) -> int:
+    """Natural keys with the user's id, of documents that are another's by now: these can still go back."""
+    statement = sql.compose(
+        """UPDATE {table} t SET natural_key = %(erased)s FROM pg_temp.erased_ids e
+           WHERE e.of = %(of)s AND e.id = t.natural_key""",
+        table=table.relation,
+    )
+    return int(sql.execute(connection, statement, {"erased": ERASED, "of": NATURAL_KEY}).rowcount)
 
 
-def _tables(connection: Connection) -> Iterator[_Table]:
-    for row in sql.rows(connection, _TABLES):
-        exact = tuple(name for name, kind, _ in row.columns if kind in _EXACT)
-        loose = {name: (kind, nullable) for name, kind, nullable in row.columns if kind in _LOOSE}
-        yield _Table(row.name, exact, loose, row.name in _STAYS or row.referenced)
-
-
-def _delete_rows(connection: Connection, table: _Table, ids: frozenset[str]) -> int:
-    """Rows with an id of the user's as a value of a column, or inside JSON that keeps a row as it was."""
-    conditions = [
-        sql.compose("t.{c}::text IN (SELECT id FROM pg_temp.erased_ids)", c=sql.name(column)) for column in table.exact
-    ]
-    if table.name == "repointed":
-        places = _rows_as_they_were(connection, table, ids)
-        conditions.append(sql.compose("t.ctid = ANY(%(places)s::text[]::tid[])"))
-    else:
-        places = []
-    if not conditions:
-        return 0
-    statement = sql.compose("DELETE FROM {table} t WHERE {any}", table=table.relation, any=sql.join(" OR ", conditions))
-    return int(sql.execute(connection, statement, {"places": places}).rowcount)
-
-
-def _rows_as_they_were(connection: Connection, table: _Table, ids: frozenset[str]) -> list[str]:
-    """Places of the rows whose JSON names one of the ids; each text is read once, however many ids there are."""
-    sought = wanted(ids)
-
-    def names(text: str) -> bool:
-        values = [value if isinstance(value, str) else json.dumps(value) for value in json.loads(text).values()]
-        return any(value in ids or mentions(value, sought) for value in values)
-
-    read = sql.compose("SELECT t.ctid::text, t.row_key::text, t.before::text, t.after::text FROM {table} t",
-                       table=table.relation)  # fmt: skip
-    return [
-        at for rows in sql.stream(connection, read, {}) for at, *texts in rows
-        if any(text is not None and names(text) for text in texts)
-    ]  # fmt: skip
-
-
-def _pruned(text: str, ids: frozenset[str]) -> str:
-    """JSON without the records of lists that name one of the ids: what else they say is of the same user."""
-    if "[" not in text:
-        return text
-
-    def prune(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: prune(part) for name, part in value.items()}
-        if isinstance(value, list):
-            return [prune(part) for part in value if not (isinstance(part, dict) and names(part))]
-        return value
-
-    def names(record: dict[str, Any]) -> bool:
-        return any(isinstance(part, str) and part in ids for part in record.values())
-
-    found = json.loads(text)
-    pruned = prune(found)
-    return text if pruned == found else json.dumps(pruned, ensure_ascii=False)
-
-
-def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) -> int:
+def _replace_values(connection: Connection, table: LedgerTable, ids: frozenset[str]) -> int:
     """Ids inside text and JSON of rows that stay; counts the values that changed."""
     changed = 0
-    sought = wanted(ids)
+    sought = scrubbing.wanted(ids)
     for column, (kind, nullable) in table.loose.items():
         read = sql.compose(
             "SELECT t.ctid::text, t.{c}::text FROM {table} t WHERE t.{c} IS NOT NULL", c=sql.name(column),
@@ -280,12 +190,10 @@ def _replace_values(connection: Connection, table: _Table, ids: frozenset[str]) 
         )  # fmt: skip
         found = [
             (at, new) for rows in sql.stream(connection, read, {}) for at, old in rows
-            if (new := scrubbed(_pruned(old, ids) if kind in ("json", "jsonb") else old, sought)) != old
+            if (new := scrubbed(pruned(old, ids) if kind in ("json", "jsonb") else old, sought)) != old
         ]  # fmt: skip
         for at, new in found:
             value = None if nullable and new == ERASED else new
-            if kind == "uuid[]":
-                value = new.replace(ERASED, str(uuid.UUID(int=0)))
             sql.execute(connection, write, {"at": at, "value": value})
         changed += len(found)
     return changed
