@@ -43,15 +43,16 @@ class Lease:
 
 
 # A holder lives while its very backend does: pids are reused, start times are not. The lease expires by time only
-# where that backend cannot be seen at all, or has no pid here since a pooler's backend outlives its clients.
+# where that backend cannot be seen at all, or has no pid here since a pooler's backend outlives its clients. A sign of
+# life from the future is none: the server's clock was set back since, and who lives gives another.
 _HOLDER = """
 SELECT l.epoch, l.holder, l.run_id, l.renewed_at, l.holder IS NOT NULL AND (
            EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.backend_pid
-                   AND (a.backend_start = l.backend_start
-                        OR (a.backend_start IS NULL AND l.renewed_at > clock_timestamp() - %(ttl)s * interval '1 s')))
-           OR (l.backend_pid IS NULL AND l.renewed_at > clock_timestamp() - %(ttl)s * interval '1 s')
+                   AND (a.backend_start = l.backend_start OR (a.backend_start IS NULL AND s.of_late)))
+           OR (l.backend_pid IS NULL AND s.of_late)
        ) AS alive
-FROM uuid_pipeline.lease l
+FROM uuid_pipeline.lease l CROSS JOIN LATERAL (
+    SELECT abs(extract(epoch FROM clock_timestamp() - l.renewed_at)) < %(ttl)s) s (of_late)
 """
 
 
@@ -117,7 +118,8 @@ def _beat(engine: Engine, lease: Lease, ended: threading.Event) -> None:
                 sql.execute(
                     transaction,
                     """UPDATE uuid_pipeline.lease SET renewed_at = clock_timestamp()
-                       WHERE epoch = %(epoch)s AND renewed_at < clock_timestamp() - %(age)s * interval '1 s'""",
+                       WHERE epoch = %(epoch)s
+                         AND abs(extract(epoch FROM clock_timestamp() - renewed_at)) > %(age)s""",
                     {"epoch": lease.epoch, "age": 3 * BEAT_SECONDS},
                 )
         except DBAPIError:
@@ -186,7 +188,7 @@ def _try_take(engine: Engine, connection: Connection, run_id: str) -> Lease | Ho
         # The row lock orders two takers; a holder has it for the length of a batch.
         sql.execute(transaction, "SET LOCAL lock_timeout = '10s'")
         try:
-            row = sql.rows(transaction, _HOLDER + " FOR UPDATE", {"ttl": LEASE_SECONDS})[0]
+            row = sql.rows(transaction, _HOLDER + " FOR UPDATE OF l", {"ttl": LEASE_SECONDS})[0]
         except DBAPIError as error:
             if sql.sqlstate(error) != sql.LOCK_NOT_AVAILABLE:
                 raise

@@ -237,8 +237,9 @@ def test_a_rollback_needs_the_lease_too(incident: Engine, other: Engine) -> None
     assert cycle.rows_of(incident) == rows
 
 
+@pytest.mark.parametrize("clock", ["61 s on", "an hour back"])
 def test_a_holder_without_a_backend_of_its_own_is_judged_by_its_last_sign_of_life(
-    incident: Engine, other: Engine
+    incident: Engine, other: Engine, clock: str
 ) -> None:
     """Behind a pooler; the tests with a real one are in system/test_other_servers.py."""
     cycle.assess_and_plan(incident, SPEC)
@@ -249,7 +250,8 @@ def test_a_holder_without_a_backend_of_its_own_is_judged_by_its_last_sign_of_lif
     with pytest.raises(RefusedError, match="run the first"), lease.held(other, "the next"):
         pass
 
-    cycle.run_sql(incident, "UPDATE uuid_pipeline.lease SET renewed_at = renewed_at - interval '61 s'")
+    since = {"61 s on": "-61 s", "an hour back": "59 min"}[clock]
+    cycle.run_sql(incident, "UPDATE uuid_pipeline.lease SET renewed_at = renewed_at + %(since)s::interval", since=since)
     with lease.held(other, "the next") as (_, taken):
         assert taken.dead_run == "the first"
         assert not taken.pooled
