@@ -212,6 +212,11 @@ def _policies_by_id(connection: Connection, store: Store) -> list[dict[str, str]
     return [dict(row._mapping) for row in sql.rows(connection, _POLICIES_BY_ID, values)]
 
 
+def _looked_up(moved: MovedTable) -> list[str]:
+    """The columns by whose value a batch looks for rows; what is inside arrays and JSON is found in other ways."""
+    return [column for column, _ in moved.columns] + [r.column for r in moved.embedded if r.form == "text"]
+
+
 def describe(connection: Connection, store: Store) -> dict[str, Any]:
     """The profile as plain data: server, tables, references, tier, triggers silenced and fired, traps."""
     tier = triggers.choose(connection, store)
@@ -228,7 +233,7 @@ def describe(connection: Connection, store: Store) -> dict[str, Any]:
                 "rows": m.table.estimated_rows,
                 "bytes": m.table.bytes,
                 "row_security": m.table.row_security,
-                "unindexed": [c for c, _ in m.columns if c not in m.table.indexed_first],
+                "unindexed": [c for c in _looked_up(m) if c not in m.table.indexed_first],
             }
             for m in store.tables
         ],

@@ -233,6 +233,18 @@ def test_once_declared_it_is_moved_and_once_ignored_it_is_left(incident: Engine)
     )
 
 
+@pytest.mark.parametrize("kind", ["uuid", "text"])
+def test_a_plan_says_which_references_are_looked_up_without_an_index(incident: Engine, kind: str) -> None:
+    cycle.run_sql(incident, SEEN)
+    cycle.run_sql(incident, f"ALTER TABLE upload_pipeline.seen ALTER doc TYPE {kind}")
+    declared = cycle.spec_with(soft_references=[SoftReference(table="seen", column="doc", entity="document")])
+    risk = "upload_pipeline.seen: no index on doc; every batch scans the table"
+
+    assert risk in cycle.assess_and_plan(incident, declared).content["risks"]
+    cycle.run_sql(incident, "CREATE INDEX ON upload_pipeline.seen (doc)")
+    assert risk not in cycle.assess_and_plan(incident, declared).content["risks"]
+
+
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
