@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.store import Reference
+from uuid_pipeline.errors import BatchError
 
 
 def ids_in(reference: Reference, path: str = "path") -> sql.Composable:
@@ -49,6 +50,39 @@ def rewritten(reference: Reference, goals: sql.Composable, path: str = "path") -
         )
     # Of json and of jsonb alike; a json text stays byte for byte but for the id.
     return sql.compose("uuid_pipeline.rewritten_json(w.was, {path}, {goals})", path=sql.bound(path), goals=goals)
+
+
+_UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+
+
+def changed_alone(reference: Reference, moves: sql.Composable) -> sql.Composable:
+    """Whether nothing but ids of ``moves`` differs between the value ``w.was`` and ``w.becomes``, told in another way
+    than the one by which it was made.
+
+    Of ids that are no uuids inside json it cannot be told, nor whether two of them have changed places.
+    """
+    if reference.form == "text":
+        return sql.Text("true")
+    if reference.form == "array":
+        return sql.compose(
+            """array_dims(w.was) = array_dims(w.becomes) AND NOT EXISTS (
+                   SELECT FROM unnest(w.was::text[], w.becomes::text[]) u (one, other)
+                   WHERE u.one IS DISTINCT FROM u.other
+                     AND ((u.one, u.other) IN (SELECT m.source, m.goal FROM {moves} m)) IS NOT TRUE)""",
+            moves=moves,
+        )
+    without = [sql.compose("regexp_replace(w.{v}::text, {uuid}, '', 'g')", v=sql.Text(v), uuid=sql.literal(_UUID))
+               for v in ("was", "becomes")]  # fmt: skip
+    return sql.join(" = ", without)
+
+
+def require_changed_alone(reference: Reference, others: int) -> None:
+    """Raise BatchError where so many values would have changed in more than ids."""
+    if others:
+        raise BatchError(
+            f"A batch was rolled back because {others} values of {reference.name} would have changed in more than "
+            "their ids. This is a fault of uuid-pipeline: report it, with the spec and one such value."
+        )
 
 
 def holds_one_of(reference: Reference, moves: sql.Composable) -> sql.Composable:

@@ -103,9 +103,21 @@ def run(connection: Connection, store: Store, plan: BatchPlan, direction: Direct
     touched = {name: rows + merged.touched.get(name, 0) for name, rows in touched.items()}
     result = BatchResult({name: found.rows for name, found in after.items()}, entities, touched, merged, restored)
     deleted = deletions.between(deleted_before, deletions.of_this_session(connection, store))
+    _require_archived(store, deleted, merged)
     _journal(connection, plan, direction, lease, result, after, deleted)
     reach("journaled")
     return result
+
+
+def _require_archived(store: Store, deleted: dict[str, int], merged: Collapsed) -> None:
+    """Raise BatchError where rows of moved tables went that no archive has. A trigger that is to fire may delete."""
+    moved = {fingerprint.qualified(one) for one in store.tables}
+    archived = {name: rows for name, rows in merged.archived.items() if rows and name in moved}
+    if deleted != archived and "fire" not in store.spec.triggers.values():
+        raise BatchError(
+            f"A batch was rolled back because it deleted other rows than it had archived: deleted {deleted}, archived "
+            f"{archived}. Look at the triggers, rules and foreign keys of these tables."
+        )
 
 
 def hold(connection: Connection, store: Store, plan: BatchPlan, direction: Direction) -> Collapsed:

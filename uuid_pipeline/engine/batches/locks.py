@@ -21,7 +21,7 @@ from uuid_pipeline.engine.batches.held import (
     map_part,
     turns,
 )
-from uuid_pipeline.engine.embedded_ids import holds_one_of, ids_in, rewritten
+from uuid_pipeline.engine.embedded_ids import changed_alone, holds_one_of, ids_in, require_changed_alone, rewritten
 from uuid_pipeline.engine.natural_keys import natural_key
 from uuid_pipeline.engine.store import Entity, Reference, Store
 
@@ -179,16 +179,19 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tur
     statement = sql.compose(
         """WITH by_id AS MATERIALIZED (
                SELECT jsonb_object_agg(b.source, b.goal) AS goals, jsonb_object_agg(b.source, b.ordinal) AS ordinals
-               FROM {moves} b)
-           INSERT INTO {held} AS g (at, ordinal, {value})
-           SELECT w.at, x.ordinal, {rewritten}
-           FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
-                 FROM {table} t LEFT JOIN {held} e ON e.at = t.ctid
-                 WHERE t.{column} IS NOT NULL AND {holds} {lock} OF t) w
-           CROSS JOIN LATERAL (
-               SELECT min(((SELECT ordinals FROM by_id) ->> i.id)::bigint) AS ordinal FROM {ids} i(id)) x
-           WHERE x.ordinal IS NOT NULL
-           ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}""",
+               FROM {moves} b),
+           turned AS MATERIALIZED (
+               SELECT w.at, x.ordinal, w.was, {rewritten} AS becomes
+               FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
+                     FROM {table} t LEFT JOIN {held} e ON e.at = t.ctid
+                     WHERE t.{column} IS NOT NULL AND {holds} {lock} OF t) w
+               CROSS JOIN LATERAL (
+                   SELECT min(((SELECT ordinals FROM by_id) ->> i.id)::bigint) AS ordinal FROM {ids} i(id)) x
+               WHERE x.ordinal IS NOT NULL),
+           noted AS (
+               INSERT INTO {held} AS g (at, ordinal, {value}) SELECT w.at, w.ordinal, w.becomes FROM turned w
+               ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value})
+           SELECT count(*) FROM turned w WHERE ({alone}) IS NOT TRUE""",
         lock=held.lock(reference.column),
         held=held.relation,
         value=held.value(reference.column),
@@ -198,5 +201,6 @@ def _hold_embedded(connection: Connection, held: Held, reference: Reference, tur
         ids=ids_in(reference),
         rewritten=rewritten(reference, sql.Text("(SELECT goals FROM by_id)")),
         holds=holds_one_of(reference, moves),
+        alone=changed_alone(reference, moves),
     )
-    sql.execute(connection, statement, {"path": list(reference.path)})
+    require_changed_alone(reference, int(sql.scalar(connection, statement, {"path": list(reference.path)})))

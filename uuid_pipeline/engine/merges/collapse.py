@@ -40,7 +40,8 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
     oids = {row.relation for row in sql.rows(connection, "SELECT DISTINCT relation FROM pg_temp.displaced")}
     shelves = [archive.shelf(t, plan.assessment_no) for t in store.catalog.tables.values() if t.oid in oids]
     archived = {_name(one): _archive(connection, one, plan) for one in shelves}
-    turned = [fold for fold in folds(store) if _remember(connection, store, fold, plan)]
+    noted = {_fold_name(fold): _remember(connection, store, fold, plan) for fold in folds(store)}
+    turned = [fold for fold in folds(store) if noted[_fold_name(fold)]]
     turnings = {_fold_name(fold): _turning(connection, store, fold, plan) for fold in turned}
     taken = {_fold_name(fold): _taken(connection, store, fold, plan) for fold in folds(store)}
     deleted, after = _write(connection, shelves, turned)
@@ -49,6 +50,10 @@ def collapse(connection: Connection, store: Store, plan: BatchPlan) -> Collapsed
         raise BatchError(
             "A batch was rolled back because a merge wrote other rows than it had read: archived "
             f"{archived}, deleted {deleted}; expected {turnings}, wrote {after}. Look at the triggers of these tables."
+        )
+    if any(found[0] != noted[name] for name, found in after.items()):
+        raise BatchError(
+            f"A batch was rolled back because a merge noted {noted} rows to turn back later, and turned {after}."
         )
     return Collapsed(
         {name: rows for name, (rows, _) in archived.items()},

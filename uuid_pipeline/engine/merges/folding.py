@@ -6,7 +6,14 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.batches.held import Held, held_tables, temporary
-from uuid_pipeline.engine.embedded_ids import GOALS_OF_B, holds_one_of, ids_in, rewritten
+from uuid_pipeline.engine.embedded_ids import (
+    GOALS_OF_B,
+    changed_alone,
+    holds_one_of,
+    ids_in,
+    require_changed_alone,
+    rewritten,
+)
 from uuid_pipeline.engine.store import Reference, Store
 
 # A row that goes to the archive needs no turning.
@@ -125,15 +132,18 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
         merged=merged,
     )
     statement = sql.compose(
-        """INSERT INTO {fold} (at, ordinal, {value}, {turned})
-           SELECT w.at, y.ordinal, y.rewritten, true
-           FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
-                 FROM {table} t LEFT JOIN {fold} e ON e.at = t.ctid
-                 WHERE t.{column} IS NOT NULL AND {holds} AND {not_displaced} FOR UPDATE OF t) w
-           CROSS JOIN LATERAL (
-               SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
-               FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) y
-           ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}, {turned} = true""",
+        """WITH folded AS MATERIALIZED (
+               SELECT w.at, y.ordinal, w.was, y.rewritten AS becomes
+               FROM (SELECT t.ctid AS at, coalesce(e.{value}, t.{column}) AS was
+                     FROM {table} t LEFT JOIN {fold} e ON e.at = t.ctid
+                     WHERE t.{column} IS NOT NULL AND {holds} AND {not_displaced} FOR UPDATE OF t) w
+               CROSS JOIN LATERAL (
+                   SELECT min(b.ordinal) AS ordinal, {rewritten} AS rewritten
+                   FROM {ids} i(id) JOIN {moves} b ON b.source = i.id HAVING count(*) > 0) y),
+           noted AS (
+               INSERT INTO {fold} (at, ordinal, {value}, {turned}) SELECT w.at, w.ordinal, w.becomes, true FROM folded w
+               ON CONFLICT (at) DO UPDATE SET {value} = excluded.{value}, {turned} = true)
+           SELECT count(*) FROM folded w WHERE ({alone}) IS NOT TRUE""",
         fold=fold.relation,
         value=fold.held.value(column),
         turned=fold.turned(column),
@@ -144,8 +154,9 @@ def fold_embedded(connection: Connection, fold: Fold, reference: Reference, merg
         moves=moves,
         holds=holds_one_of(reference, moves),
         not_displaced=sql.Text(_NOT_DISPLACED),
+        alone=changed_alone(reference, moves),
     )
-    sql.execute(connection, statement, {**fold.oid, "path": list(reference.path)})
+    require_changed_alone(reference, int(sql.scalar(connection, statement, {**fold.oid, "path": list(reference.path)})))
 
 
 def left_behind(connection: Connection, fold: Fold, reference: Reference, merged: sql.Composable) -> list[int]:
