@@ -59,9 +59,16 @@ def open_session() -> AbstractContextManager[Session]:
     return _open(settings, bound_store)
 
 
-def open_session_to_undo() -> AbstractContextManager[Session]:
+@contextmanager
+def open_session_to_undo() -> Iterator[Session]:
     """The same with the store as the execution to undo knew it: the spec of now need not fit, nor be there."""
-    return _open(read_settings(), bound_to_undo)
+    settings = read_settings()
+    with _open(settings, bound_to_undo) as session:
+        try:
+            load_spec(settings.spec)
+        except UsageError as error:
+            _warn([f"what this spec alone declares is not rolled back: {error.message.rstrip('.')}"])
+        yield session
 
 
 @contextmanager

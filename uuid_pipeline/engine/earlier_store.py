@@ -38,10 +38,8 @@ def store_of(connection: Connection, assessment: int) -> Store:
     Raises RefusedError when a table of an entity is gone, or a column that identity is made of; when what the plan
     names has another name now; or when a foreign key from another schema is gone, without which its rows are not found.
     """
-    profile = sql.scalar(connection, _PROFILE, {"no": assessment})
-    spec = spec_in(profile)
+    spec, references = _planned(connection, assessment)
     catalog = _keyed_as_then(connection, assessment, read_catalog(connection, spec.schema_name))
-    references = [{"schema": spec.schema_name, **reference} for reference in profile["references"]]
     _require_names(connection, assessment, spec, references)
     try:
         store = bind(_as_things_are(spec, catalog, references), catalog)
@@ -53,6 +51,21 @@ def store_of(connection: Connection, assessment: int) -> Store:
         ) from error
     _require_found(connection, store, references)
     return store
+
+
+def spec_now(connection: Connection, assessment: int, catalog: Catalog) -> Spec:
+    """The spec that an assessment was made with, without what the store has no longer; what it knew by foreign keys
+    that are gone it declares."""
+    spec, references = _planned(connection, assessment)
+    return _as_things_are(spec, catalog, references)
+
+
+def _planned(connection: Connection, assessment: int) -> tuple[Spec, list[dict[str, Any]]]:
+    """An assessment's spec and the references that it found, each with its schema."""
+    profile = sql.scalar(connection, _PROFILE, {"no": assessment})
+    spec = spec_in(profile)
+    # A profile of an earlier version names no schema.
+    return spec, [{"schema": spec.schema_name, **reference} for reference in profile["references"]]
 
 
 # What rows that a merge turned or emptied are found again by; of one table it is the same of all.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import earlier_store, ledger, orphans, sql
+from uuid_pipeline.engine import declared_since, ledger, orphans, profile, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
@@ -19,7 +19,9 @@ from uuid_pipeline.engine.batches.lanes import Ordinals
 from uuid_pipeline.engine.batches.tries import run_batch, undivided
 from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, silenced, writer
 from uuid_pipeline.engine.installed import aliases
+from uuid_pipeline.engine.ledger_rights import is_owner
 from uuid_pipeline.engine.merges import actions, archive, coming_back, emptying, restoring, ties, turning_back
+from uuid_pipeline.engine.proofs import half_way
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
 from uuid_pipeline.errors import RefusedError
@@ -126,15 +128,21 @@ def left_in_archive(connection: Connection, store: Store, waves: Sequence[str]) 
 def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id: str, report: Report) -> list[Run]:
     """Give the rows of these waves their old ids again; finishes what an interrupted rollback began.
 
-    Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted.
+    Rows that the application wrote since stay, under the old id; rows that it deleted stay deleted. What the store's
+    spec declares goes back too where the waves' own did not know of it, and so does what executions since declare.
 
-    Raises RefusedError when others must go back before, or when a foreign key dangles in the end.
+    Raises RefusedError when others must go back before, or where this role lacks rights; and when a foreign key
+    dangles in the end, or a soft reference declared since holds ids that are no row's any more.
     """
     with writer(engine, store, run_id) as writing:
         _require_order(writing.connection, store, waves)
         stores = _stores(writing.connection, store, waves)
         with writing.connection.begin():
             assessments = ledger.assessments_in_force(writing.connection)
+            for one in stores.values():
+                profile.require_access(writing.connection, one)
+            if waves:
+                _require_aliases(writing.connection, store, assessments)
         _prepare_ways_back(writing, stores, waves)
         if waves:
             aliases.install(engine, writing.lease, store, assessments)
@@ -150,8 +158,19 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
         for wave in waves[-1:]:
             rebuilding.put_back(engine, writing.connection, writing.lease, Tally(wave, report).say)
         _close(writing.connection, writing.lease)
-        _require_none_dangling(writing.connection, stores)
+        _require_nothing_left(writing.connection, store, stores)
     return runs
+
+
+def _require_aliases(connection: Connection, store: Store, assessments: Sequence[int]) -> None:
+    """Raise RefusedError where our triggers are missing and this role can make none, as one that only rolls back."""
+    missing = [] if is_owner(connection) else aliases.missing(connection, store, assessments)
+    if missing:
+        raise RefusedError(
+            f"Refused: {', '.join(missing)} lacks our trigger that takes an id of before for the one of now, and the "
+            f"role {sql.scalar(connection, 'SELECT current_user')} can make none. Connect as the role that owns the "
+            "ledger, which may roll back as well (docs/roles.md)."
+        )
 
 
 def _prepare_ways_back(writing: Writer, stores: dict[str, Store], waves: Sequence[ledger.Wave]) -> None:
@@ -279,21 +298,37 @@ def _unwind(
     return [tallies[wave.wave].run(writing.lease.dead_run) for wave in waves]
 
 
-def _require_none_dangling(connection: Connection, stores: dict[str, Store]) -> None:
-    """Raise RefusedError when a row refers by foreign key to what is not there: the replica role checks none."""
-    said: set[str] = set()
+def _require_nothing_left(connection: Connection, store: Store, stores: dict[str, Store]) -> None:
+    """Raise RefusedError when a row refers to what is not there: by foreign key, since the replica role checks none, or
+    without one by a new id of a row that is back.
+    """
     with connection.begin():
-        for execution_id, store in stores.items():
-            number = ledger.execution(connection, execution_id).assessment_no
-            found = orphans.dangling(connection, store)
-            found |= orphans.dangling_by(connection, coming_back.checked_keys(connection, store, number))
-            said |= {orphans.named(connection, store, {name: count}) for name, count in found.items()}
-    if said:
-        raise RefusedError(
+        executions = [ledger.execution(connection, execution_id) for execution_id in stores]
+        left = {said for one in executions for said in half_way.named(connection, one, store.spec)}
+        dangling = {said for one in executions for said in _dangling(connection, stores[one.execution_id], one)}
+    faults = []
+    if dangling:
+        faults.append(
             "The rollback has ended, but rows refer by foreign key to others that are not there: "
-            f"{', '.join(sorted(said))}. Where somebody wrote these ids past the keys' checks, put them right; "
+            f"{', '.join(sorted(dangling))}. Where somebody wrote these ids past the keys' checks, put them right; "
             "else compare these rows with your backup, and report this with the spec."
         )
+    if left:
+        faults.append(
+            "The rollback has ended, but columns that the plan did not know hold new ids of rows that have their old "
+            "ones again: they were declared when those rows were back already, or are in tables that no batch can "
+            "write. Put them right while the aliases stand (until uuid-pipeline finalize):\n" + "\n".join(sorted(left))
+        )
+    if faults:
+        raise RefusedError("\n".join(faults))
+
+
+def _dangling(connection: Connection, store: Store, execution: ledger.Execution) -> list[str]:
+    """Foreign keys of the store with rows that refer to what is not there, each with their number."""
+    found = orphans.dangling(connection, store)
+    checked = coming_back.checked_keys(connection, store, execution.assessment_no)
+    found |= orphans.dangling_by(connection, checked)
+    return [orphans.named(connection, store, {name: count}) for name, count in found.items()]
 
 
 def _drop_indexes(writing: Writer, stores: dict[str, Store], waves: Sequence[ledger.Wave], report: Report) -> None:
@@ -308,10 +343,12 @@ def _drop_indexes(writing: Writer, stores: dict[str, Store], waves: Sequence[led
 
 
 def _stores(connection: Connection, store: Store, waves: Sequence[ledger.Wave]) -> dict[str, Store]:
-    """The store as each execution's own spec binds it: another spec would leave rows behind."""
+    """The store as each execution's own spec binds it, and what was declared since: another would leave rows behind."""
     with connection.begin():
         executions = [ledger.execution(connection, execution_id) for execution_id in {w.execution_id for w in waves}]
-        bound = {e.execution_id: earlier_store.store_of(connection, e.assessment_no) for e in executions}
+        bound = {
+            e.execution_id: declared_since.store_to_undo(connection, e.assessment_no, store.spec) for e in executions
+        }
     # What was composed for the store that was given serves again.
     return {name: store if one.spec.digest == store.spec.digest else one for name, one in bound.items()}
 

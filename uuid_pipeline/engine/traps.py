@@ -26,17 +26,21 @@ OLD_TRANSACTION_SECONDS = 60
 def unsupported(connection: Connection, store: Store) -> list[str]:
     """Traps that this version refuses, one sentence each."""
     catalogs.pin_names(connection)
-    plain = [fault for moved in store.tables for fault in _table_faults(moved)]
     tried = [
         fault
         for moved in store.tables
         if moved.table.kind in ("r", "p")
         for fault in (*_update_faults(connection, moved), *_check_faults(connection, moved))
     ]
-    keys = _outgoing_faults(store) + _generated_key_faults(store) + _identity_faults(connection, store)
-    found = plain + list(choose(connection, store).refusals) + tried + keys
+    found = of_tables(store) + list(choose(connection, store).refusals) + tried + _identity_faults(connection, store)
     found += _busy_faults(connection, store) + _ddl_faults(connection)
     return found + alias_scope.left_out(connection, store)
+
+
+def of_tables(store: Store) -> list[str]:
+    """Those that the catalog tells of the tables that move and of their foreign keys: no batch may write there."""
+    tables = [fault for moved in store.tables for fault in _table_faults(moved)]
+    return tables + _outgoing_faults(store) + _generated_key_faults(store)
 
 
 def _where(moved: MovedTable) -> str:

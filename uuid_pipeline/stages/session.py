@@ -9,13 +9,13 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from uuid_pipeline.demo import installation, server
-from uuid_pipeline.engine import catalog, earlier_store, ledger, profile, rollback, validation
+from uuid_pipeline.engine import catalog, declared_since, earlier_store, ledger, profile, rollback, validation
 from uuid_pipeline.engine.backups.workshop import Workshop
 from uuid_pipeline.engine.connection import DATABASE_ERRORS, explained, open_store
 from uuid_pipeline.engine.store import Store, bind
-from uuid_pipeline.errors import PipelineError, RefusedError
+from uuid_pipeline.errors import PipelineError, RefusedError, UsageError
 from uuid_pipeline.settings import Settings, read_settings, without_secrets
-from uuid_pipeline.spec import load_spec
+from uuid_pipeline.spec import Spec, load_spec
 
 DEMO_DATABASE = "incident"
 Binder = Callable[[Connection, Settings], Store]
@@ -126,13 +126,22 @@ def bound_store(connection: Connection, settings: Settings) -> Store:
 
 
 def bound_to_undo(connection: Connection, settings: Settings) -> Store:
-    """The store as the newest execution with rows under new ids knew it, if there is one."""
+    """The store as the newest execution with rows under new ids knew it, if there is one, with what was declared since,
+    in the spec of now too."""
     assessment = rollback.newest_to_undo(connection)
     if assessment is None:
         return bound_store(connection, settings)
-    store = earlier_store.store_of(connection, assessment)
+    store = declared_since.store_to_undo(connection, assessment, _readable_spec(settings))
     profile.require_access(connection, store)
     return store
+
+
+def _readable_spec(settings: Settings) -> Spec | None:
+    """The spec of now; None where it cannot be read, which keeps no rollback from going on."""
+    try:
+        return load_spec(settings.spec)
+    except UsageError:
+        return None
 
 
 def bound_to_validate(connection: Connection, settings: Settings) -> Store:

@@ -175,6 +175,16 @@ def test_a_rollback_of_what_has_moved_nothing_says_that_the_approval_has_ended(
     assert cycle.newest_execution(incident).status == "rolled_back"
 
 
+@pytest.mark.begins("migrated")
+def test_a_rollback_beside_a_spec_that_cannot_be_read_says_what_that_means(
+    command_line: CommandLine, incident: Engine, tmp_path: Path
+) -> None:
+    said = command_line.but(UUID_PIPELINE_SPEC=str(tmp_path / "none.yaml")).process("rollback", "--all", "--json")
+
+    assert (said.code, len(said.data["rolled_back"])) == (0, 3)
+    assert "Warning: what this spec alone declares is not rolled back: The spec" in said.err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

@@ -20,7 +20,7 @@ from uuid_pipeline.engine.health import tick
 from uuid_pipeline.engine.installed import aliases, guard
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.reports import state
-from uuid_pipeline.spec import Aliases, load_spec
+from uuid_pipeline.spec import Aliases, SoftReference, load_spec
 from uuid_pipeline_tests.conftest import NewDatabase, Templates
 from uuid_pipeline_tests.integration import cycle, shop
 from uuid_pipeline_tests.integration.test_sweep import DOCUMENT
@@ -272,6 +272,32 @@ def test_the_rollback_role_takes_back_what_a_sweep_that_got_no_lock_has_left(
 
     cycle.run_sql(store, "DELETE FROM upload_pipeline.documents WHERE document_id = %(document)s", **late)
     assert cycle.rows_of(store) == before
+
+
+def test_a_rollback_that_lacks_rights_on_what_was_declared_since_is_refused_before_anything_moves(
+    store: Engine, roles: dict[str, Engine]
+) -> None:
+    before = cycle.rows_of(store)
+    cycle.run_all(roles["migrator"], SPEC)
+    cycle.run_sql(
+        store, "CREATE TABLE upload_pipeline.pins AS SELECT document_id AS doc FROM upload_pipeline.documents"
+    )
+    declared = SoftReference(table="pins", column="doc", entity="document")
+    spec = cycle.spec_with(soft_references=[*SPEC.soft_references, declared])
+    moved = cycle.rows_of(store)
+
+    with pytest.raises(RefusedError, match=r"SELECT on table upload_pipeline\.pins"):
+        cycle.roll_back(roles["rollback"], spec)
+    grant(store.url.render_as_string(hide_password=False))
+    with pytest.raises(RefusedError, match=r"upload_pipeline\.pins lacks our trigger .* Connect as the role that owns"):
+        cycle.roll_back(roles["rollback"], spec)
+
+    assert cycle.rows_of(store) == moved
+    cycle.roll_back(roles["migrator"], spec)
+    after = cycle.rows_of(store)
+    pinned = {row["doc"] for row in after.pop("pins")}
+    assert pinned <= {row["document_id"] for row in after["documents"]}
+    assert after == before
 
 
 def granted(engine: Engine) -> list[tuple[Any, ...]]:

@@ -132,9 +132,13 @@ def _keys_of(store: Store, one: Shelf) -> list[ForeignKey]:
     ]
 
 
-def _is_of(reference: Reference, table: Table) -> bool:
-    """Whether the reference is a foreign key of this table: what the server would refuse to see dangle."""
-    return reference.foreign_key is not None and reference.table.oid == table.oid
+def _is_of(reference: Reference, one: Shelf) -> bool:
+    """Whether the reference is a foreign key of an archive's table: what the server would refuse to see dangle.
+
+    By a column that came since, rows of then refer to nothing.
+    """
+    known = {column.name for column in one.columns}
+    return reference.foreign_key is not None and reference.table.oid == one.table.oid and reference.column in known
 
 
 def find(
@@ -212,7 +216,7 @@ def all_there(
 
     ``coming`` says which archived rows ``r`` may.
     """
-    there = [_is_there(store, r, kept, alias, coming) for r in store.references if _is_of(r, one.table)]
+    there = [_is_there(store, r, kept, alias, coming) for r in store.references if _is_of(r, one)]
     return there + [_is_there_too(store, key, kept, alias, coming) for key in _checked_keys(connection, store, one)]
 
 

@@ -323,15 +323,20 @@ class Link:
 def _links(store: Store, one: Shelf, others: Sequence[Shelf]) -> list[Link]:
     shelf_of = {(other.table.schema, other.table.name): other for other in others if other != one}
     own = (one.table.schema, one.table.name)
+    # A column that came since is in no archive: rows of then refer to nothing by it.
+    kept = {column.name for column in one.columns}
     found = [
         Link(key.columns, shelf_of[key.target_schema, key.target], key.target_columns)
         for key in store.catalog.foreign_keys
-        if (key.table_schema, key.table) == own and (key.target_schema, key.target) in shelf_of
+        if (key.table_schema, key.table) == own
+        and (key.target_schema, key.target) in shelf_of
+        and kept.issuperset(key.columns)
     ]
     for reference in store.references:
         entity = store.entity(reference.entity)
         place = (entity.table.schema, entity.table.name)
-        if (reference.table.schema, reference.table.name) == own and reference.form == "key" and place in shelf_of:
+        is_own = (reference.table.schema, reference.table.name) == own and reference.column in kept
+        if is_own and reference.form == "key" and place in shelf_of:
             found.append(Link((reference.column,), shelf_of[place], (entity.key,)))
     return found
 
