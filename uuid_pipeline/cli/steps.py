@@ -340,9 +340,9 @@ def validate(session: Session, answer: Answer) -> None:
 
 
 def show_retrieval(session: Session, answer: Answer) -> None:
-    """What was measured of retrieval before and after, if anything was."""
+    """What was measured of retrieval before and after the newest execution that stands, if anything was."""
     with session.engine.begin() as connection:
-        executions = ledger.executions(connection)
+        executions = [one for one in ledger.executions(connection) if one.status != "rolled_back"]
         found = retrieval.summary(connection, executions[0].execution_id) if executions else None
     answer.data["retrieval"] = found
     answer.pairs(retrieval_lines(found) if found else [])

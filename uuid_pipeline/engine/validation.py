@@ -25,21 +25,18 @@ SELECT reason, count(*) AS n FROM uuid_pipeline.unmoved WHERE wave = %(wave)s GR
 
 
 def subject(connection: Connection) -> ledger.Execution:
-    """The execution that validation is about: the running one, else the one completed last.
+    """The execution that validation is about: the running one, else the one completed last that was not rolled back.
 
-    Raises RefusedError when nothing has been migrated, or some of it was rolled back.
+    Raises RefusedError when nothing that is migrated stands, or some of the newest that does was rolled back.
     """
     given_up: ledger.Execution | None = None
-    for execution in ledger.executions(connection):
+    standing = [one for one in ledger.executions(connection) if one.status != "rolled_back"]
+    for execution in standing:
         if execution.status in ("running", "completed"):
             _require_not_erased(connection, execution)
             return execution
         if execution.status == "partly_rolled_back":
-            raise RefusedError(
-                f"Execution {execution.execution_id} was rolled back in part, and its state before is no measure for "
-                "the rest any more. To move what went back: uuid-pipeline run; to take back the rest: "
-                "uuid-pipeline rollback --all"
-            )
+            raise RefusedError(_rolled_back_in_part(connection, execution, standing))
         if execution.status == "finalized":
             raise RefusedError(
                 f"Execution {execution.execution_id} was finalized, and its state before is kept no longer to compare "
@@ -49,8 +46,6 @@ def subject(connection: Connection) -> ledger.Execution:
             raise RefusedError(
                 f"Execution {execution.execution_id} is being rolled back. To finish that: uuid-pipeline rollback --all"
             )
-        if execution.status == "rolled_back":
-            break
         if given_up is None and execution.status in ("cancelled", "superseded") and _moved(connection, execution):
             given_up = execution
     if given_up is not None:
@@ -60,6 +55,31 @@ def subject(connection: Connection) -> ledger.Execution:
             "uuid-pipeline rollback --all"
         )
     raise RefusedError("Nothing is migrated that could be validated. Run: uuid-pipeline run")
+
+
+def _rolled_back_in_part(
+    connection: Connection, execution: ledger.Execution, standing: Sequence[ledger.Execution]
+) -> str:
+    """Why neither this execution nor one below it can be validated, and what to do.
+
+    The one below does not prove what is still under this one's ids: its gates would pass over these rows.
+    """
+    said = (
+        f"Execution {execution.execution_id} was rolled back in part, and its state before is no measure for the rest "
+        "any more."
+    )
+    move = "To move what went back: uuid-pipeline run"
+    older = standing[standing.index(execution) + 1 :]
+    below = next((one for one in older if one.status == "completed"), None)
+    if below is None:
+        return f"{said} {move}; to take back the rest: uuid-pipeline rollback --all"
+    waves = reversed(ledger.waves(connection, execution.execution_id))
+    left = [f"uuid-pipeline rollback --wave {wave.wave}" for wave in waves if wave.status == "moved" and wave.documents]
+    return (
+        f"{said} Nor does execution {below.execution_id}, which is completed below it, prove the rows that are still "
+        f"under the ids of this one. {move}; to take back the rest, and validate execution {below.execution_id}: "
+        f"{', then '.join(left)}. (rollback --all would take back both.)"
+    )
 
 
 def _moved(connection: Connection, execution: ledger.Execution) -> bool:

@@ -48,16 +48,13 @@ def while_an_execution_is_open() -> str | None:
 
 
 def unless_something_is_migrated() -> str | None:
-    """Why there is nothing to validate; None when there is: the newest execution that began is completed."""
+    """Why there is nothing to validate; None when there is: the newest execution that stands is completed."""
     with StoreResource().open() as (engine, _), engine.begin() as connection:
-        begun = [e for e in ledger.executions(connection) if e.status not in ("approved", "superseded", "cancelled")]
-        if begun and begun[0].status == "completed":
-            try:
-                validation.subject(connection)
-            except RefusedError as refused:
-                return refused.message
-            return None
-    return f"The newest execution is {begun[0].status}." if begun else "Nothing is migrated that could be validated."
+        try:
+            execution = validation.subject(connection)
+        except RefusedError as refused:
+            return refused.message
+    return None if execution.status == "completed" else f"Execution {execution.execution_id} is {execution.status}."
 
 
 def build(wanted: Schedules, status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:

@@ -243,7 +243,8 @@ def test_a_schedule_asks_for_a_run_unless_one_is_at_it_or_it_would_be_in_the_way
 ) -> None:
     assert len(evaluated(instance, "health_schedule").run_requests) == 1
     assert len(evaluated(instance, "assess_schedule").run_requests) == 1
-    assert evaluated(instance, "validate_schedule").skip_message == "Nothing is migrated that could be validated."
+    nothing = "Nothing is migrated that could be validated. Run: uuid-pipeline run"
+    assert evaluated(instance, "validate_schedule").skip_message == nothing
     execution = cycle.approve(incident, SPEC, cycle.assess_and_plan(incident, SPEC).plan_id)
     assert evaluated(instance, "assess_schedule").skip_message == (
         f"Execution {execution.execution_id} is approved; its plan stands."
