@@ -24,7 +24,7 @@ from uuid_pipeline.engine.batches import batch, writing
 from uuid_pipeline.engine.connection import open_store
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.errors import RefusedError
-from uuid_pipeline.spec import EntitySpec, SoftReference, parse_spec
+from uuid_pipeline.spec import EntitySpec, SoftReference, Spec, parse_spec
 from uuid_pipeline_tests.conftest import NewDatabase, NewRole, as_role
 from uuid_pipeline_tests.integration import cycle
 
@@ -752,6 +752,99 @@ def test_an_old_id_is_nobodys_once_another_row_was_moved_to_where_it_led(inciden
     assert [resolved(incident, one) for one in given] == [cycle.targets(before)[one] for one in given]
     # Not the other row, which has the id now that this one led to.
     assert [resolved(incident, one) for one in old] == old
+
+
+PAPERS = """
+CREATE SCHEMA app;
+CREATE TABLE app.papers (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), owner text NOT NULL, name text NOT NULL);
+CREATE TABLE app.notes (nr serial PRIMARY KEY, paper uuid NOT NULL REFERENCES app.papers);
+CREATE INDEX ON app.notes (paper);
+INSERT INTO app.papers (owner, name) VALUES ('ann', 'A')
+"""
+HAND_OVER = "UPDATE app.papers SET owner = %(owner)s WHERE name = %(name)s"
+PUT_IN = "INSERT INTO app.papers (owner, name) VALUES (%(owner)s, %(name)s)"
+
+
+def papers(last: int) -> Spec:
+    """Papers by their owners; under another namespace for each ``last`` digit of it."""
+    return parse_spec(
+        f"""
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b4{last}
+schema: app
+entities:
+  document: {{table: papers, key: id, identity: "{{owner}}", on_duplicate: merge}}
+""",
+        "papers",
+    )
+
+
+def id_of(store: Engine, name: str) -> str:
+    [(found,)] = cycle.run_sql(store, "SELECT id::text FROM app.papers WHERE name = %(name)s", name=name)
+    return str(found)
+
+
+def leads_to(store: Engine, id: str) -> str | None:
+    """The paper that this id stands for, by the function, the view, and the trigger, which must agree."""
+    by_function = cycle.run_sql(
+        store, "SELECT name FROM app.papers WHERE id = uuid_pipeline.resolve_document(%(i)s)", i=id
+    )
+    by_view = """SELECT name FROM app.papers JOIN uuid_pipeline.alias_document ON current = id WHERE alias = %(i)s
+                 UNION ALL SELECT name FROM app.papers WHERE id = %(i)s"""
+    assert cycle.run_sql(store, by_view, i=id) == by_function
+    if by_function:
+        cycle.run_sql(store, "INSERT INTO app.notes (paper) VALUES (%(i)s)", i=id)
+        written = "DELETE FROM app.notes n USING app.papers p WHERE p.id = n.paper RETURNING p.name"
+        assert cycle.run_sql(store, written) == by_function
+    return str(by_function[0][0]) if by_function else None
+
+
+def test_an_id_follows_its_row_through_maps_though_another_went_on_from_an_id_that_it_had_in_between(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(empty_store, PAPERS)
+    first = id_of(empty_store, "A")
+    cycle.run_all(empty_store, papers(0))
+    shared = id_of(empty_store, "A")
+    cycle.run_sql(empty_store, HAND_OVER, owner="bob", name="A")
+    cycle.run_all(empty_store, papers(0))
+    cycle.run_sql(empty_store, PUT_IN, owner="ann", name="B")
+    second = id_of(empty_store, "B")
+    cycle.run_all(empty_store, papers(0))
+    assert id_of(empty_store, "B") == shared
+
+    cycle.run_all(empty_store, papers(1))
+
+    assert [leads_to(empty_store, one) for one in (first, second, shared)] == ["A", "B", "B"]
+
+
+def test_an_id_of_a_rolled_back_execution_leads_to_its_row_though_another_has_the_id_below_it(
+    empty_store: Engine,
+) -> None:
+    cycle.run_sql(empty_store, PAPERS)
+    cycle.run_sql(empty_store, PUT_IN, owner="bob", name="B")
+    cycle.run_all(empty_store, papers(0))
+    cycle.run_all(empty_store, papers(1))
+    undone = [id_of(empty_store, name) for name in "AB"]
+    cycle.undo(empty_store)
+    assert [leads_to(empty_store, one) for one in undone] == ["A", "B"]
+    cycle.run_sql(empty_store, "UPDATE app.papers SET owner = CASE owner WHEN 'ann' THEN 'bob' ELSE 'ann' END")
+
+    cycle.run_all(empty_store, papers(0))
+
+    assert [leads_to(empty_store, one) for one in undone] == ["A", "B"]
+
+
+def test_the_new_id_of_a_cluster_stands_for_no_duplicate_once_the_row_that_moved_is_gone(empty_store: Engine) -> None:
+    cycle.run_sql(empty_store, PAPERS)
+    cycle.run_sql(empty_store, PUT_IN, owner="ann", name="twin")
+    cycle.run_all(empty_store, papers(0))
+    [(new, moved)] = cycle.run_sql(empty_store, "SELECT id::text, name FROM app.papers")
+    cycle.undo(empty_store)
+    assert leads_to(empty_store, new) == moved
+
+    cycle.run_sql(empty_store, "DELETE FROM app.papers WHERE name = %(moved)s", moved=moved)
+
+    assert leads_to(empty_store, new) is None
 
 
 @pytest.mark.begins("migrated")

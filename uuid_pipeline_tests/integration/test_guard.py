@@ -206,6 +206,36 @@ def test_a_retried_insert_meets_the_row_that_was_rewritten(store: Engine) -> Non
     assert cycle.run_sql(store, found, sha=made.sha) == [(made.target, "again")]
 
 
+@pytest.mark.parametrize("number_known", [True, False], ids=["", "by an earlier version"])
+def test_what_the_application_made_up_follows_its_row_though_another_gets_the_id_that_it_was_stored_under(
+    store: Engine, number_known: bool
+) -> None:
+    install(store, "rewrite", "document")
+    one, other = upload("content"), upload("content")
+    resolved = "SELECT uuid_pipeline.resolve_document(%(id)s)::text"
+    with cycle.session(store) as app:
+        put(app, one)
+    unknown = "UPDATE uuid_pipeline.guarded_document SET assessment_no = 0"
+    if not number_known:
+        cycle.run_sql(store, unknown)
+    assert cycle.run_sql(store, resolved, id=one.id) == [(one.target,)]
+    moved = upload("edited")
+    edit = "UPDATE upload_pipeline.documents SET file_sha256 = %(sha)s WHERE document_id = %(id)s"
+    cycle.run_sql(store, edit, sha=moved.sha, id=one.target)
+    cycle.run_all(store, SPEC)
+    assert cycle.run_sql(store, resolved, id=one.id) == [(moved.target,)]
+
+    with cycle.session(store) as app:
+        put(app, other)
+
+    assert stored(store, other.sha) == [one.target]
+    if number_known:
+        assert cycle.run_sql(store, resolved, id=one.id) == [(moved.target,)]
+    else:
+        cycle.run_sql(store, unknown)
+    assert cycle.run_sql(store, resolved, id=other.id) == [(one.target,)]
+
+
 def test_rewrite_gives_no_row_the_id_of_another_whose_natural_key_was_edited(store: Engine) -> None:
     install(store, "rewrite")
     first, second = upload("edited"), upload("edited")

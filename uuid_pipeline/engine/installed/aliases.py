@@ -69,7 +69,7 @@ def install(engine: Engine, lease: Lease, store: Store, assessments: Sequence[in
 def _wanted(entities: Sequence[Entity], parts: Mapping[str, Sequence[int]]) -> list[functions.Definition]:
     """What has to stand beside the triggers and their functions."""
     return [
-        resolving.in_force(),
+        *resolving.journal(),
         *[found for entity in entities for found in resolving.of_entity(entity, parts[entity.name])],
     ]
 
@@ -314,7 +314,7 @@ WHERE c.relnamespace = to_regnamespace('uuid_pipeline') AND c.relkind = 'v' AND 
   AND c.relname <> ALL(%(kept)s)
 UNION ALL
 SELECT 'FUNCTION', f.oid::regprocedure::text FROM pg_proc f
-WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|place|resolve)_|in_force$)'
+WHERE f.pronamespace = to_regnamespace('uuid_pipeline') AND f.proname ~ '^((held|place|resolve)_|(in_force|stood)$)'
   AND f.proname <> ALL(%(kept)s)
 UNION ALL
 SELECT 'SEQUENCE', c.oid::regclass::text FROM pg_class c

@@ -8,9 +8,9 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
 from uuid_pipeline.engine.installed.functions import PINNED, Definition, function
-from uuid_pipeline.engine.installed.resolving import GUARD, GUARDED
+from uuid_pipeline.engine.installed.resolving import GUARDED, NONE_BEFORE
 from uuid_pipeline.engine.installed.sha1 import plpgsql_body
-from uuid_pipeline.engine.ledger import SCHEMA
+from uuid_pipeline.engine.ledger import SCHEMA, map_table
 from uuid_pipeline.engine.natural_keys import natural_key, part
 from uuid_pipeline.engine.store import Entity, Store
 
@@ -167,6 +167,7 @@ DECLARE
     hashed bytea;
     target_id uuid;
     number bigint;
+    newest_map integer;
 BEGIN
     IF NEW.{key} IS NULL OR NEW.{key} IS NOT DISTINCT FROM OLD.{key} THEN
         RETURN NEW;
@@ -205,9 +206,15 @@ _REWRITE = """-- Another row's id, as after an edit of its natural key: this one
     IF FOUND THEN
         RETURN NEW;
     END IF;
+    -- What a plan made of either id until now, it made of other rows.
+    SELECT max(m.assessment_no) INTO newest_map FROM (
+        SELECT assessment_no, ordinal FROM {maps} WHERE old_id IN (NEW.{key}, target_id{cast}) UNION ALL
+        SELECT assessment_no, ordinal FROM {maps} WHERE new_id IN (NEW.{key}, target_id{cast})) m
+    WHERE uuid_pipeline.in_force(m.assessment_no, m.ordinal);
     INSERT INTO {map} AS m (assessment_no, ordinal, wave, role, natural_key, old_id, new_id)
-    VALUES ({guard}, number, '', 'move', key_text, NEW.{key}, target_id{cast})
-    ON CONFLICT (old_id) DO UPDATE SET new_id = excluded.new_id, natural_key = excluded.natural_key;
+    VALUES (coalesce(newest_map, {none_before}), number, '', 'move', key_text, NEW.{key}, target_id{cast})
+    ON CONFLICT (old_id) DO UPDATE SET assessment_no = excluded.assessment_no, new_id = excluded.new_id,
+        natural_key = excluded.natural_key;
     NEW.{key} := target_id{cast};"""
 # The count stands although the row does not: sequences are not rolled back. The log says what samples cannot.
 _REJECT = """RAISE LOG 'uuid_pipeline guard: rejected {label} = %, expected %, role %',
@@ -273,6 +280,7 @@ def _act(entity: Entity, mode: Mode) -> sql.Composable:
         table=sql.table(entity.table.schema, entity.table.name),
         target_of=sql.table(SCHEMA, TARGET + entity.name),
         map=sql.table(SCHEMA, GUARDED + entity.name),
-        guard=sql.Text(str(GUARD)),
+        maps=map_table(entity),
+        none_before=sql.Text(str(NONE_BEFORE)),
     )
     return sql.compose("{sample}\n    {rewrite}", sample=sample, rewrite=rewrite)

@@ -12,11 +12,9 @@ from uuid_pipeline.engine.store import Entity, MovedTable, Reference, Store
 
 # Names of what is installed, each followed by the entity's name or the table's.
 HELD, PLACE, RESOLVE, VIEW, ON_TABLE = "held_", "place_", "resolve_", "alias_", "alias_on_"
-IN_FORCE = "in_force"
+IN_FORCE, STOOD = "in_force", "stood"
 USES, LAST_USE = "alias_uses_", "alias_last_"
 
-# How far an id is followed: a hop an execution. A row that got its natural key back comes to the same id again.
-HOPS = 8
 CANONICAL_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 
 _HELD = "plpgsql VOLATILE STRICT"
@@ -25,8 +23,10 @@ _RESOLVE = f"plpgsql STABLE STRICT SECURITY DEFINER {PINNED}"
 _TRIGGER = f"plpgsql VOLATILE SECURITY DEFINER {PINNED}"
 
 
-# The number of no assessment: the ids that the guard rewrote, which resolve as those that a plan moved.
+# The number of no assessment: the ids that the guard rewrote, which resolve as those that a plan moved. Beside each the
+# guard writes which map was the newest then that had given or taken one of the two ids, or that none had.
 GUARD, GUARDED = 0, "guarded_"
+NONE_BEFORE = -1
 LAST = 2**31 - 1
 
 
@@ -37,24 +37,50 @@ def map_part(entity: Entity, assessment: int) -> str:
     return f"id_map_{entity.name}_{assessment}"
 
 
-# Ids only ever went up (old to new) and came back down, newest execution first. So from a stale id the row is reached
-# by going down and then up; going down after up would end at another row of a merged cluster. Down only where a
-# rollback has begun: before that no row had the new id, and one that the application makes itself is none of ours.
-_REACH = """
-WITH RECURSIVE reach (alias, id, hops, rank, rising, number, path) AS (
+# Whose an id is, the maps tell that took it from a row or gave it to one. From an id of now a row is reached by falling
+# through what was undone, newest first, to where it came to rest, and then by rising with what moved it since. Each
+# step takes the nearest map, which is the row's own; where that one gave the id to another row, this one had lost it
+# before. A merge is followed up only: down it would lead to any row of a cluster.
+_WALK = """
+WITH RECURSIVE walk (alias, id, number, moved, rising, step) AS (
     {start}
     UNION ALL
-    SELECT r.alias, n.id, r.hops + 1, r.rank + array_position(ARRAY['move', 'keep', 'merge'], n.role), n.rising,
-           n.number, r.path || n.id
-    FROM reach r CROSS JOIN LATERAL ({neighbours}) n (id, role, rising, number)
-    WHERE r.hops < {hops} AND (n.id <> ALL (r.path) OR (n.rising AND r.rising AND n.number > r.number)))
+    SELECT r.alias,
+           CASE WHEN e.turn IN ('up', 'down') THEN e.other WHEN e.turn = 'lost' THEN NULL ELSE r.id END,
+           CASE WHEN e.turn IN ('up', 'down', 'back') THEN e.number ELSE r.number END,
+           CASE e.turn WHEN 'down' THEN lower(e.stood) WHEN 'back' THEN greatest(r.moved, lower(e.stood))
+                       ELSE r.moved END,
+           r.rising OR e.turn IS NULL OR e.turn IN ('up', 'rest'), r.step + 1
+    FROM walk r LEFT JOIN LATERAL ({nearest}) e ON true
+    WHERE r.id IS NOT NULL AND (e.turn IS NOT NULL OR NOT r.rising)
+)
 """
-_NEIGHBOURS = """
-SELECT m.new_id, m.role, true, {number} FROM {part} m WHERE m.old_id = r.id AND {in_force}
-UNION ALL SELECT m.old_id, m.role, false, {number} FROM {part} m WHERE m.new_id = r.id AND NOT r.rising AND EXISTS (
-    SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
-    WHERE coalesce(w.assessment_no, e.assessment_no) = m.assessment_no
-      AND m.ordinal BETWEEN w.first_ordinal AND w.last_ordinal AND w.status IN ('rolling_back', 'rolled_back'))
+# What a map did with the id: took it from a row (arrives: false), or gave it to one. What it planned and has not done
+# is nothing; what was undone before the row's move from here was undone of a row that had the id before it. The journal
+# is asked of the nearest first, and nearly always of no other.
+_NEAREST = """
+SELECT m.number, m.other, d.stood,
+       CASE WHEN r.rising THEN CASE WHEN m.arrives THEN 'lost' ELSE 'up' END
+            WHEN d.in_force THEN CASE WHEN m.arrives OR r.number < {last} THEN 'rest' ELSE 'up' END
+            WHEN NOT m.arrives THEN 'back'
+            WHEN upper(d.stood) > r.moved THEN 'down' ELSE 'rest' END AS turn
+FROM (SELECT *, CASE WHEN r.rising THEN number ELSE -number END AS distance, arrives = r.rising AS behind
+      FROM ({events}) e (number, place, arrives, other) ORDER BY distance, behind OFFSET 0) m
+CROSS JOIN LATERAL (SELECT f.in_force, CASE WHEN NOT (f.in_force OR r.rising) THEN {stood} END AS stood
+                    FROM (SELECT m.place IS NULL OR {in_force} AS in_force OFFSET 0) f OFFSET 0) d
+WHERE d.in_force OR d.stood IS NOT NULL ORDER BY m.distance, m.behind LIMIT 1
+"""
+_EVENTS = """
+SELECT {number}, m.ordinal, false, m.new_id FROM {part} m
+WHERE m.old_id = r.id AND m.role <> 'keep' AND CASE WHEN r.rising THEN {number} > r.number ELSE {number} < r.number END
+UNION ALL
+SELECT {number}, m.ordinal, true, m.old_id FROM {part} m
+WHERE m.new_id = r.id AND m.role = 'move' AND CASE WHEN r.rising THEN {number} > r.number ELSE {number} < r.number END
+"""
+# The application's own name of a row: none that another one ever had by a map.
+_GUARD_EVENTS = """
+SELECT {number}, NULL::bigint, false, m.new_id FROM {part} m
+WHERE m.old_id = r.id AND r.number = {last} AND NOT r.rising
 """
 
 
@@ -68,56 +94,102 @@ EXISTS (SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.e
               SELECT count(DISTINCT b.direction) FROM uuid_pipeline.batches b
               WHERE b.wave = w.wave AND {ordinal} BETWEEN b.first_ordinal AND b.last_ordinal)))
 """
-# For one id at a time: asked of the few rows that the index finds, it spares each look-up the start of a large plan.
-_ASKED: LiteralString = "uuid_pipeline.in_force({number}, {ordinal})"
-# A row that a later map moved on has left its id; and where one moved another row to it, the one before had lost it.
-_MOVED_ON = """
-EXISTS (SELECT FROM {part} m WHERE m.old_id = {id} AND m.new_id <> m.old_id AND {number} > {since} AND {in_force})
-OR EXISTS (SELECT FROM {part} m WHERE m.new_id = {id} AND m.new_id <> m.old_id AND m.role = 'move'
-           AND {number} > {since} AND {in_force})
+# The first and last batch between which what the map says of an ordinal stood that was undone since; NULL of any other.
+_STOOD: LiteralString = """
+(SELECT int8range(min(b.batch_no) FILTER (WHERE b.direction = 'forward'),
+                  max(b.batch_no) FILTER (WHERE b.direction = 'back'), '[]')
+ FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+ JOIN uuid_pipeline.batches b ON b.wave = w.wave AND {ordinal} BETWEEN b.first_ordinal AND b.last_ordinal
+ WHERE coalesce(w.assessment_no, e.assessment_no) = {number}
+   AND {ordinal} BETWEEN w.first_ordinal AND w.last_ordinal AND w.status IN ('rolling_back', 'rolled_back')
+   AND NOT EXISTS (SELECT FROM uuid_pipeline.unmoved u WHERE u.wave = w.wave AND u.ordinal = {ordinal})
+ HAVING bool_or(b.direction = 'forward') AND bool_or(b.direction = 'back'))
+"""
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """How statements ask whether what a map says of an ordinal is in force, or stood once."""
+
+    in_force: LiteralString
+    stood: LiteralString
+
+    def of(self, number: LiteralString, ordinal: LiteralString) -> dict[str, sql.Composable]:
+        named = {"number": sql.Text(number), "ordinal": sql.Text(ordinal)}
+        return {"in_force": sql.compose(self.in_force, **named), "stood": sql.compose(self.stood, **named)}
+
+
+# By functions for one id at a time: asked of the few rows that the index finds, it spares each look-up the start of a
+# large plan. Not in a view: who may read it may call none of ours.
+_CALLED = _Asking("uuid_pipeline.in_force({number}, {ordinal})", "uuid_pipeline.stood({number}, {ordinal})")
+_INLINE = _Asking(IS_IN_FORCE, _STOOD)
+# Whether a map after the one of ``since`` has to do with either id; nearly always none has, and one step up was right.
+_MORE_KNOWN = """
+EXISTS (SELECT FROM {part} m WHERE m.old_id = $1 AND m.role <> 'keep' AND {number} > since)
+OR EXISTS (SELECT FROM {part} m WHERE m.new_id = $1 AND m.role = 'move' AND {number} >= since)
+OR EXISTS (SELECT FROM {part} m WHERE m.old_id = current_id AND m.role <> 'keep' AND {number} > since AND {in_force})
+OR EXISTS (SELECT FROM {part} m WHERE m.new_id = current_id AND m.role = 'move' AND {number} > since AND {in_force})
+"""
+# An earlier version of the guard wrote 0: then what has the id now is taken for the row.
+_GUARDED_AFTER = """
+CASE WHEN m.assessment_no <> {guard} THEN m.assessment_no
+     WHEN EXISTS (SELECT FROM {table} t WHERE t.{key} = m.new_id) THEN {last} ELSE {none_before} END
 """
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One assessment's id map, with its number; what the guard rewrote no map is known to have moved on."""
+    """One assessment's id map, or that of the guard, with the number that orders its rows among the others'."""
 
     table: sql.Composable
-    assessment: int
+    number: sql.Composable
+    of_guard: bool
 
-    def named(self, in_force: LiteralString) -> dict[str, sql.Composable]:
-        """What statements over the map are composed of; ``in_force`` is how these ask it of a row ``m``."""
-        number = sql.literal(LAST if self.assessment == GUARD else self.assessment)
-        asked = sql.compose(in_force, number=number, ordinal=sql.Text("m.ordinal"))
+    def named(self) -> dict[str, sql.Composable]:
+        """What statements over the map, as ``m``, are composed of when they are about one id."""
+        in_force = sql.compose(_CALLED.in_force, number=self.number, ordinal=sql.Text("m.ordinal"))
         return {
             "part": self.table,
-            "number": number,
-            "in_force": sql.Text("true") if self.assessment == GUARD else asked,
+            "number": self.number,
+            "in_force": sql.Text("true") if self.of_guard else in_force,
         }
 
 
-def _moved_on(
-    parts: Sequence[_Part], key: LiteralString, since: LiteralString, in_force: LiteralString
-) -> sql.Composable:
-    """Whether the row that had this id, by the map of the number ``since``, has another one by a later map."""
-    later = [
-        sql.compose(_MOVED_ON, **part.named(in_force), id=sql.Text(key), since=sql.Text(since))
-        for part in parts
-        if part.assessment != GUARD
-    ]
-    return sql.compose("({any})", any=sql.join(" OR ", later or [sql.Text("false")]))
-
-
-def _reach(start: sql.Composable, parts: Sequence[_Part], in_force: LiteralString) -> sql.Composable:
-    """A WITH list: ``reach`` holds every id that the ones of ``start`` may stand for, and how near it is."""
-    neighbours = [sql.compose(_NEIGHBOURS, **part.named(in_force)) for part in parts]
-    return sql.compose(
-        _REACH, start=start, neighbours=sql.join(" UNION ALL ", neighbours), hops=sql.Text(str(HOPS))
-    )  # fmt: skip
-
-
 def _parts(entity: Entity, assessments: Sequence[int]) -> list[_Part]:
-    return [_Part(sql.table(SCHEMA, map_part(entity, number)), number) for number in assessments]
+    after = sql.compose(
+        _GUARDED_AFTER,
+        table=sql.table(entity.table.schema, entity.table.name),
+        key=sql.name(entity.key),
+        guard=sql.literal(GUARD),
+        none_before=sql.literal(NONE_BEFORE),
+        last=sql.literal(LAST),
+    )
+    return [
+        _Part(
+            sql.table(SCHEMA, map_part(entity, number)),
+            after if number == GUARD else sql.literal(number),
+            number == GUARD,
+        )
+        for number in assessments
+    ]
+
+
+def _more_known(parts: Sequence[_Part]) -> sql.Composable:
+    found = [sql.compose(_MORE_KNOWN, **part.named()) for part in parts if not part.of_guard]
+    return sql.compose("({any})", any=sql.join(" OR ", found or [sql.Text("false")]))
+
+
+def _walk(start: sql.Composable, parts: Sequence[_Part], asking: _Asking) -> sql.Composable:
+    """A WITH list: the last step of ``walk`` from each alias of ``start`` is the id that it stands for, or NULL."""
+    last = sql.literal(LAST)
+    events = [
+        sql.compose(_GUARD_EVENTS if part.of_guard else _EVENTS, part=part.table, number=part.number, last=last)
+        for part in parts
+    ]
+    nearest = sql.compose(
+        _NEAREST, events=sql.join(" UNION ALL ", events), last=last, **asking.of("m.number", "m.place")
+    )  # fmt: skip
+    return sql.compose(_WALK, start=start, nearest=nearest)
 
 
 # Sequences count without a row or a lock that another transaction would wait for.
@@ -150,13 +222,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN $1;
     END IF;
-    PERFORM FROM {table} t WHERE t.{key} = current_id AND NOT {current_moved_on} FOR KEY SHARE;
+    PERFORM FROM {table} t WHERE t.{key} = current_id AND NOT {more_known} FOR KEY SHARE;
     -- Again, when another batch came between.
     WHILE NOT FOUND AND tries < 3 LOOP
         tries := tries + 1;
-        {reach}
-        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id
-        WHERE NOT (r.rising AND {reached_moved_on}) ORDER BY r.hops, r.rank LIMIT 1 FOR KEY SHARE OF t;
+        {walk}
+        SELECT t.{key} INTO current_id FROM (SELECT w.id FROM walk w ORDER BY w.step DESC LIMIT 1) w
+        JOIN {table} t ON t.{key} = w.id FOR KEY SHARE OF t;
     END LOOP;
     IF NOT FOUND OR current_id = $1 THEN
         RETURN $1;
@@ -178,10 +250,10 @@ BEGIN
     IF NOT FOUND THEN
         RETURN $1;
     END IF;
-    IF NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = current_id AND NOT {current_moved_on}) THEN
-        {reach}
-        SELECT t.{key} INTO current_id FROM reach r JOIN {table} t ON t.{key} = r.id
-        WHERE NOT (r.rising AND {reached_moved_on}) ORDER BY r.hops, r.rank LIMIT 1;
+    IF NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = current_id AND NOT {more_known}) THEN
+        {walk}
+        SELECT t.{key} INTO current_id FROM (SELECT w.id FROM walk w ORDER BY w.step DESC LIMIT 1) w
+        JOIN {table} t ON t.{key} = w.id;
         IF NOT FOUND THEN
             RETURN $1;
         END IF;
@@ -217,36 +289,44 @@ END
 
 _VIEW = """
 CREATE OR REPLACE VIEW {view} (alias, current) AS
-{reach}
-SELECT DISTINCT ON (r.alias) r.alias, t.{key}::{type} FROM reach r JOIN {table} t ON t.{key} = r.id
-WHERE NOT (r.rising AND {reached_moved_on}) ORDER BY r.alias, r.hops, r.rank
+{walk}
+SELECT w.alias, t.{key}::{type} FROM (SELECT DISTINCT ON (alias) alias, id FROM walk ORDER BY alias, step DESC) w
+JOIN {table} t ON t.{key} = w.id
 """
+_START = "SELECT {id}, {id}, {last}, 0::bigint, false, 0"
 _STALE = """
-SELECT k.id, k.id, 0, 0, false, 0, ARRAY[k.id] FROM ({known}) k (id)
+{start} FROM ({known}) k (id)
 WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.{key} = k.id)
 """
 
 
-def in_force() -> Definition:
-    """A function from a map's number and an ordinal to whether what the map says of it was done."""
-    body = sql.compose(IS_IN_FORCE, number=sql.Text("$1"), ordinal=sql.Text("$2"))
-    returned = sql.compose("BEGIN RETURN {found}; END", found=body)
-    return function(IN_FORCE, {"number": "integer", "place": "bigint"}, "boolean", _ASKING, returned)
+def journal() -> list[Definition]:
+    """Functions from a map's number and an ordinal to whether what the map says of it was done, and when undone."""
+    return [
+        _of_journal(IN_FORCE, "boolean", IS_IN_FORCE),
+        _of_journal(STOOD, "int8range", _STOOD),
+    ]
+
+
+def _of_journal(name: str, returns: str, found: LiteralString) -> Definition:
+    body = sql.compose(
+        "BEGIN RETURN {found}; END", found=sql.compose(found, number=sql.Text("$1"), ordinal=sql.Text("$2"))
+    )
+    return function(name, {"number": "integer", "place": "bigint"}, returns, _ASKING, body)
 
 
 def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
     """What finds the rows of one entity: for writers (``held``), for readers (``resolve``), and the list of aliases."""
     parts, type_name = _parts(entity, assessments), entity.key_type
     named = {"table": sql.table(entity.table.schema, entity.table.name), "key": sql.name(entity.key)}
-    start = sql.compose("SELECT $1, $1, 0, 0, false, 0, ARRAY[$1]")
+    start = sql.compose(_START, id=sql.Text("$1"), last=sql.literal(LAST))
     filled = {
         **named,
         "type": sql.as_written(type_name),
         "count": _count(entity),
         "known": _known(parts),
-        "reach": _reach(start, parts, _ASKED),
-        "current_moved_on": _moved_on(parts, "current_id", "since", _ASKED),
-        "reached_moved_on": _moved_on(parts, "r.id", "r.number", _ASKED),
+        "walk": _walk(start, parts, _CALLED),
+        "more_known": _more_known(parts),
     }
     held, resolve = sql.compose(_HELD_BODY, **filled), sql.compose(_RESOLVE_BODY, **filled)
     of_text = sql.compose(
@@ -265,7 +345,7 @@ def of_entity(entity: Entity, assessments: Sequence[int]) -> list[Definition]:
 
 def _place(type_name: str, parts: Sequence[_Part]) -> sql.Composable:
     """Of the newest map: batches of the others are done, or are undone before any of this one is."""
-    newest = max(parts, key=lambda part: part.assessment)
+    newest = parts[-1]
     is_uuid = sql.compose("$1 ~ {form}", form=sql.literal(CANONICAL_UUID))
     return sql.compose(
         _PLACE_BODY,
@@ -280,11 +360,9 @@ def _known(parts: Sequence[_Part]) -> sql.Composable:
 
     What the newest map says comes first: a row that an earlier plan could not move may have gone elsewhere by it.
     """
-    newest_first = [part.named(_ASKED) for part in reversed(parts)]
-    up = [
-        sql.compose("SELECT m.new_id, {number} FROM {part} m WHERE m.old_id = $1 AND {in_force}", **part)
-        for part in newest_first
-    ]
+    newest_first = [part.named() for part in reversed(parts)]
+    step = "SELECT m.new_id, {number} FROM {part} m WHERE m.old_id = $1 AND m.role <> 'keep' AND {in_force}"
+    up = [sql.compose(step, **part) for part in newest_first]
     down = [sql.compose("SELECT NULL, {number} FROM {part} m WHERE m.new_id = $1", **part) for part in newest_first]
     return sql.join(" UNION ALL ", [*up, *down])
 
@@ -296,13 +374,17 @@ def _view(entity: Entity, parts: Sequence[_Part]) -> Definition:
         for part in parts
         for column in ("old_id", "new_id")
     ]
-    start = sql.compose(_STALE, **named, known=sql.join(" UNION ", ids))
+    start = sql.compose(
+        _STALE,
+        **named,
+        start=sql.compose(_START, id=sql.Text("k.id"), last=sql.literal(LAST)),
+        known=sql.join(" UNION ", ids),
+    )
     statement = sql.compose(
         _VIEW,
         **named,
         view=sql.table(SCHEMA, VIEW + entity.name),
-        reach=_reach(start, parts, IS_IN_FORCE),
-        reached_moved_on=_moved_on(parts, "r.id", "r.number", IS_IN_FORCE),
+        walk=_walk(start, parts, _INLINE),
         type=sql.as_written(entity.key_type),
     )
     return Definition(VIEW + entity.name, None, statement)
