@@ -21,14 +21,17 @@ class Mapped:
 
 @dataclass
 class Wave:
-    """A span of ordinals of one map; ``batches`` are (number, direction), each over the whole span."""
+    """A span of ordinals of one map; ``batches`` are (number, direction), each over the whole span.
+
+    ``unmoved``: by ordinal, the ids of the rows that a batch left.
+    """
 
     number: int
     first: int
     last: int
     status: str = "planned"
     batches: list[tuple[int, str]] = field(default_factory=list)
-    unmoved: set[int] = field(default_factory=set)
+    unmoved: dict[int, set[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -161,7 +164,7 @@ class History:
             [kept] = [line for line in cluster if line.role != "merge"]
             survivor = row_of[kept.old]
             if survivor is None or self.holder(kept.new) not in (None, *row_of.values()):
-                wave.unmoved.add(ordinal)
+                wave.unmoved[ordinal] = {line.old for line in cluster}
                 continue
             for line in cluster:
                 loser = row_of[line.old]
@@ -188,7 +191,7 @@ class History:
         [kept] = [line for line in cluster if line.role != "merge"]
         row = self.holder(kept.new)
         if row is not None and self.holder(kept.old) not in (None, row):
-            wave.unmoved.add(ordinal)
+            wave.unmoved[ordinal] = {kept.new}
             self.unsure |= {row, *self._archived(cluster)}
             return
         if row is None:

@@ -117,9 +117,9 @@ def write_wave(connection: Connection, execution: str, position: int, wave: Wave
                OVERRIDING SYSTEM VALUE VALUES (%s, %s, %s, %s, %s, %s, '{}', '{}', 0, 0)""",
             (number, execution, name, direction, wave.first, wave.last),
         )
-    for ordinal in wave.unmoved:
+    for ordinal, id in [(ordinal, id) for ordinal, ids in wave.unmoved.items() for id in ids]:
         connection.exec_driver_sql(
             """INSERT INTO uuid_pipeline.unmoved (execution_id, wave, entity, ordinal, old_id, reason)
                VALUES (%s, %s, 'doc', %s, %s, 'taken')""",
-            (execution, name, ordinal, str(ordinal)),
+            (execution, name, ordinal, id),
         )

@@ -67,8 +67,16 @@ SELECT m.number, m.other, d.stood,
 FROM (SELECT *, CASE WHEN r.rising THEN number ELSE -number END AS distance, arrives = r.rising AS behind
       FROM ({events}) e (number, place, arrives, other) ORDER BY distance, behind OFFSET 0) m
 CROSS JOIN LATERAL (SELECT f.in_force, CASE WHEN NOT (f.in_force OR r.rising) THEN {stood} END AS stood
-                    FROM (SELECT m.place IS NULL OR {in_force} AS in_force OFFSET 0) f OFFSET 0) d
+                    FROM (SELECT m.place IS NULL OR {in_force} OR {left_there} AS in_force OFFSET 0) f OFFSET 0) d
 WHERE d.in_force OR d.stood IS NOT NULL ORDER BY m.distance, m.behind LIMIT 1
+"""
+# Whether a rollback had to leave the document under its new id: by that it is set aside then, not by its old one.
+_LEFT_THERE: LiteralString = """
+EXISTS (SELECT FROM uuid_pipeline.waves w JOIN uuid_pipeline.executions e ON e.execution_id = w.execution_id
+        JOIN uuid_pipeline.unmoved u ON u.wave = w.wave AND u.ordinal = m.place
+        WHERE coalesce(w.assessment_no, e.assessment_no) = m.number AND w.status IN ('rolling_back', 'rolled_back')
+        HAVING bool_or(u.old_id = CASE WHEN m.arrives THEN r.id ELSE m.other END::text)
+           AND NOT bool_or(u.old_id = CASE WHEN m.arrives THEN m.other ELSE r.id END::text))
 """
 _EVENTS = """
 SELECT {number}, m.ordinal, false, m.new_id FROM {part} m
@@ -127,8 +135,8 @@ _INLINE = _Asking(IS_IN_FORCE, _STOOD)
 _MORE_KNOWN = """
 EXISTS (SELECT FROM {part} m WHERE m.old_id = $1 AND m.role <> 'keep' AND {number} > since)
 OR EXISTS (SELECT FROM {part} m WHERE m.new_id = $1 AND m.role = 'move' AND {number} >= since)
-OR EXISTS (SELECT FROM {part} m WHERE m.old_id = current_id AND m.role <> 'keep' AND {number} > since AND {in_force})
-OR EXISTS (SELECT FROM {part} m WHERE m.new_id = current_id AND m.role = 'move' AND {number} > since AND {in_force})
+OR EXISTS (SELECT FROM {part} m WHERE m.old_id = current_id AND m.role <> 'keep' AND {number} > since)
+OR EXISTS (SELECT FROM {part} m WHERE m.new_id = current_id AND m.role = 'move' AND {number} > since)
 """
 # An earlier version of the guard wrote 0: then what has the id now is taken for the row.
 _GUARDED_AFTER = """
@@ -187,7 +195,11 @@ def _walk(start: sql.Composable, parts: Sequence[_Part], asking: _Asking) -> sql
         for part in parts
     ]
     nearest = sql.compose(
-        _NEAREST, events=sql.join(" UNION ALL ", events), last=last, **asking.of("m.number", "m.place")
+        _NEAREST,
+        events=sql.join(" UNION ALL ", events),
+        last=last,
+        left_there=sql.Text(_LEFT_THERE),
+        **asking.of("m.number", "m.place"),
     )  # fmt: skip
     return sql.compose(_WALK, start=start, nearest=nearest)
 
