@@ -21,10 +21,13 @@ from uuid_pipeline.engine.batches.writing import Report, Run, Tally, Writer, sil
 from uuid_pipeline.engine.installed import aliases
 from uuid_pipeline.engine.ledger_rights import is_owner
 from uuid_pipeline.engine.merges import actions, archive, coming_back, emptying, restoring, ties, turning_back
-from uuid_pipeline.engine.proofs import half_way
+from uuid_pipeline.engine.proofs import as_before, half_way
 from uuid_pipeline.engine.store import Store
 from uuid_pipeline.engine.sync_points import reach
-from uuid_pipeline.errors import RefusedError
+from uuid_pipeline.errors import BatchError, RefusedError
+
+# What the status of a wave and of an execution is that has gone back.
+_BACK = "rolled_back"
 
 
 def moved_waves(connection: Connection) -> list[ledger.Wave]:
@@ -157,6 +160,7 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
                 runs = _unwind(writing, stores, waves, stack, report)
         for wave in waves[-1:]:
             rebuilding.put_back(engine, writing.connection, writing.lease, Tally(wave, report).say)
+        _require_all_back(writing.connection, waves)
         _close(writing.connection, writing.lease)
         _require_nothing_left(writing.connection, store, stores)
     return runs
@@ -298,12 +302,26 @@ def _unwind(
     return [tallies[wave.wave].run(writing.lease.dead_run) for wave in waves]
 
 
+def _require_all_back(connection: Connection, waves: Sequence[ledger.Wave]) -> None:
+    """Raise BatchError when a batch of these waves has not been undone after all."""
+    left = {wave.wave: remaining(connection, wave) for wave in waves}
+    with connection.begin():
+        open_still = [name for name, spans in left.items() if spans or ledger.wave(connection, name).status != _BACK]
+    if open_still:
+        raise BatchError(
+            f"The rollback has ended, but batches of {', '.join(open_still)} are not undone. Give the same command "
+            "again; if it ends so once more, report this with the spec."
+        )
+
+
 def _require_nothing_left(connection: Connection, store: Store, stores: dict[str, Store]) -> None:
     """Raise RefusedError when a row refers to what is not there: by foreign key, since the replica role checks none, or
-    without one by a new id of a row that is back.
+    without one by a new id of a row that is back; and when rows are not as they were that nobody else wrote to.
     """
     with connection.begin():
         executions = [ledger.execution(connection, execution_id) for execution_id in stores]
+        back = [one for one in executions if one.status == _BACK]
+        differ = [said for one in back for said in as_before.differing(connection, stores[one.execution_id], one)]
         left = {said for one in executions for said in half_way.named(connection, one, store.spec)}
         dangling = {said for one in executions for said in _dangling(connection, stores[one.execution_id], one)}
     faults = []
@@ -318,6 +336,11 @@ def _require_nothing_left(connection: Connection, store: Store, stores: dict[str
             "The rollback has ended, but columns that the plan did not know hold new ids of rows that have their old "
             "ones again: they were declared when those rows were back already, or are in tables that no batch can "
             "write. Put them right while the aliases stand (until uuid-pipeline finalize):\n" + "\n".join(sorted(left))
+        )
+    if differ:
+        faults.append(
+            "The rollback has ended, but nobody else wrote to the store, and these tables are not as they were before: "
+            f"{', '.join(differ)}. Compare them with your backup, and report this with the spec."
         )
     if faults:
         raise RefusedError("\n".join(faults))
@@ -387,7 +410,7 @@ def _roll_back_wave(writing: Writer, store: Store, wave: ledger.Wave, report: Re
 def _end(writing: Writer, wave: ledger.Wave, tally: Tally) -> None:
     with writing.connection.begin():
         leases.hold(writing.connection, writing.lease)
-        ledger.set_wave_status(writing.connection, wave.wave, "rolled_back")
+        ledger.set_wave_status(writing.connection, wave.wave, _BACK)
         ledger.audit(writing.connection, "rolled back", {"wave": wave.wave, "documents": tally.documents})
     reach("rolled back")
 

@@ -3,6 +3,7 @@
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -10,6 +11,7 @@ from sqlalchemy import Engine
 from uuid_pipeline.demo.incident import add_vector_buffer
 from uuid_pipeline.engine import rollback, sync_points
 from uuid_pipeline.engine.batches import tries
+from uuid_pipeline.engine.merges import restoring, turning_back
 from uuid_pipeline.errors import RefusedError
 from uuid_pipeline.spec import Spec, load_spec
 from uuid_pipeline_tests.integration import cycle
@@ -410,3 +412,21 @@ def test_a_rollback_that_died_when_all_waves_were_back_is_closed_by_the_spec_of_
 
     assert cycle.newest_execution(incident).status == "rolled_back"
     assert cycle.rows_of(incident) == before
+
+
+@pytest.mark.begins("migrated")
+@pytest.mark.parametrize(
+    ("module", "deed", "nothing", "found"),
+    [
+        (restoring, "restore", {}, r"upload_pipeline\.documents \(50 rows before, 38 now\)"),
+        (turning_back, "repointed_tables", [], r"upload_pipeline\.upload_jobs \((\d+) rows before, \1 now\)"),
+    ],
+    ids=["archived rows", "turned rows"],
+)
+def test_what_a_rollback_forgets_is_seen_at_its_end_where_nobody_else_wrote(
+    twins: Engine, monkeypatch: pytest.MonkeyPatch, module: Any, deed: str, nothing: Any, found: str
+) -> None:
+    monkeypatch.setattr(module, deed, lambda *_: nothing)
+
+    with pytest.raises(RefusedError, match=f"these tables are not as they were before: .*{found}"):
+        cycle.undo(twins)

@@ -106,7 +106,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     sql.execute(connection, "SELECT pg_current_xact_id()")
     before = fingerprint.before(connection, execution)
     archives = archive.contents(connection, store, execution)
-    altered = _with_other_columns(connection, store, execution)
+    altered = with_other_columns(connection, store, execution)
     compared = []
     for moved in store.tables:
         name = fingerprint.qualified(moved)
@@ -117,10 +117,10 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
         )[0]
         now = _with_merged(fingerprint.unmapped(connection, store, moved, execution), merged)
         then, deleted = before.get(name, (None, 0))
-        writes = _application_writes(connection, moved, execution, deleted + int(merged.archived))
+        writes = application_writes(connection, moved, execution, deleted + int(merged.archived))
         if then != now and not writes:
-            writes = _moved_twice(connection, store, moved, execution)
-        if then is not None and now.rows < then.rows and not writes and _may_be_gone(connection, moved, execution):
+            writes = moved_twice(connection, store, moved, execution)
+        if then is not None and now.rows < then.rows and not writes and may_be_gone(connection, moved, execution):
             writes = then.rows - now.rows
         archived, kept = int(merged.archived), archives.get(name, (0, 0))
         differs, other = then != now, name in altered
@@ -143,7 +143,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     return compared
 
 
-def _may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Execution) -> bool:
+def may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Execution) -> bool:
     """Whether the application may have taken rows away that the statistics of deletes know nothing of: by a TRUNCATE,
     which gives the table another file, or by deletes not reported yet, or forgotten by the server since."""
     other_file = """SELECT EXISTS (SELECT FROM uuid_pipeline.fingerprints f WHERE f.execution_id = %(execution)s
@@ -160,7 +160,7 @@ def _may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Ex
     )
 
 
-def _with_other_columns(connection: Connection, store: Store, execution: ledger.Execution) -> set[str]:
+def with_other_columns(connection: Connection, store: Store, execution: ledger.Execution) -> set[str]:
     """Tables that have columns of other names or types than when the execution began, each named as "schema.table"."""
     before = sql.scalar(
         connection,
@@ -190,7 +190,7 @@ def _with_merged(now: Fingerprint, merged: Any) -> Fingerprint:
     )
 
 
-def _moved_twice(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> int:
+def moved_twice(connection: Connection, store: Store, moved: MovedTable, execution: ledger.Execution) -> int:
     """Ids in this table's columns that this execution made and then moved on, since the application had given the row,
     or one above it, to another parent meanwhile; or that it gave to two rows in turn, of which the application had
     deleted the first. Read back, they are none of before."""
@@ -207,7 +207,7 @@ def _moved_twice(connection: Connection, store: Store, moved: MovedTable, execut
     return found
 
 
-def _application_writes(
+def application_writes(
     connection: Connection, moved: MovedTable, execution: ledger.Execution, deleted_before: int
 ) -> int:
     """Signs of other writers since the first snapshot: rows written, rows rewritten before a batch came, deletes."""
