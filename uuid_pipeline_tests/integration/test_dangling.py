@@ -129,3 +129,35 @@ def test_an_id_of_a_row_that_came_and_went_unseen_makes_no_gate_red(incident: En
     cycle.migrate_all(incident, spec, execution)
 
     cycle.assert_green(cycle.validate(incident))
+
+
+HANGING = """
+CREATE SCHEMA s;
+CREATE TABLE s.documents (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), owner text NOT NULL, code text NOT NULL);
+CREATE TABLE s.jobs (job int PRIMARY KEY, document_id uuid NOT NULL UNIQUE REFERENCES s.documents);
+CREATE TABLE s.events (event int PRIMARY KEY, job int NOT NULL REFERENCES s.jobs ON DELETE CASCADE);
+INSERT INTO s.documents (owner, code) VALUES ('ann', 'a'), ('ann', 'a');
+INSERT INTO s.jobs SELECT row_number() OVER (), id FROM s.documents;
+INSERT INTO s.events SELECT job, job FROM s.jobs;
+"""
+DOCUMENTS = """
+namespace: 6c8a1e6e-1f0b-4aa8-9f0a-1a7c2e6f2b42
+schema: s
+entities:
+  document: {table: documents, key: id, identity: "{owner}:{code}", describe: {owner: owner}}
+"""
+
+
+def test_a_foreign_key_that_holds_no_id_and_leads_to_what_a_merge_archived_is_found(empty_store: Engine) -> None:
+    cycle.run_sql(empty_store, HANGING)
+    cycle.run_all(empty_store, parse_spec(DOCUMENTS, "documents"))
+    [(left,)] = cycle.run_sql(empty_store, "SELECT job FROM s.jobs")
+    with cycle.session(empty_store) as connection:
+        # As a batch would leave it that forgot to take along what hangs on a job: nothing checks the key in that role.
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("INSERT INTO s.events VALUES (3, %(gone)s)", {"gone": 3 - left})
+
+    [gate] = [one for one in cycle.validate(empty_store) if one.gate == "whole_no_dangling_reference"]
+
+    assert not gate.passed
+    assert "events.(job) 1" in gate.finding

@@ -7,7 +7,10 @@ from sqlalchemy import Connection
 
 from uuid_pipeline.engine import embedded_ids, ledger, orphans, sql
 from uuid_pipeline.engine.batches import application
+from uuid_pipeline.engine.catalog import ForeignKey
 from uuid_pipeline.engine.gates import GateResult
+from uuid_pipeline.engine.merges import archive
+from uuid_pipeline.engine.merges.archive import Shelf
 from uuid_pipeline.engine.store import Reference, Store
 
 
@@ -148,7 +151,8 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
 
     Without a foreign key it may hold an id of no row: one that the application deleted since the plan, or edited before
     it could get that id. Those are counted; our batches write none but ids of rows that they held. What may hold ids of
-    other things too must hold none that a wave moved away from.
+    other things too must hold none that a wave moved away from. No foreign key, also of what holds no id, may lead to
+    rows that are in the archive alone.
     """
     waves = ledger.waves(connection, execution.execution_id)
     maps = sorted({wave.assessment_no for wave in waves})
@@ -161,9 +165,40 @@ def whole_no_dangling_reference(connection: Connection, store: Store, execution:
         elif reference.foreign_key is None and found[reference.name]:
             values = {"maps": maps, **_writers(connection, reference, execution.execution_id)}
             deleted[reference.name] = int(sql.scalar(connection, _of_deleted(reference, store), values))
+    for number in maps:
+        found |= _of_archived(connection, store, number)
     left = {name: n - deleted.get(name, 0) for name, n in found.items() if n > deleted.get(name, 0)}
     counted = {name: n for name, n in deleted.items() if n}
     return _judged("whole_no_dangling_reference", left, orphans.named(connection, store, left), len(found), counted)
+
+
+def _of_archived(connection: Connection, store: Store, assessment: int) -> dict[str, int]:
+    """By foreign key the rows that refer to what a merge has archived and left nothing of under that key."""
+    kept = {(one.table.schema, one.table.name): one for one in archive.shelves(connection, store, assessment)}
+    found = {}
+    for key in store.catalog.foreign_keys:
+        one = kept.get((key.target_schema, key.target))
+        if one is None or key.period:
+            continue
+        if {column.name for column in one.columns}.issuperset(key.target_columns):
+            counted = int(sql.scalar(connection, _of_archived_by(key, one)))
+            if counted:
+                found[f"{key.table}.({', '.join(key.columns)})"] = counted
+    return found
+
+
+def _of_archived_by(key: ForeignKey, one: Shelf) -> sql.Composable:
+    pairs = list(zip(key.columns, key.target_columns, strict=True))
+    return sql.compose(
+        """SELECT count(*) FROM {table} t
+           WHERE EXISTS (SELECT FROM {archive} a WHERE {archived})
+             AND NOT EXISTS (SELECT FROM {target} e WHERE {there})""",
+        table=sql.table(key.table_schema, key.table),
+        archive=one.relation,
+        target=one.source,
+        archived=sql.join(" AND ", [sql.compose("a.{b} = t.{a}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+        there=sql.join(" AND ", [sql.compose("e.{b} = t.{a}", a=sql.name(a), b=sql.name(b)) for a, b in pairs]),
+    )
 
 
 def _of_deleted(reference: Reference, store: Store) -> sql.Composable:
