@@ -134,6 +134,27 @@ def test_a_chunk_written_after_planning_is_derived_in_its_documents_batch(incide
 
 
 @pytest.mark.begins("approved")
+def test_a_chunk_that_a_batch_mapped_to_another_id_than_its_own_is_found_though_the_application_is_at_work(
+    incident: Engine,
+) -> None:
+    execution = cycle.newest_execution(incident)
+    [document] = cycle.run_sql(incident, "SELECT document_id::text FROM upload_pipeline.documents LIMIT 1")[0]
+    cycle.run_sql(incident, NEW_CHUNK, id=str(uuid.uuid4()), document=document)
+    cycle.migrate_all(incident, SPEC, execution)
+    with cycle.session(incident) as connection:
+        connection.execute("SET session_replication_role = replica")
+        wrong = {"wrong": str(uuid.uuid4())}
+        ours = "UPDATE upload_pipeline.document_chunks SET chunk_id = %(wrong)s WHERE chunk_ord = 1000"
+        connection.execute(ours, wrong)
+        connection.execute("UPDATE uuid_pipeline.id_map_chunk SET new_id = %(wrong)s WHERE arrived", wrong)
+
+    [gate] = [one for one in cycle.validate(incident) if one.gate == "whole_ids_exact"]
+
+    assert not gate.passed
+    assert f"chunk {wrong['wrong']} was mapped, and its natural key gives " in gate.finding
+
+
+@pytest.mark.begins("approved")
 def test_a_chunk_whose_ordinal_changed_after_planning_is_derived_anew(incident: Engine) -> None:
     execution = cycle.newest_execution(incident)
     [document] = some_documents(incident, 1)

@@ -1,5 +1,6 @@
 """Whether each id is the one that its row's own natural key gives: gates of a wave and of the whole store."""
 
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,6 +109,21 @@ def _look(connection: Connection, store: Store, span: _Span, found: _Found) -> N
             places.append(_under_new_id(entity))
         if places:
             _recompute(connection, store, entity, span, places, found)
+        found.wrong += _misderived(connection, store, entity, span)
+
+
+def _misderived(connection: Connection, store: Store, entity: Entity, span: _Span) -> list[str]:
+    """What a batch mapped by itself, under another id than the natural key beside it gives: what was approved was
+    recomputed with the plan, and what the row says by now may be the application's doing."""
+    statement = sql.compose(
+        "SELECT m.natural_key, m.new_id::text FROM {map} m WHERE m.arrived AND {moved}", **_parts(entity, span)
+    )
+    return [
+        f"{entity.name} {mapped} was mapped, and its natural key gives {target}"
+        for rows in sql.stream(connection, statement, span.values)
+        for text, mapped in rows
+        if (target := str(uuid.uuid5(store.spec.namespace, text))) != mapped
+    ]
 
 
 @dataclass(frozen=True)
