@@ -97,7 +97,7 @@ def require_quiet(connection: Connection, store: Store) -> list[AliasUse]:
     dropped, and while an old id was used lately.
     """
     require_closed(connection)
-    dependents.require_none(connection)
+    dependents.require_none(connection, dependents.ALIASES)
     used = aliases.uses(connection)
     since = datetime.now(UTC) - timedelta(hours=store.spec.aliases.quiet_hours)
     lately = [use for use in used if use.last_used is not None and use.last_used > since]
@@ -153,7 +153,7 @@ def drop_ledger(engine: Engine, run_id: str) -> bool:
             with connection.begin():
                 leases.hold(connection, lease)
                 _require_done(connection)
-                dependents.require_none(connection)
+                dependents.require_none(connection, dependents.LEDGER)
                 sql.execute(connection, "SET LOCAL client_min_messages = error")
                 sql.execute(connection, "DROP SCHEMA uuid_pipeline CASCADE")
         except RefusedError:

@@ -168,9 +168,9 @@ def test_what_the_application_made_with_our_functions_or_views_keeps_the_way_bac
     drop = f"DROP {kind} {name}" if not rest else f"ALTER TABLE {rest[0].split()[-1]} DROP CONSTRAINT {name}"
     drop = f"DROP POLICY {name} {rest[0].replace('table ', '')}" if kind == "policy" else drop
     cycle.run_sql(store, "DROP FUNCTION upload_pipeline.resolved CASCADE" if kind == "index" else drop)
-    finalize(store, AT_ONCE)
     # Of what the ledger keeps until the end: a view of the application over an id map.
     cycle.run_sql(store, "CREATE VIEW upload_pipeline.maps AS SELECT * FROM uuid_pipeline.id_map_document")
+    finalize(store, AT_ONCE)
     with pytest.raises(RefusedError, match=r"would drop: .*view upload_pipeline\.maps"):
         finalizing.drop_ledger(store, cycle.RUN)
     cycle.run_sql(store, "DROP VIEW upload_pipeline.maps")

@@ -1,5 +1,7 @@
 """What the application has built upon our functions, views and tables: dropping these would fail, or take it along."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import sql
@@ -18,7 +20,8 @@ WITH ours AS (
 theirs AS (
     SELECT DISTINCT d.classid, d.objid, d.objsubid FROM pg_depend d
     JOIN ours o ON o.class = d.refclassid AND o.object = d.refobjid
-    WHERE d.deptype IN ('n', 'a')
+    LEFT JOIN pg_class r ON o.class = 'pg_class'::regclass AND r.oid = o.object
+    WHERE d.deptype IN ('n', 'a') AND (r.oid IS NULL OR r.relkind::text = ANY(%(kinds)s))
       AND NOT EXISTS (SELECT FROM ours own WHERE own.class = d.classid AND own.object = d.objid)
       AND d.classid NOT IN ('pg_publication_rel'::regclass, 'pg_default_acl'::regclass))
 SELECT DISTINCT pg_describe_object(t.classid, t.objid, 0) AS named FROM theirs t
@@ -35,9 +38,15 @@ ORDER BY 1
 """
 
 
-def require_none(connection: Connection) -> None:
-    """Raise RefusedError where the application has made something of its own with what is about to be dropped."""
-    found = [row.named for row in sql.rows(connection, _DEPENDENTS)]
+# By the catalog's letters the relations that are dropped: views and sequences with the aliases, with the ledger all.
+ALIASES = ("v", "S")
+LEDGER = (*ALIASES, "r", "p", "i", "I", "c")
+
+
+def require_none(connection: Connection, dropped: Sequence[str]) -> None:
+    """Raise RefusedError where the application has made something of its own with what is about to be dropped: our
+    functions, and relations of these kinds (ALIASES, LEDGER)."""
+    found = [row.named for row in sql.rows(connection, _DEPENDENTS, {"kinds": list(dropped)})]
     if found:
         raise RefusedError(
             f"Refused: made with what uuid-pipeline would drop: {'; '.join(found)}. Drop these, or make them anew "

@@ -258,7 +258,7 @@ def remove(engine: Engine, store: Store, run_id: str) -> list[str]:
             found = sql.rows(connection, _INSTALLED)
             rewrote = GUARD in ledger.assessments_in_force(connection)
             names = installed(connection)
-            dependents.require_none(connection)
+            dependents.require_none(connection, dependents.ALIASES)
         for row in found:
             # Dropping our own function drops its trigger, which asks for no right on the table.
             drop = sql.compose("DROP FUNCTION IF EXISTS {name}() CASCADE", name=sql.table(SCHEMA, row.proname))
