@@ -59,7 +59,7 @@ def changed_alone(reference: Reference, moves: sql.Composable) -> sql.Composable
     """Whether nothing but ids of ``moves`` differs between the value ``w.was`` and ``w.becomes``, told in another way
     than the one by which it was made.
 
-    Of ids that are no uuids inside json it cannot be told, nor whether two of them have changed places.
+    Of ids that are no uuids inside json it cannot be told, nor of uuids whether two of them have changed places.
     """
     if reference.form == "text":
         return sql.Text("true")
@@ -73,7 +73,12 @@ def changed_alone(reference: Reference, moves: sql.Composable) -> sql.Composable
         )
     without = [sql.compose("regexp_replace(w.{v}::text, {uuid}, '', 'g')", v=sql.Text(v), uuid=sql.literal(_UUID))
                for v in ("was", "becomes")]  # fmt: skip
-    return sql.join(" = ", without)
+    return sql.compose(
+        "{same} OR NOT (SELECT bool_and(m.source ~ {whole} AND m.goal ~ {whole}) FROM {moves} m)",
+        same=sql.join(" = ", without),
+        whole=sql.literal(f"^{_UUID}$"),
+        moves=moves,
+    )
 
 
 def require_changed_alone(reference: Reference, others: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from uuid_pipeline.engine import declared_since, ledger, orphans, profile, sql
+from uuid_pipeline.engine import declared_since, earlier_store, ledger, orphans, profile, sql
 from uuid_pipeline.engine import lease as leases
 from uuid_pipeline.engine.altered import rebuilding, vector_indexes
 from uuid_pipeline.engine.altered.vector_indexes import Span
@@ -144,10 +144,11 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
             assessments = ledger.assessments_in_force(writing.connection)
             for one in stores.values():
                 profile.require_access(writing.connection, one)
-            if waves:
-                _require_aliases(writing.connection, store, assessments)
+            may_install = is_owner(writing.connection)
+            if waves and not may_install:
+                _require_aliases(writing.connection, waves, assessments)
         _prepare_ways_back(writing, stores, waves)
-        if waves:
+        if waves and may_install:
             aliases.install(engine, writing.lease, store, assessments)
         _open(writing.connection, waves, writing.lease)
         reach("turned")
@@ -166,9 +167,14 @@ def roll_back(engine: Engine, store: Store, waves: Sequence[ledger.Wave], run_id
     return runs
 
 
-def _require_aliases(connection: Connection, store: Store, assessments: Sequence[int]) -> None:
-    """Raise RefusedError where our triggers are missing and this role can make none, as one that only rolls back."""
-    missing = [] if is_owner(connection) else aliases.missing(connection, store, assessments)
+def _require_aliases(connection: Connection, waves: Sequence[ledger.Wave], assessments: Sequence[int]) -> None:
+    """Raise RefusedError where our triggers are missing, which a role that only rolls back cannot make.
+
+    Where the newest plan moved rows: what was declared since, batches write, and no writer knew it by an id of before.
+    """
+    newest = ledger.execution(connection, waves[0].execution_id)
+    planned = earlier_store.store_of(connection, newest.assessment_no)
+    missing = aliases.missing(connection, planned, assessments)
     if missing:
         raise RefusedError(
             f"Refused: {', '.join(missing)} lacks our trigger that takes an id of before for the one of now, and the "

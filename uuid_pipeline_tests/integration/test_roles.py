@@ -288,12 +288,10 @@ def test_a_rollback_that_lacks_rights_on_what_was_declared_since_is_refused_befo
 
     with pytest.raises(RefusedError, match=r"SELECT on table upload_pipeline\.pins"):
         cycle.roll_back(roles["rollback"], spec)
-    grant(store.url.render_as_string(hide_password=False))
-    with pytest.raises(RefusedError, match=r"upload_pipeline\.pins lacks our trigger .* Connect as the role that owns"):
-        cycle.roll_back(roles["rollback"], spec)
-
     assert cycle.rows_of(store) == moved
-    cycle.roll_back(roles["migrator"], spec)
+    grant(store.url.render_as_string(hide_password=False))
+    # No alias trigger stands there, and this role can make none: batches write it all the same.
+    cycle.roll_back(roles["rollback"], spec)
     after = cycle.rows_of(store)
     pinned = {row["doc"] for row in after.pop("pins")}
     assert pinned <= {row["document_id"] for row in after["documents"]}

@@ -418,7 +418,7 @@ def test_a_rollback_that_died_when_all_waves_were_back_is_closed_by_the_spec_of_
 @pytest.mark.parametrize(
     ("module", "deed", "nothing", "found"),
     [
-        (restoring, "restore", {}, r"upload_pipeline\.documents \(50 rows before, 38 now\)"),
+        (restoring, "restore", restoring.Restored(), r"upload_pipeline\.documents \(50 rows before, 38 now\)"),
         (turning_back, "repointed_tables", [], r"upload_pipeline\.upload_jobs \((\d+) rows before, \1 now\)"),
     ],
     ids=["archived rows", "turned rows"],

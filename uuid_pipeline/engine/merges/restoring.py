@@ -1,7 +1,7 @@
 """Restoring: re-pointed rows get their former references, archived rows come back, in one statement that is proven."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 from sqlalchemy import Connection
@@ -181,8 +181,17 @@ def _without_losing_roots(
     return sorted(found)
 
 
-def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, int]:
-    """Give re-pointed rows their former references and put archived rows back; rows restored by table.
+@dataclass(frozen=True)
+class Restored:
+    """By table: rows that came back from the archive; and of those that were turned back the ones that the application
+    had written since."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    touched: dict[str, int] = field(default_factory=dict)
+
+
+def restore(connection: Connection, store: Store, plan: BatchPlan) -> Restored:
+    """Give re-pointed rows their former references and put archived rows back.
 
     The survivors are back under their old ids already. One statement: foreign keys are checked at its end, when
     both are there; re-pointing comes first, since a restored row may want a unique key that a re-pointed one holds.
@@ -199,8 +208,9 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     ordinals = _restorable(connection, store, plan, archives, partial)
     repointed = turning_back.repointed_tables(connection, store, plan)
     if not ordinals and not repointed:
-        return {}
+        return Restored()
     turning_back.hold(connection, store, repointed, plan)
+    touched = turning_back.written(connection, repointed, plan)
     kept = _targets_first(store, archives)
     # Again: a column may be added while the rollback is under way.
     require_defaults(connection, kept, _OF_BATCH, {"ordinals": ordinals})
@@ -211,7 +221,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
     }
     statement = _restoring(connection, store, repointed, kept)
     if statement is None:
-        return {}
+        return Restored()
     rows = sql.rows(connection, statement, values)
     wrong = [row.table for row in rows if (row.taken, row.archived) != (row.rows, row.digest)]
     if wrong:
@@ -230,7 +240,7 @@ def restore(connection: Connection, store: Store, plan: BatchPlan) -> dict[str, 
                 WHERE wave = %(wave)s AND ordinal = ANY(%(ordinals)s) AND foreign_key IS NULL"""
     sql.execute(connection, forget, values)
     reach("restored")
-    return {row.table: int(row.rows) for row in rows if row.rows}
+    return Restored({row.table: int(row.rows) for row in rows if row.rows}, touched)
 
 
 def _restoring(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from uuid_pipeline.engine import ledger, sql
+from uuid_pipeline.engine.batches.application import written_since
 from uuid_pipeline.engine.batches.held import BatchPlan
 from uuid_pipeline.engine.batches.locks import wait_briefly
 from uuid_pipeline.engine.catalog import Column, ForeignKey, Table
@@ -175,6 +176,26 @@ def hold(connection: Connection, store: Store, repointed: Sequence[Table], plan:
         )
         wait_briefly(connection, plan)
         sql.execute(connection, statement, plan.values)
+
+
+def written(connection: Connection, repointed: Sequence[Table], plan: BatchPlan) -> dict[str, int]:
+    """By table how many of the rows that were turned the application has written since: once they are turned back they
+    show our write alone."""
+    snapshot = ledger.first_snapshot(connection, plan.execution_id)
+    counts = {f"{t.schema}.{t.name}": _written(t) for t in repointed}
+    return {
+        name: int(sql.scalar(connection, statement, {**plan.values, "snapshot": snapshot}))
+        for name, statement in counts.items()
+    }
+
+
+def _written(table: Table) -> sql.Composable:
+    return sql.compose(
+        """SELECT count(*) FROM uuid_pipeline.repointed m JOIN {table} t ON {remembered} WHERE {written}""",
+        table=sql.table(table.schema, table.name),
+        remembered=_remembered(table),
+        written=written_since("t"),
+    )
 
 
 def _rows(index: int) -> sql.Composable:
