@@ -109,7 +109,8 @@ def _look(connection: Connection, store: Store, span: _Span, found: _Found) -> N
             places.append(_under_new_id(entity))
         if places:
             _recompute(connection, store, entity, span, places, found)
-        found.wrong += _misderived(connection, store, entity, span)
+        if counted.arrived:
+            found.wrong += _misderived(connection, store, entity, span)
 
 
 def _misderived(connection: Connection, store: Store, entity: Entity, span: _Span) -> list[str]:
@@ -179,18 +180,21 @@ def _parts(entity: Entity, span: _Span) -> dict[str, sql.Composable]:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Rows under the new id that the map has for them, those of them that are as approved, and rows under the old."""
+    """Rows under the new id that the map has for them, those of them that are as approved and that a batch mapped by
+    itself, and rows under the old."""
 
     under_new_id: int
     as_approved: int
+    arrived: int
     under_old_id: int
 
 
 def _counted(connection: Connection, entity: Entity, span: _Span) -> _Counted:
     """Counted by joins that the server may do in several processes; a cursor would keep it from that."""
     statement = sql.compose(
-        """SELECT n.found, n.as_approved, o.found FROM
-               (SELECT count(*) AS found, count(*) FILTER (WHERE {same}) AS as_approved
+        """SELECT n.found, n.as_approved, n.arrived, o.found FROM
+               (SELECT count(*) AS found, count(*) FILTER (WHERE {same}) AS as_approved,
+                       count(*) FILTER (WHERE m.arrived) AS arrived
                 FROM {map} m JOIN {table} t ON t.{key} = m.new_id WHERE {moved}) n,
                (SELECT count(*) AS found FROM {map} m JOIN {table} t ON {has_old_id} WHERE {moved}) o""",
         same=_as_approved(entity),
