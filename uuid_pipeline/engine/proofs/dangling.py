@@ -180,7 +180,8 @@ def _of_archived(connection: Connection, store: Store, assessment: int) -> dict[
         one = kept.get((key.target_schema, key.target))
         if one is None or key.period:
             continue
-        if {column.name for column in one.columns}.issuperset(key.target_columns):
+        # By a column of another type than the archive's nothing can be compared.
+        if {column.name for column in one.columns if column.name not in one.retyped}.issuperset(key.target_columns):
             counted = int(sql.scalar(connection, _of_archived_by(key, one)))
             if counted:
                 found[f"{key.table}.({', '.join(key.columns)})"] = counted
