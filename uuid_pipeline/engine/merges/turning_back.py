@@ -180,7 +180,8 @@ def hold(connection: Connection, store: Store, repointed: Sequence[Table], plan:
 
 def written(connection: Connection, repointed: Sequence[Table], plan: BatchPlan) -> dict[str, int]:
     """By table how many of the rows that were turned the application has written since: once they are turned back they
-    show our write alone."""
+    show our write alone. Locks them all: one that is waited for is looked at as it is then."""
+    wait_briefly(connection, plan)
     snapshot = ledger.first_snapshot(connection, plan.execution_id)
     counts = {f"{t.schema}.{t.name}": _written(t) for t in repointed}
     return {
@@ -191,7 +192,9 @@ def written(connection: Connection, repointed: Sequence[Table], plan: BatchPlan)
 
 def _written(table: Table) -> sql.Composable:
     return sql.compose(
-        """SELECT count(*) FROM uuid_pipeline.repointed m JOIN {table} t ON {remembered} WHERE {written}""",
+        """SELECT count(*) FILTER (WHERE x.written) FROM (
+               SELECT {written} AS written FROM uuid_pipeline.repointed m JOIN {table} t ON {remembered}
+               FOR NO KEY UPDATE OF t) x""",
         table=sql.table(table.schema, table.name),
         remembered=_remembered(table),
         written=written_since("t"),
