@@ -135,7 +135,9 @@ def test_of_runs_that_plan_and_approve_at_once_one_moves_and_the_others_say_who(
     for one in said:
         if one.code == 1:
             who = any(f"process {pid} on " in one.data["error"] for pid in pids)
-            assert who or "was approved by" in one.data["error"], one.data["error"]
+            # Or that one which had moved all was about to count it.
+            known = ("was approved by", "yet not all is counted")
+            assert who or any(words in one.data["error"] for words in known), one.data["error"]
     moved = cycle.run_sql(
         incident,
         "SELECT count(DISTINCT execution_id), sum(last_ordinal - first_ordinal + 1) FROM uuid_pipeline.batches",

@@ -1,5 +1,6 @@
 """A server that crashes in the middle of a wave forgets whole batches, and the next run does them."""
 
+import contextlib
 import os
 import signal
 import time
@@ -53,16 +54,18 @@ def crash(server: EmbeddedServer) -> None:
 
 def kill_a_process(server: EmbeddedServer) -> None:
     """As the kernel does for want of memory: the postmaster ends all its processes, recovers, and goes on."""
-    with psycopg.connect(server.url("postgres")) as victim:
+    url, counted_since = server.url("postgres"), "SELECT pg_stat_get_bgwriter_stat_reset_time()"
+    # In a transaction it would be asked to end that.
+    with psycopg.connect(url, autocommit=True) as victim:
+        before = victim.execute(counted_since).fetchone()
         os.kill(victim.info.backend_pid, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                psycopg.connect(server.url("postgres")).close()
-            except psycopg.OperationalError:
-                time.sleep(0.05)
-            else:
+    deadline = time.monotonic() + 60
+    # It takes new sessions until it has seen what became of that process.
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as now:
+            if now.execute(counted_since).fetchone() != before:
                 return
+        time.sleep(0.05)
     raise AssertionError("the server did not recover")
 
 
