@@ -5,7 +5,10 @@ import uuid
 import pytest
 from sqlalchemy import Engine
 
-from uuid_pipeline.spec import parse_spec
+from uuid_pipeline.engine import sql
+from uuid_pipeline.engine.batches import locks, new_references
+from uuid_pipeline.errors import BatchError
+from uuid_pipeline.spec import SoftReference, parse_spec
 from uuid_pipeline_tests.integration import cycle
 
 NAMESPACE = uuid.UUID("11111111-2222-3333-4444-555555555551")
@@ -84,3 +87,42 @@ def test_what_the_application_wrote_into_a_row_that_a_merge_had_turned_is_its_ow
 
     edited = [{**row, "body": "edited"} for row in before["notes"]]
     assert cycle.rows_of(empty_store, "app") == {**before, "notes": edited}
+
+
+HOLDING = {
+    "jsonb": """
+        CREATE TABLE upload_pipeline.pins AS
+        SELECT jsonb_build_object('doc', document_id, 'note', 1) AS held FROM upload_pipeline.documents""",
+    "uuid[]": """
+        CREATE TABLE upload_pipeline.pins AS SELECT ARRAY[document_id] AS held FROM upload_pipeline.documents""",
+}
+SPOILT = {"jsonb": "'{}'::jsonb", "uuid[]": "array_append(w.was, gen_random_uuid())"}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_batch_that_would_change_more_of_a_value_than_its_ids_is_rolled_back(
+    incident: Engine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    cycle.run_sql(incident, HOLDING[kind])
+    path = "doc" if kind == "jsonb" else None
+    spec = cycle.spec_with(soft_references=[SoftReference(table="pins", column="held", entity="document", path=path)])
+    before = cycle.rows_of(incident)
+    monkeypatch.setattr(locks, "rewritten", lambda *_: sql.as_written(SPOILT[kind]))
+
+    with pytest.raises(BatchError, match=r"values of pins\.held\S* would have changed in more than their ids"):
+        cycle.run_all(incident, spec)
+
+    assert cycle.rows_of(incident) == before
+
+
+def test_a_batch_that_deletes_what_no_archive_has_is_rolled_back(
+    incident: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cycle.rows_of(incident)
+    delete = "DELETE FROM upload_pipeline.events"
+    monkeypatch.setattr(new_references, "require_none", lambda connection, *_: connection.exec_driver_sql(delete))
+
+    with pytest.raises(BatchError, match=r"deleted \{'upload_pipeline\.events': \d+\}, archived \{\}"):
+        cycle.run_all(incident, cycle.spec_with())
+
+    assert cycle.rows_of(incident) == before
