@@ -49,11 +49,7 @@ def _differing(connection: Connection, store: Store, execution: ledger.Execution
             continue
         then, deleted = before[name]
         now = fingerprint.of_table(connection, moved)
-        merged = sql.rows(
-            connection,
-            comparison.MERGED + " AND b.execution_id = %(execution)s",
-            {"table": name, "execution": execution.execution_id},
-        )[0]
+        merged = comparison.merged_of(connection, name, execution)
         quiet = quiet and not (
             comparison.application_writes(connection, moved, execution, deleted + int(merged.archived))
             or comparison.moved_twice(connection, store, moved, execution)

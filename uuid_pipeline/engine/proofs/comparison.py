@@ -110,11 +110,7 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
     compared = []
     for moved in store.tables:
         name = fingerprint.qualified(moved)
-        merged = sql.rows(
-            connection,
-            MERGED + " AND b.execution_id = %(execution)s",
-            {"table": name, "execution": execution.execution_id},
-        )[0]
+        merged = merged_of(connection, name, execution)
         now = _with_merged(fingerprint.unmapped(connection, store, moved, execution), merged)
         then, deleted = before.get(name, (None, 0))
         writes = application_writes(connection, moved, execution, deleted + int(merged.archived))
@@ -141,6 +137,12 @@ def compare(connection: Connection, store: Store, execution: ledger.Execution) -
             }
         )
     return compared
+
+
+def merged_of(connection: Connection, table: str, execution: ledger.Execution) -> Any:
+    """What this execution's merges archived and re-pointed of a table, "schema.table": a row of MERGED."""
+    values = {"table": table, "execution": execution.execution_id}
+    return sql.rows(connection, MERGED + " AND b.execution_id = %(execution)s", values)[0]
 
 
 def may_be_gone(connection: Connection, moved: MovedTable, execution: ledger.Execution) -> bool:
